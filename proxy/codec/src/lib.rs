@@ -1,0 +1,1 @@
+//! HTTP/1 codec of both sides, HTTP/2 streams, bodies.

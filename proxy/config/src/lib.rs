@@ -1,0 +1,1 @@
+//! Bootstrap and xDS bytes to checked messages.

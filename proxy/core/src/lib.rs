@@ -1,0 +1,1 @@
+//! What every stage shares: header list, stats, runtime, matchers, formatter, access log.

@@ -1,0 +1,1 @@
+//! HTTP connection manager, filters, route table, router.

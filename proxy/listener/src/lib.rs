@@ -1,0 +1,1 @@
+//! Accept, listener filters, filter chain match, network filters.

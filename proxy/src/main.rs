@@ -1,0 +1,3 @@
+//! Sampan: an Envoy-compatible L7 data plane.
+
+fn main() {}

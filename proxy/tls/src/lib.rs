@@ -1,0 +1,1 @@
+//! Server and client TLS contexts, certificate verification, transport streams.

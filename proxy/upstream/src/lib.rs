@@ -1,0 +1,1 @@
+//! Clusters, endpoints, load balancing, circuit breakers, connection pools.

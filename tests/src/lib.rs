@@ -1,0 +1,1 @@
+//! End-to-end and differential tests: what Envoy does, Sampan does.
