@@ -1,1 +1,22 @@
-//! What every stage shares: header list, stats, runtime, matchers, formatter, access log.
+//! What every stage of the proxy shares.
+//!
+//! Nothing here opens a socket of the data path or knows a filter. In the order of a request:
+//! [`address`] and [`header`] are what it is made of, [`stream_info`] is what becomes known about it on its
+//! way, [`matcher`] and [`format`] read it, [`stats`] and [`access_log`] tell of it afterwards.
+//! [`error`] is how a wrong configuration is refused, [`runtime`] what an operator may change while it serves,
+//! [`drain`] how it ends.
+
+pub mod access_log;
+pub mod address;
+pub mod drain;
+pub mod error;
+pub mod format;
+pub mod header;
+pub mod matcher;
+pub mod runtime;
+pub mod stats;
+pub mod stream_info;
+
+pub use address::Address;
+pub use error::{ConfigError, ConfigResult};
+pub use header::{HeaderId, HeaderMap, HeaderName};

@@ -1,0 +1,1 @@
+//! Access logs: filters, formats and sinks.

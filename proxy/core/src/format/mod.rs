@@ -1,0 +1,1 @@
+//! The substitution formatter: `%REQ(:PATH)%` and all other command operators.

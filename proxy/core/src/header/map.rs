@@ -1,0 +1,338 @@
+//! The list itself.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use super::{HeaderId, HeaderName};
+
+/// One header: where its parts lie in the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    id: HeaderId,
+    name_len: u16,
+    name: u32,
+    value: u32,
+    value_len: u32,
+    /// Where the name lies as it was spelled on the wire; [`NO_SPELLING`] where that was not kept.
+    spelled: u32,
+}
+
+const NO_SPELLING: u32 = u32::MAX;
+
+/// An ordered list of headers; see the module.
+#[derive(Clone, Default)]
+pub struct HeaderMap {
+    arena: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+impl HeaderMap {
+    /// An empty list that owns no memory.
+    pub const fn new() -> Self {
+        Self { arena: Vec::new(), entries: Vec::new() }
+    }
+
+    /// An empty list with room.
+    pub fn with_capacity(bytes: usize, headers: usize) -> Self {
+        Self { arena: Vec::with_capacity(bytes), entries: Vec::with_capacity(headers) }
+    }
+
+    /// Forgets the headers and keeps the memory.
+    pub fn clear(&mut self) {
+        self.arena.clear();
+        self.entries.clear();
+    }
+
+    /// How many headers there are, repeated ones counted each, pseudo headers too.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes of all names and values, Envoy's `byteSize`.
+    pub fn byte_size(&self) -> usize {
+        self.entries.iter().map(|e| usize::from(e.name_len) + e.value_len as usize).sum()
+    }
+
+    /// For parsers: takes a raw head into the arena; [`HeaderMap::push_raw`] then names ranges of it.
+    pub fn load(&mut self, head: &[u8]) {
+        self.clear();
+        self.arena.extend_from_slice(head);
+    }
+
+    /// For parsers: a header whose name and value lie in the loaded head at these offsets. The name is lowered in
+    /// place; with `keep_spelling` a lowered copy is made beside.
+    pub fn push_raw(&mut self, name: (usize, usize), value: (usize, usize), keep_spelling: bool) -> HeaderId {
+        let (mut at, len) = name;
+        let mut spelled = NO_SPELLING;
+        if keep_spelling {
+            spelled = at as u32;
+            at = self.arena.len();
+            self.arena.extend_from_within(name.0..name.0 + len);
+        }
+        let lower = &mut self.arena[at..at + len];
+        lower.make_ascii_lowercase();
+        let id = HeaderId::from_lower(lower);
+        self.entries.push(Entry {
+            id,
+            name_len: len as u16,
+            name: at as u32,
+            value: value.0 as u32,
+            value_len: value.1 as u32,
+            spelled,
+        });
+        id
+    }
+
+    /// For parsers: a well-known header whose value lies in the loaded head.
+    pub fn push_raw_known(&mut self, id: HeaderId, value: (usize, usize)) {
+        self.entries.push(Entry {
+            id,
+            name_len: id.name().len() as u16,
+            name: 0,
+            value: value.0 as u32,
+            value_len: value.1 as u32,
+            spelled: NO_SPELLING,
+        });
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> u32 {
+        let at = self.arena.len() as u32;
+        self.arena.extend_from_slice(bytes);
+        at
+    }
+
+    fn entry(&mut self, id: HeaderId, name: &[u8], value: &[u8]) -> Entry {
+        let (name, name_len) = match id {
+            HeaderId::CUSTOM => (self.store(name), name.len() as u16),
+            known => (0, known.name().len() as u16),
+        };
+        let value_len = value.len() as u32;
+        let value = self.store(value);
+        Entry { id, name_len, name, value, value_len, spelled: NO_SPELLING }
+    }
+
+    fn name_bytes(&self, e: &Entry) -> &[u8] {
+        match e.id {
+            HeaderId::CUSTOM => &self.arena[e.name as usize..e.name as usize + usize::from(e.name_len)],
+            id => id.name().as_bytes(),
+        }
+    }
+
+    fn value_bytes(&self, e: &Entry) -> &[u8] {
+        &self.arena[e.value as usize..(e.value + e.value_len) as usize]
+    }
+
+    fn is(&self, e: &Entry, name: &HeaderName) -> bool {
+        match name {
+            HeaderName::Known(id) => e.id == *id,
+            HeaderName::Custom(bytes) => e.id == HeaderId::CUSTOM && self.name_bytes(e) == &bytes[..],
+        }
+    }
+
+    /// The first value of a well-known header.
+    pub fn get(&self, id: HeaderId) -> Option<&[u8]> {
+        self.entries.iter().find(|e| e.id == id).map(|e| self.value_bytes(e))
+    }
+
+    /// The first value of a well-known header as text; `None` too where it is not UTF-8.
+    pub fn get_str(&self, id: HeaderId) -> Option<&str> {
+        self.get(id).and_then(|v| std::str::from_utf8(v).ok())
+    }
+
+    /// Whether a well-known header is there.
+    pub fn contains(&self, id: HeaderId) -> bool {
+        self.entries.iter().any(|e| e.id == id)
+    }
+
+    /// The first value of any header.
+    pub fn get_name(&self, name: &HeaderName) -> Option<&[u8]> {
+        self.entries.iter().find(|e| self.is(e, name)).map(|e| self.value_bytes(e))
+    }
+
+    /// All values of a well-known header, in order.
+    pub fn get_all(&self, id: HeaderId) -> impl Iterator<Item = &[u8]> {
+        self.entries.iter().filter(move |e| e.id == id).map(|e| self.value_bytes(e))
+    }
+
+    /// All values of any header, in order.
+    pub fn get_all_name<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
+        self.entries.iter().filter(|e| self.is(e, name)).map(|e| self.value_bytes(e))
+    }
+
+    /// All values of a header joined by `,`: what a matcher reads. `None` where there is no such header.
+    pub fn joined<'a>(&'a self, name: &'a HeaderName) -> Option<Cow<'a, [u8]>> {
+        let mut values = self.get_all_name(name);
+        let first = values.next()?;
+        let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
+        let mut all = [first, b",", second].concat();
+        for value in values {
+            all.push(b',');
+            all.extend_from_slice(value);
+        }
+        Some(Cow::Owned(all))
+    }
+
+    /// Adds a header behind the others.
+    pub fn append(&mut self, id: HeaderId, value: impl AsRef<[u8]>) {
+        let e = self.entry(id, b"", value.as_ref());
+        self.entries.push(e);
+    }
+
+    /// Adds a header of any name behind the others.
+    pub fn append_name(&mut self, name: &HeaderName, value: impl AsRef<[u8]>) {
+        let e = self.entry(name.id(), name.as_bytes(), value.as_ref());
+        self.entries.push(e);
+    }
+
+    /// Adds a header whose lower-case name comes from a wire that already forbids upper case (HTTP/2).
+    pub fn append_lower(&mut self, name: &[u8], value: &[u8]) -> HeaderId {
+        let id = HeaderId::from_lower(name);
+        let e = self.entry(id, name, value);
+        self.entries.push(e);
+        id
+    }
+
+    /// Gives a header one value: the first entry's value is replaced in its place, further ones go.
+    pub fn set(&mut self, id: HeaderId, value: impl AsRef<[u8]>) {
+        self.set_name(&HeaderName::Known(id), value);
+    }
+
+    /// [`HeaderMap::set`] for any name.
+    pub fn set_name(&mut self, name: &HeaderName, value: impl AsRef<[u8]>) {
+        let value = value.as_ref();
+        let Some(first) = self.entries.iter().position(|e| self.is(e, name)) else {
+            return self.append_name(name, value);
+        };
+        let at = self.store(value);
+        self.entries[first].value = at;
+        self.entries[first].value_len = value.len() as u32;
+        let mut index = first + 1;
+        while index < self.entries.len() {
+            if self.is(&self.entries[index], name) {
+                self.entries.remove(index);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Appends to a header's first value behind a separator, or sets it: how proxies grow `via` and
+    /// `x-forwarded-for`.
+    pub fn append_to_value(&mut self, id: HeaderId, separator: &str, more: &[u8]) {
+        let Some(first) = self.entries.iter().position(|e| e.id == id) else { return self.append(id, more) };
+        let e = self.entries[first];
+        if e.value_len == 0 {
+            return self.set(id, more);
+        }
+        let at = self.arena.len();
+        self.arena.extend_from_within(e.value as usize..(e.value + e.value_len) as usize);
+        self.arena.extend_from_slice(separator.as_bytes());
+        self.arena.extend_from_slice(more);
+        self.entries[first].value = at as u32;
+        self.entries[first].value_len = (self.arena.len() - at) as u32;
+    }
+
+    /// Puts a header before all others (pseudo headers made by a codec).
+    pub fn insert_first(&mut self, id: HeaderId, value: impl AsRef<[u8]>) {
+        let e = self.entry(id, b"", value.as_ref());
+        self.entries.insert(0, e);
+    }
+
+    /// Removes a well-known header; tells whether it was there.
+    pub fn remove(&mut self, id: HeaderId) -> bool {
+        let before = self.entries.len();
+        self.entries.retain(|e| e.id != id);
+        before != self.entries.len()
+    }
+
+    /// Removes a header of any name; tells whether it was there.
+    pub fn remove_name(&mut self, name: &HeaderName) -> bool {
+        self.remove_if(|id, bytes, _| match name {
+            HeaderName::Known(known) => id == *known,
+            HeaderName::Custom(custom) => id == HeaderId::CUSTOM && bytes == &custom[..],
+        })
+    }
+
+    /// Removes every header that the predicate picks (id, lower-case name, value); tells whether there was one.
+    pub fn remove_if(&mut self, mut pick: impl FnMut(HeaderId, &[u8], &[u8]) -> bool) -> bool {
+        let mut entries = std::mem::take(&mut self.entries);
+        let before = entries.len();
+        entries.retain(|e| !pick(e.id, self.name_bytes(e), self.value_bytes(e)));
+        self.entries = entries;
+        before != self.entries.len()
+    }
+
+    /// All headers in order: id, lower-case name, value.
+    pub fn iter(&self) -> impl Iterator<Item = (HeaderId, &[u8], &[u8])> {
+        self.entries.iter().map(|e| (e.id, self.name_bytes(e), self.value_bytes(e)))
+    }
+
+    /// All headers in order with the name as it was spelled on the wire, where that was kept.
+    pub fn iter_spelled(&self) -> impl Iterator<Item = (HeaderId, &[u8], Option<&[u8]>, &[u8])> {
+        self.entries.iter().map(|e| {
+            let spelled = (e.spelled != NO_SPELLING)
+                .then(|| &self.arena[e.spelled as usize..e.spelled as usize + usize::from(e.name_len)]);
+            (e.id, self.name_bytes(e), spelled, self.value_bytes(e))
+        })
+    }
+}
+
+impl fmt::Debug for HeaderMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(
+                self.iter().map(|(_, n, v)| (n.escape_ascii().to_string(), v.escape_ascii().to_string())),
+            )
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_replaces_in_place_and_drops_repeats() {
+        let mut h = HeaderMap::new();
+        h.append(HeaderId::ACCEPT, "a");
+        h.append_lower(b"x-one", b"1");
+        h.append(HeaderId::ACCEPT, "b");
+        h.set(HeaderId::ACCEPT, "c");
+        let all: Vec<_> = h.iter().map(|(_, n, v)| (n.to_vec(), v.to_vec())).collect();
+        assert_eq!(all, [(b"accept".to_vec(), b"c".to_vec()), (b"x-one".to_vec(), b"1".to_vec())]);
+    }
+
+    #[test]
+    fn repeated_values_join_with_a_comma() {
+        let mut h = HeaderMap::new();
+        let name = HeaderName::new("X-One");
+        for v in ["1", "2", "3"] {
+            h.append_name(&name, v);
+        }
+        assert_eq!(h.joined(&name).as_deref(), Some(&b"1,2,3"[..]));
+        assert!(h.remove_name(&name));
+        assert_eq!(h.joined(&name), None);
+    }
+
+    #[test]
+    fn raw_names_are_lowered_and_spelling_is_kept_on_demand() {
+        let mut h = HeaderMap::new();
+        h.load(b"X-Foo: bar");
+        assert_eq!(h.push_raw((0, 5), (7, 3), true), HeaderId::CUSTOM);
+        let (_, name, spelled, value) = h.iter_spelled().next().unwrap();
+        assert_eq!((name, spelled, value), (&b"x-foo"[..], Some(&b"X-Foo"[..]), &b"bar"[..]));
+    }
+
+    #[test]
+    fn a_value_grows_behind_a_separator() {
+        let mut h = HeaderMap::new();
+        h.append_to_value(HeaderId::X_FORWARDED_FOR, ",", b"1.1.1.1");
+        h.append_to_value(HeaderId::X_FORWARDED_FOR, ",", b"2.2.2.2");
+        assert_eq!(h.get(HeaderId::X_FORWARDED_FOR), Some(&b"1.1.1.1,2.2.2.2"[..]));
+    }
+}

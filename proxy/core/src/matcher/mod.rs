@@ -1,0 +1,1 @@
+//! Matchers: strings, headers, paths, addresses, metadata.

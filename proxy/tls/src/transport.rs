@@ -1,0 +1,104 @@
+//! The byte stream under every codec: plain or TLS, over TCP or a unix socket.
+//!
+//! One enum instead of a boxed trait: a connection's reads and writes are a jump table away, and `tcp_proxy` can
+//! take the plain sockets out for `splice(2)`.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::{client, server};
+
+/// A connected byte stream.
+pub enum Transport {
+    /// Plain TCP.
+    Tcp(TcpStream),
+    /// A unix domain socket.
+    Unix(UnixStream),
+    /// TLS that we ended, as the server.
+    TlsServer(Box<server::TlsStream<Box<Transport>>>),
+    /// TLS that we began, as the client.
+    TlsClient(Box<client::TlsStream<Box<Transport>>>),
+}
+
+macro_rules! each {
+    ($self:expr, $stream:ident => $body:expr) => {
+        match $self.get_mut() {
+            Transport::Tcp($stream) => {
+                let $stream = Pin::new($stream);
+                $body
+            }
+            Transport::Unix($stream) => {
+                let $stream = Pin::new($stream);
+                $body
+            }
+            Transport::TlsServer($stream) => {
+                let $stream = Pin::new($stream.as_mut());
+                $body
+            }
+            Transport::TlsClient($stream) => {
+                let $stream = Pin::new($stream.as_mut());
+                $body
+            }
+        }
+    };
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => s.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, s => s.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, s => s.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => s.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => s.poll_shutdown(cx))
+    }
+}
+
+impl Transport {
+    /// The plain TCP socket below, if there is one and no TLS above it.
+    pub fn plain_tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// The TCP socket at the bottom, below TLS too.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(s) => Some(s),
+            Self::Unix(_) => None,
+            Self::TlsServer(s) => s.get_ref().0.tcp(),
+            Self::TlsClient(s) => s.get_ref().0.tcp(),
+        }
+    }
+
+    /// Whether reads and writes pass through TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::TlsServer(_) | Self::TlsClient(_))
+    }
+}
