@@ -100,6 +100,27 @@ impl HeaderMap {
         });
     }
 
+    /// For parsers: a range of the loaded head.
+    pub fn raw(&self, range: (usize, usize)) -> &[u8] {
+        &self.arena[range.0..range.0 + range.1]
+    }
+
+    /// For parsers: [`HeaderMap::push_raw_known`] before all others.
+    pub fn push_raw_first(&mut self, id: HeaderId, value: (usize, usize)) {
+        self.push_raw_known(id, value);
+        self.entries.rotate_right(1);
+    }
+
+    /// Gives the first header `from` the id `to` and the first place (`host` becomes `:authority`); further ones
+    /// stay. Tells whether there was one.
+    pub fn promote(&mut self, from: HeaderId, to: HeaderId) -> bool {
+        let Some(index) = self.entries.iter().position(|e| e.id == from) else { return false };
+        let e = &mut self.entries[index];
+        (e.id, e.name_len, e.spelled) = (to, to.name().len() as u16, NO_SPELLING);
+        self.entries[..=index].rotate_right(1);
+        true
+    }
+
     fn store(&mut self, bytes: &[u8]) -> u32 {
         let at = self.arena.len() as u32;
         self.arena.extend_from_slice(bytes);

@@ -1,0 +1,428 @@
+//! Heads: from bytes to a [`HeaderMap`], and what they say about the body (RFC 9112 sections 2 to 6).
+
+use std::mem::MaybeUninit;
+
+use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::stream_info::Protocol;
+
+use crate::error::CodecError;
+
+/// How a message's body is delimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    None,
+    Length(u64),
+    Chunked,
+    /// Until the connection closes; upgrades and CONNECT too.
+    Close,
+}
+
+/// What the parser must know of its connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) max_bytes: usize,
+    pub(super) max_headers: usize,
+    pub(super) keep_spelling: bool,
+    pub(super) allow_custom_methods: bool,
+}
+
+/// A parsed start of a message.
+pub(super) struct Head {
+    pub(super) headers: HeaderMap,
+    pub(super) protocol: Protocol,
+    /// Bytes of the head on the wire.
+    pub(super) len: usize,
+    /// Range of the request target in the head (requests); the status (responses).
+    pub(super) target: (usize, usize),
+    pub(super) status: u16,
+}
+
+pub(super) const TOO_LARGE: CodecError =
+    CodecError { status: 431, details: "http1.headers_too_large", message: "headers size exceeds limit" };
+pub(super) const TOO_MANY: CodecError =
+    CodecError { status: 431, details: "http1.too_many_headers", message: "headers count exceeds limit" };
+const INVALID_CHARACTERS: CodecError =
+    CodecError::bad("http1.invalid_characters", "header value contains invalid chars");
+const CHUNKED_LENGTH: CodecError = CodecError::bad(
+    "http1.content_length_and_chunked_not_allowed",
+    "both 'Content-Length' and 'Transfer-Encoding' are set",
+);
+const BAD_ENCODING: CodecError = CodecError {
+    status: 501,
+    details: "http1.invalid_transfer_encoding",
+    message: "unsupported transfer encoding",
+};
+const BODY_DISALLOWED: CodecError = CodecError::bad("http1.body_disallowed", "unsupported content length");
+
+/// The methods of Envoy's parser (those of Node's http-parser).
+static METHODS: &[&str] = &[
+    "GET",
+    "POST",
+    "HEAD",
+    "PUT",
+    "DELETE",
+    "OPTIONS",
+    "PATCH",
+    "CONNECT",
+    "TRACE",
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "COPY",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "MSEARCH",
+    "NOTIFY",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+];
+
+const INLINE_HEADERS: usize = 64;
+
+/// The offset of a part within the whole; both come from the parser, which slices and never copies.
+fn offset(whole: &[u8], part: &[u8]) -> (usize, usize) {
+    (part.as_ptr().addr() - whole.as_ptr().addr(), part.len())
+}
+
+/// Whether a complete head could be in `bytes`: an empty line is there. `from` is where the last search ended.
+pub(super) fn head_may_be_complete(bytes: &[u8], from: usize) -> bool {
+    let start = from.saturating_sub(3);
+    memchr::memchr_iter(b'\n', &bytes[start..]).any(|at| {
+        let rest = &bytes[start + at + 1..];
+        rest.starts_with(b"\n") || rest.starts_with(b"\r\n")
+    })
+}
+
+/// Runs `parse` with room for up to `max` headers, on the stack where few are allowed.
+fn with_room<'b, T>(max: usize, parse: impl FnOnce(&mut [MaybeUninit<httparse::Header<'b>>]) -> T) -> T {
+    if max <= INLINE_HEADERS {
+        let mut room = [const { MaybeUninit::uninit() }; INLINE_HEADERS];
+        parse(&mut room[..max])
+    } else {
+        let mut room = vec![MaybeUninit::uninit(); max];
+        parse(&mut room)
+    }
+}
+
+fn parse_error(error: httparse::Error) -> CodecError {
+    match error {
+        httparse::Error::TooManyHeaders => TOO_MANY,
+        httparse::Error::HeaderValue => INVALID_CHARACTERS,
+        httparse::Error::HeaderName => CodecError::parse("HPE_INVALID_HEADER_TOKEN"),
+        httparse::Error::Version => CodecError::parse("HPE_INVALID_VERSION"),
+        httparse::Error::Status => CodecError::parse("HPE_INVALID_STATUS"),
+        httparse::Error::NewLine => CodecError::parse("HPE_CR_EXPECTED"),
+        httparse::Error::Token => CodecError::parse("HPE_INVALID_URL"),
+    }
+}
+
+/// A request head. `Ok(None)`: more bytes are needed. Pseudo headers are not set yet, but for `:method`.
+pub(super) fn request(bytes: &[u8], limits: &Limits, method_only: bool) -> Result<Option<Head>, CodecError> {
+    check_first_line(bytes, limits, method_only)?;
+    // Few requests have many headers; the large room is only used when the small one was not enough.
+    match request_within(bytes, limits, limits.max_headers.min(INLINE_HEADERS)) {
+        Err(e) if e == TOO_MANY && limits.max_headers > INLINE_HEADERS => {
+            request_within(bytes, limits, limits.max_headers)
+        }
+        other => other,
+    }
+}
+
+fn request_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<Head>, CodecError> {
+    with_room(room, |room| {
+        let mut parsed = httparse::Request::new(&mut []);
+        let len = match parsed.parse_with_uninit_headers(bytes, room) {
+            Ok(httparse::Status::Complete(len)) => len,
+            Ok(httparse::Status::Partial) => {
+                return if bytes.len() > limits.max_bytes { Err(TOO_LARGE) } else { Ok(None) };
+            }
+            Err(e) => return Err(parse_error(e)),
+        };
+        if len > limits.max_bytes + 4 * parsed.headers.len() + 32 {
+            return Err(TOO_LARGE);
+        }
+        // Both are there once the parser is through.
+        let (method, target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
+        if !limits.allow_custom_methods && !METHODS.contains(&method) {
+            return Err(CodecError::parse("HPE_INVALID_METHOD"));
+        }
+        if !url_is_valid(target.as_bytes(), method == "CONNECT") {
+            return Err(CodecError::parse("HPE_INVALID_URL"));
+        }
+        let protocol = if parsed.version == Some(1) { Protocol::Http11 } else { Protocol::Http10 };
+        let mut headers = HeaderMap::with_capacity(len + 160, parsed.headers.len() + 12);
+        headers.load(&bytes[..len]);
+        headers.push_raw_known(HeaderId::METHOD, offset(bytes, method.as_bytes()));
+        load_headers(&mut headers, bytes, parsed.headers, limits.keep_spelling)?;
+        Ok(Some(Head { headers, protocol, len, target: offset(bytes, target.as_bytes()), status: 0 }))
+    })
+}
+
+/// Errors that Envoy sees before the head is complete.
+fn check_first_line(bytes: &[u8], limits: &Limits, method_only: bool) -> Result<(), CodecError> {
+    let Some(first) = bytes.first() else { return Ok(()) };
+    if limits.allow_custom_methods {
+        return Ok(());
+    }
+    if !METHODS.iter().any(|m| m.as_bytes()[0] == *first) && !method_only {
+        return Err(CodecError::parse("HPE_INVALID_METHOD"));
+    }
+    Ok(())
+}
+
+/// A response head. `Ok(None)`: more bytes are needed. `:status` is set.
+pub(super) fn response(bytes: &[u8], limits: &Limits) -> Result<Option<Head>, CodecError> {
+    if bytes.first().is_some_and(|b| *b != b'H') {
+        return Err(CodecError::parse("HPE_INVALID_CONSTANT"));
+    }
+    match response_within(bytes, limits, limits.max_headers.min(INLINE_HEADERS)) {
+        Err(e) if e == TOO_MANY && limits.max_headers > INLINE_HEADERS => {
+            response_within(bytes, limits, limits.max_headers)
+        }
+        other => other,
+    }
+}
+
+fn response_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<Head>, CodecError> {
+    with_room(room, |room| {
+        let mut parsed = httparse::Response::new(&mut []);
+        let mut config = httparse::ParserConfig::default();
+        config.allow_multiple_spaces_in_response_status_delimiters(true);
+        let len = match config.parse_response_with_uninit_headers(&mut parsed, bytes, room) {
+            Ok(httparse::Status::Complete(len)) => len,
+            Ok(httparse::Status::Partial) => {
+                return if bytes.len() > limits.max_bytes { Err(TOO_LARGE) } else { Ok(None) };
+            }
+            Err(e) => return Err(parse_error(e)),
+        };
+        if len > limits.max_bytes + 4 * parsed.headers.len() + 32 {
+            return Err(TOO_LARGE);
+        }
+        let protocol = if parsed.version == Some(1) { Protocol::Http11 } else { Protocol::Http10 };
+        let status = parsed.code.unwrap_or_default();
+        let mut headers = HeaderMap::with_capacity(len + 160, parsed.headers.len() + 8);
+        headers.load(&bytes[..len]);
+        // The three digits follow the version and the spaces.
+        let digits = bytes.iter().position(|b| *b == b' ').unwrap_or(0);
+        let digits = digits + bytes[digits..].iter().take_while(|b| **b == b' ').count();
+        headers.push_raw_known(HeaderId::STATUS, (digits, 3));
+        load_headers(&mut headers, bytes, parsed.headers, limits.keep_spelling)?;
+        Ok(Some(Head { headers, protocol, len, target: (0, 0), status }))
+    })
+}
+
+/// Trailers after the last chunk, the closing empty line included. `Ok(None)`: more bytes are needed.
+pub(super) fn trailers(bytes: &[u8], limits: &Limits) -> Result<Option<(HeaderMap, usize)>, CodecError> {
+    with_room(limits.max_headers.min(1024), |room| {
+        // httparse fills an initialised slice only; trailers are rare enough for that.
+        let mut slots = vec![httparse::EMPTY_HEADER; room.len()];
+        match httparse::parse_headers(bytes, &mut slots) {
+            Ok(httparse::Status::Complete((len, parsed))) => {
+                let mut headers = HeaderMap::new();
+                headers.load(&bytes[..len]);
+                load_headers(&mut headers, bytes, parsed, false)?;
+                Ok(Some((headers, len)))
+            }
+            Ok(httparse::Status::Partial) if bytes.len() > limits.max_bytes => Err(CodecError {
+                status: 431,
+                details: "http1.headers_too_large",
+                message: "trailers size exceeds limit",
+            }),
+            Ok(httparse::Status::Partial) => Ok(None),
+            Err(httparse::Error::TooManyHeaders) => Err(TOO_MANY),
+            Err(e) => Err(parse_error(e)),
+        }
+    })
+}
+
+fn load_headers(
+    headers: &mut HeaderMap,
+    bytes: &[u8],
+    parsed: &[httparse::Header<'_>],
+    keep_spelling: bool,
+) -> Result<(), CodecError> {
+    for header in parsed {
+        // Names are tokens (the parser says so), hence never longer than the head, whose limit is below 64 KiB
+        // by default; a name past u16 is refused rather than cut.
+        if header.name.len() > usize::from(u16::MAX) {
+            return Err(TOO_LARGE);
+        }
+        let value = header.value.trim_ascii_end();
+        headers.push_raw(offset(bytes, header.name.as_bytes()), offset(bytes, value), keep_spelling);
+    }
+    Ok(())
+}
+
+/// The characters that Envoy's parser accepts in a request target.
+fn url_is_valid(url: &[u8], connect: bool) -> bool {
+    let path_char = |c: &u8| *c == 9 || *c == 12 || (b'!'..=126).contains(c);
+    match url.first() {
+        None => return false,
+        Some(b'/' | b'*') => return url[1..].iter().all(path_char),
+        Some(_) => {}
+    }
+    let mut rest = url;
+    if !connect {
+        let scheme =
+            url.iter().take_while(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'-' | b'.')).count();
+        if !url[0].is_ascii_alphabetic() || !url[scheme..].starts_with(b"://") {
+            return false;
+        }
+        rest = &url[scheme + 3..];
+    }
+    let path = rest.iter().position(|c| matches!(c, b'/' | b'?')).unwrap_or(rest.len());
+    let (host, path) = rest.split_at(path);
+    host.iter().all(|c| c.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=@[]_~".contains(c))
+        && !host.windows(2).any(|w| w == b"@@")
+        && path.iter().all(path_char)
+}
+
+/// The one `content-length` of a message: repeated or unreadable ones are refused.
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, CodecError> {
+    let mut all = headers.get_all(HeaderId::CONTENT_LENGTH);
+    let Some(value) = all.next() else { return Ok(None) };
+    if all.next().is_some() {
+        return Err(CodecError::parse("HPE_UNEXPECTED_CONTENT_LENGTH"));
+    }
+    // Digits only: a sign or a list is how requests are smuggled (RUSTSEC-2021-0078).
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return Err(CodecError::parse("HPE_INVALID_CONTENT_LENGTH"));
+    }
+    let length = value.iter().try_fold(0u64, |n, d| n.checked_mul(10)?.checked_add(u64::from(d - b'0')));
+    length.map(Some).ok_or(CodecError::parse("HPE_INVALID_CONTENT_LENGTH"))
+}
+
+/// How the body of a message is delimited, from its headers alone. `transfer-encoding` (and a `content-length`
+/// that it overrides) are taken out of the list. `None` for the default: no body in a request, until close in a
+/// response.
+pub(super) fn framing(
+    headers: &mut HeaderMap,
+    connect: bool,
+    allow_chunked_length: bool,
+) -> Result<Option<Framing>, CodecError> {
+    let length = content_length(headers)?;
+    if connect && length.is_some() {
+        if length != Some(0) {
+            return Err(BODY_DISALLOWED);
+        }
+        headers.remove(HeaderId::CONTENT_LENGTH);
+    }
+    let mut encodings = headers.get_all(HeaderId::TRANSFER_ENCODING);
+    let Some(encoding) = encodings.next() else { return Ok(length.map(Framing::Length)) };
+    let chunked = encoding.eq_ignore_ascii_case(b"chunked") && encodings.next().is_none();
+    drop(encodings);
+    if length.is_some() && !connect {
+        if !(chunked && allow_chunked_length) {
+            return Err(CHUNKED_LENGTH);
+        }
+        headers.remove(HeaderId::CONTENT_LENGTH);
+    }
+    if !chunked || connect {
+        return Err(BAD_ENCODING);
+    }
+    headers.remove(HeaderId::TRANSFER_ENCODING);
+    Ok(Some(Framing::Chunked))
+}
+
+/// Whether `connection` (or a header of its kind) lists a token.
+pub(super) fn has_token(headers: &HeaderMap, id: HeaderId, token: &str) -> bool {
+    headers.get_all(id).any(|value| {
+        value.split(|b| *b == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    })
+}
+
+/// For the fuzz target: parses bytes as a request, a response and trailers.
+pub fn fuzz_parse(bytes: &[u8]) {
+    let limits =
+        Limits { max_bytes: 1 << 14, max_headers: 100, keep_spelling: true, allow_custom_methods: true };
+    if let Ok(Some(mut head)) = request(bytes, &limits, false) {
+        // The verdict does not matter here, only that there is one.
+        let _ = framing(&mut head.headers, false, true);
+    }
+    if let Ok(Some(mut head)) = response(bytes, &limits) {
+        let _ = framing(&mut head.headers, false, false);
+    }
+    let _ = trailers(bytes, &limits);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { max_bytes: 4096, max_headers: 100, keep_spelling: false, allow_custom_methods: false };
+
+    fn parse(text: &str) -> Result<Option<Head>, CodecError> {
+        request(text.as_bytes(), &LIMITS, false)
+    }
+
+    #[test]
+    fn reads_a_request() {
+        let head = parse("GET /a?b HTTP/1.1\r\nHost: x\r\nX-Foo:  bar \r\n\r\nrest").unwrap().unwrap();
+        let all: Vec<_> = head.headers.iter().map(|(_, n, v)| (n.to_vec(), v.to_vec())).collect();
+        assert_eq!(
+            all,
+            [
+                (b":method".to_vec(), b"GET".to_vec()),
+                (b"host".to_vec(), b"x".to_vec()),
+                (b"x-foo".to_vec(), b"bar".to_vec())
+            ]
+        );
+        assert_eq!(head.protocol, Protocol::Http11);
+        assert_eq!(head.target, (4, 4));
+    }
+
+    #[test]
+    fn refuses_what_smuggles() {
+        let framing_of = |h: &str| {
+            let mut head = parse(&format!("POST / HTTP/1.1\r\n{h}\r\n\r\n")).unwrap().unwrap();
+            framing(&mut head.headers, false, false)
+        };
+        assert_eq!(framing_of("Content-Length: 5"), Ok(Some(Framing::Length(5))));
+        assert!(framing_of("Content-Length: +5").is_err());
+        assert!(framing_of("Content-Length: 5\r\nContent-Length: 5").is_err());
+        assert!(framing_of("Content-Length: 99999999999999999999").is_err());
+        assert_eq!(framing_of("Content-Length: 5\r\nTransfer-Encoding: chunked"), Err(CHUNKED_LENGTH));
+        assert_eq!(framing_of("Transfer-Encoding: chunked"), Ok(Some(Framing::Chunked)));
+        assert_eq!(framing_of("Transfer-Encoding: gzip, chunked"), Err(BAD_ENCODING));
+        assert_eq!(framing_of("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), Err(BAD_ENCODING));
+    }
+
+    #[test]
+    fn refuses_bad_lines() {
+        for bad in [
+            "FOO / HTTP/1.1\r\n\r\n",
+            "get / HTTP/1.1\r\n\r\n",
+            "GET  HTTP/1.1\r\n\r\n",
+            "GET foo HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nA B: c\r\n\r\n",
+            "GET / HTTP/1.1\r\nA : c\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: \0\r\n\r\n",
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(parse("GET / HTTP/1.1\r\nA: b\r\n").unwrap().is_none());
+    }
+
+    #[test]
+    fn reads_a_response() {
+        let head = response(b"HTTP/1.1  204 No Content\r\nA: b\r\n\r\n", &LIMITS).unwrap().unwrap();
+        assert_eq!(head.headers.get(HeaderId::STATUS), Some(&b"204"[..]));
+        assert_eq!(head.status, 204);
+    }
+}

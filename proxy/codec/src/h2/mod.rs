@@ -1,0 +1,1 @@
+//! HTTP/2 through the crate `h2`.
