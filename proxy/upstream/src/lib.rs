@@ -1,1 +1,5 @@
 //! Clusters, endpoints, load balancing, circuit breakers, connection pools.
+
+/// A worker's handle to all clusters.
+#[derive(Default)]
+pub struct WorkerClusters {}

@@ -1,0 +1,100 @@
+//! Network filters: what runs on a connection once its filter chain is known and TLS is done.
+//!
+//! A filter object is immutable and shared by all connections and workers; what belongs to one connection lives on
+//! the stack of the filter's future. A chain is any number of [`ConnectionFilter`]s and one [`TerminalFilter`],
+//! which takes the connection over and serves it to its end.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use envoy_types::pb::google::protobuf::Any;
+use futures_util::future::LocalBoxFuture;
+use sampan_core::drain;
+use sampan_core::error::{ConfigError, ConfigResult};
+use sampan_core::stream_info::ConnectionInfo;
+use sampan_tls::Transport;
+
+use crate::context::{FactoryContext, Worker};
+
+/// A connection from a client, handed to the network filters. Dropping it closes it.
+pub struct Downstream {
+    /// The byte stream; nothing has been read from it that a network filter should see.
+    pub transport: Transport,
+    /// What is known about it. A filter that adds something uses `Rc::make_mut`.
+    pub info: Rc<ConnectionInfo>,
+    /// `per_connection_buffer_limit_bytes`
+    pub buffer_limit: u32,
+    /// Drain of what this connection belongs to (its listener, or the process). Ask this one, not the worker's.
+    pub drain: drain::Signal,
+    /// Counts the connection as active while it lives; keep it until the connection is closed.
+    pub held: Held,
+}
+
+/// Keeps a connection counted; counters and the listener's access log are written when it is dropped.
+pub struct Held {
+    pub(crate) _drain: drain::Guard,
+    pub(crate) _parts: Vec<Box<dyn std::any::Any>>,
+}
+
+/// What a [`ConnectionFilter`] decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The next filter's turn.
+    Continue,
+    /// Close the connection.
+    Close,
+}
+
+/// A filter that is not the last: looks at the connection before the last one serves it.
+pub trait ConnectionFilter: Send + Sync {
+    /// Runs once, before any byte was read. What it changes on the connection, later filters see.
+    fn on_new_connection<'a>(
+        &'a self,
+        downstream: &'a mut Downstream,
+        worker: &'a Rc<Worker>,
+    ) -> LocalBoxFuture<'a, Verdict>;
+}
+
+/// The last filter of a chain.
+pub trait TerminalFilter: Send + Sync {
+    /// Serves the connection to its end.
+    fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()>;
+}
+
+/// A filter as its factory makes it.
+#[derive(Clone)]
+pub enum NetworkFilter {
+    /// Not the last.
+    Connection(Arc<dyn ConnectionFilter>),
+    /// The last.
+    Terminal(Arc<dyn TerminalFilter>),
+}
+
+/// Makes a filter of its `typed_config`.
+pub type NetworkFilterFactory =
+    Box<dyn Fn(&Any, &FactoryContext) -> ConfigResult<NetworkFilter> + Send + Sync>;
+
+/// Type URL to factory. The program composes it: this crate's own filters and the connection manager.
+#[derive(Default)]
+pub struct NetworkFilterRegistry(HashMap<&'static str, NetworkFilterFactory>);
+
+impl NetworkFilterRegistry {
+    /// Registers a filter under the full name of its configuration message (the type URL behind the last `/`).
+    pub fn register(
+        &mut self,
+        message: &'static str,
+        factory: impl Fn(&Any, &FactoryContext) -> ConfigResult<NetworkFilter> + Send + Sync + 'static,
+    ) {
+        self.0.insert(message, Box::new(factory));
+    }
+
+    /// Makes a filter; an unknown type is an error by name.
+    pub fn make(&self, config: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
+        let name = config.type_url.rsplit('/').next().unwrap_or_default();
+        match self.0.get(name) {
+            Some(factory) => factory(config, context),
+            None => Err(ConfigError::unsupported(format_args!("network filter type {:?}", config.type_url))),
+        }
+    }
+}
