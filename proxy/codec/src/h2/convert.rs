@@ -1,0 +1,151 @@
+//! Between the crate `h2`'s messages and ours.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderName, HeaderValue};
+use sampan_core::header::{HeaderId, HeaderMap};
+
+use crate::body::{BodyError, BodyStream, Frame};
+use crate::error::{CodecError, ResetReason};
+
+/// What an error of the crate means for a stream.
+pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
+    if error.reason() == Some(Reason::REFUSED_STREAM) {
+        return ResetReason::RemoteRefused;
+    }
+    if error.is_reset() && error.is_remote() {
+        return ResetReason::RemoteReset;
+    }
+    if error.is_library() {
+        return ResetReason::ProtocolError;
+    }
+    ResetReason::ConnectionTermination
+}
+
+/// Appends regular headers; several `cookie`s become one (RFC 9113 section 8.2.3). An error names too many.
+pub(super) fn take_headers(to: &mut HeaderMap, from: &http::HeaderMap, max: usize) -> Result<(), CodecError> {
+    if from.len() > max {
+        return Err(CodecError {
+            status: 431,
+            details: "http2.too_many_headers",
+            message: "too many headers",
+        });
+    }
+    for (name, value) in from {
+        if name == http::header::COOKIE {
+            to.append_to_value(HeaderId::COOKIE, "; ", value.as_bytes());
+        } else {
+            to.append_lower(name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+    Ok(())
+}
+
+/// All but pseudo headers. What HTTP/2 cannot carry was refused when it came in or was set.
+pub(super) fn give_headers(from: &HeaderMap, to: &mut http::HeaderMap) {
+    for (id, name, value) in from.iter() {
+        let connection_only = matches!(
+            id,
+            HeaderId::CONNECTION
+                | HeaderId::KEEP_ALIVE
+                | HeaderId::PROXY_CONNECTION
+                | HeaderId::TRANSFER_ENCODING
+                | HeaderId::UPGRADE
+                | HeaderId::HOST
+        );
+        if id.is_pseudo() || connection_only {
+            continue;
+        }
+        let name = match id {
+            HeaderId::CUSTOM => HeaderName::from_lowercase(name),
+            id => Ok(HeaderName::from_static(id.name())),
+        };
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+            to.append(name, value);
+        }
+    }
+}
+
+/// A received body.
+pub(super) struct Receive {
+    pub(super) stream: RecvStream,
+    data_done: bool,
+}
+
+impl Receive {
+    pub(super) fn new(stream: RecvStream) -> Self {
+        Self { stream, data_done: false }
+    }
+}
+
+impl BodyStream for Receive {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        while !self.data_done {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // The crate refuses a release only of what it never gave out.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    if !data.is_empty() {
+                        return Poll::Ready(Some(Ok(Frame::Data(data))));
+                    }
+                }
+                Some(Err(e)) => return Poll::Ready(Some(Err(BodyError::Reset(reset_reason(&e))))),
+                None => self.data_done = true,
+            }
+        }
+        match ready!(self.stream.poll_trailers(cx)) {
+            Ok(None) => Poll::Ready(None),
+            Ok(Some(trailers)) => {
+                let mut headers = HeaderMap::new();
+                if let Err(e) = take_headers(&mut headers, &trailers, 1000) {
+                    return Poll::Ready(Some(Err(BodyError::Protocol(e))));
+                }
+                Poll::Ready(Some(Ok(Frame::Trailers(headers))))
+            }
+            Err(e) => Poll::Ready(Some(Err(BodyError::Reset(reset_reason(&e))))),
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+}
+
+/// Waits until the peer's window (or the send buffer) has room for at least a byte.
+pub(super) fn poll_send_ready(
+    stream: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), ResetReason>> {
+    if stream.capacity() > 0 {
+        return Poll::Ready(Ok(()));
+    }
+    stream.reserve_capacity(16 * 1024);
+    loop {
+        match ready!(stream.poll_capacity(cx)) {
+            Some(Ok(0)) => {}
+            Some(Ok(_)) => return Poll::Ready(Ok(())),
+            Some(Err(e)) => return Poll::Ready(Err(reset_reason(&e))),
+            None => return Poll::Ready(Err(ResetReason::RemoteReset)),
+        }
+    }
+}
+
+/// Queues a frame or the end.
+pub(super) fn send_frame(
+    stream: &mut SendStream<Bytes>,
+    frame: Option<Frame>,
+    end: bool,
+) -> Result<(), ResetReason> {
+    let sent = match frame {
+        None => stream.send_data(Bytes::new(), end),
+        Some(Frame::Data(data)) => stream.send_data(data, end),
+        Some(Frame::Trailers(trailers)) => {
+            let mut map = http::HeaderMap::with_capacity(trailers.len());
+            give_headers(&trailers, &mut map);
+            stream.send_trailers(map)
+        }
+    };
+    sent.map_err(|e| reset_reason(&e))
+}
