@@ -61,7 +61,8 @@ impl Args {
         let mut parsed = Self::default();
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
-            let arg = arg.into_string().map_err(|a| BenchError::Usage(format!("not text: {}", a.display())))?;
+            let arg =
+                arg.into_string().map_err(|a| BenchError::Usage(format!("not text: {}", a.display())))?;
             let mut value = || args.next().ok_or_else(|| BenchError::Usage(format!("{arg} needs a value")));
             match arg.as_str() {
                 "--quick" => parsed.quick = true,
@@ -73,7 +74,9 @@ impl Args {
                     let text = value()?.to_string_lossy().into_owned();
                     let rounds = text.parse().ok().filter(|&n: &usize| n > 0);
                     parsed.rounds =
-                        Some(rounds.ok_or_else(|| BenchError::Usage(format!("--rounds {text}: a count, at least 1")))?);
+                        Some(rounds.ok_or_else(|| {
+                            BenchError::Usage(format!("--rounds {text}: a count, at least 1"))
+                        })?);
                 }
                 "--only" => parsed.only = names(&arg, &value()?, Metric::from_name)?,
                 "--subjects" => parsed.subjects = names(&arg, &value()?, Kind::from_name)?,
@@ -113,7 +116,10 @@ impl Args {
     /// The wanted subjects, Envoy first.
     #[must_use]
     pub fn kinds(&self) -> Vec<Kind> {
-        Kind::ALL.into_iter().filter(|kind| self.subjects.is_empty() || self.subjects.contains(kind)).collect()
+        Kind::ALL
+            .into_iter()
+            .filter(|kind| self.subjects.is_empty() || self.subjects.contains(kind))
+            .collect()
     }
 
     /// CPU rounds per case.
@@ -140,7 +146,8 @@ mod tests {
 
     #[test]
     fn a_full_line() {
-        let args = parse("h1 --quick --only cpu,memory --subjects sampan,envoy --sampan /s --json o --check").unwrap();
+        let args = parse("h1 --quick --only cpu,memory --subjects sampan,envoy --sampan /s --json o --check")
+            .unwrap();
         assert!(args.quick && args.check && args.selects("h1-1k") && !args.selects("h2-h2"));
         assert!(args.wants(Metric::Memory) && !args.wants(Metric::Start));
         assert_eq!(args.kinds(), [Kind::Envoy, Kind::Sampan]);

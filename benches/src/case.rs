@@ -46,9 +46,15 @@ pub const CASES: [Case; 11] = [
     case("h2-h1", Workload::Http2 { size: 1024 }, Front::Http2, Upstream::Http1, 20_000, 1000),
     case("h2-h2", Workload::Http2 { size: 1024 }, Front::Http2, Upstream::Http2, 20_000, 1000),
     case("tls-kept", Workload::TlsKept { size: 1024 }, Front::Tls, Upstream::Http1, 20_000, 1000),
-    Case { unit: "connection", ..case("tls-handshake", Workload::TlsHandshake, Front::Tls, Upstream::Http1, 2000, 250) },
+    Case {
+        unit: "connection",
+        ..case("tls-handshake", Workload::TlsHandshake, Front::Tls, Upstream::Http1, 2000, 250)
+    },
     Case { unit: "MiB", ..case("tcp-bulk", Workload::TcpBulk, Front::Tcp, Upstream::Tcp, 2048, 200) },
-    Case { unit: "connection", ..case("tcp-connection", Workload::TcpConnection, Front::Tcp, Upstream::Tcp, 5000, 500) },
+    Case {
+        unit: "connection",
+        ..case("tcp-connection", Workload::TcpConnection, Front::Tcp, Upstream::Tcp, 5000, 500)
+    },
 ];
 
 /// Names of the rows that are not traffic cases.

@@ -50,7 +50,8 @@ pub fn rss_kib(pid: u32) -> Result<u64> {
 
 /// Binds the calling thread, and what it forks, to one core.
 pub fn pin_self(core: usize) -> Result<()> {
-    let refused = |e: nix::errno::Errno| BenchError::Io { what: format!("bind to core {core}"), source: e.into() };
+    let refused =
+        |e: nix::errno::Errno| BenchError::Io { what: format!("bind to core {core}"), source: e.into() };
     let mut set = CpuSet::new();
     set.set(core).map_err(refused)?;
     sched_setaffinity(Pid::from_raw(0), &set).map_err(refused)

@@ -160,7 +160,14 @@ impl Report {
     }
 
     /// A figure, or why there is none.
-    pub fn record(&mut self, metric: Metric, case: &'static str, unit: &'static str, kind: Kind, value: Result<Value>) {
+    pub fn record(
+        &mut self,
+        metric: Metric,
+        case: &'static str,
+        unit: &'static str,
+        kind: Kind,
+        value: Result<Value>,
+    ) {
         let cell = match value {
             Ok(value) => Cell::Value(value),
             Err(error) => Cell::Failed(error.to_string()),
@@ -169,7 +176,14 @@ impl Report {
     }
 
     /// A subject that has no such feature.
-    pub fn cannot(&mut self, metric: Metric, case: &'static str, unit: &'static str, kind: Kind, why: Unable) {
+    pub fn cannot(
+        &mut self,
+        metric: Metric,
+        case: &'static str,
+        unit: &'static str,
+        kind: Kind,
+        why: Unable,
+    ) {
         self.put(metric, case, unit, kind, Cell::Cannot(why));
     }
 
@@ -205,7 +219,12 @@ impl Report {
             match (row.cells.get(&Kind::Sampan), row.target) {
                 (Some(Cell::Value(value)), Some(target)) if !target.met(value) => {
                     let ratio = value.ratio.map_or("no ratio".to_owned(), |r| format!("{r:.2} × Envoy"));
-                    all.push(format!("{name}: {} {} ({ratio}), wanted {}", number(value.value), row.unit, target.shown()));
+                    all.push(format!(
+                        "{name}: {} {} ({ratio}), wanted {}",
+                        number(value.value),
+                        row.unit,
+                        target.shown()
+                    ));
                 }
                 (Some(Cell::Failed(why)), _) => all.push(format!("{name}: failed: {why}")),
                 (None, Some(_)) => all.push(format!("{name}: not measured")),

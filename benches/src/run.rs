@@ -79,7 +79,13 @@ fn find(args: &Args, report: &mut Report) -> Vec<Subject> {
 }
 
 /// One case: CPU for all subjects together, then the traced figures one by one.
-async fn traffic(args: &Args, lab: &Lab, subjects: &[Subject], case: &Case, report: &mut Report) -> Result<()> {
+async fn traffic(
+    args: &Args,
+    lab: &Lab,
+    subjects: &[Subject],
+    case: &Case,
+    report: &mut Report,
+) -> Result<()> {
     let mut able = Vec::new();
     let probe = lab.setup(case.front, case.upstream)?;
     for subject in subjects {
@@ -134,7 +140,14 @@ async fn connections(args: &Args, lab: &Lab, subjects: &[Subject], report: &mut 
     }
 }
 
-fn starts(args: &Args, lab: &Lab, subjects: &[Subject], name: &'static str, front: Front, report: &mut Report) {
+fn starts(
+    args: &Args,
+    lab: &Lab,
+    subjects: &[Subject],
+    name: &'static str,
+    front: Front,
+    report: &mut Report,
+) {
     progress(name);
     let times = match (front, args.quick) {
         (Front::Services(_), true) => 1,

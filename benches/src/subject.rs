@@ -79,14 +79,13 @@ impl Subject {
     pub fn find(kind: Kind, given: Option<&Path>) -> std::result::Result<Self, String> {
         let path = match given {
             Some(path) => path.to_owned(),
-            None if kind == Kind::Sampan => std::env::current_exe()
-                .map_err(|e| format!("own path: {e}"))?
-                .with_file_name("sampan"),
+            None if kind == Kind::Sampan => {
+                std::env::current_exe().map_err(|e| format!("own path: {e}"))?.with_file_name("sampan")
+            }
             None => PathBuf::from(kind.name()),
         };
         let flag = if kind.has_admin() { "--version" } else { "-v" };
-        let output =
-            Command::new(&path).arg(flag).output().map_err(|e| format!("{}: {e}", shown(&path)))?;
+        let output = Command::new(&path).arg(flag).output().map_err(|e| format!("{}: {e}", shown(&path)))?;
         // nginx answers on stderr.
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
@@ -120,8 +119,11 @@ impl Subject {
         self.add_arguments(&mut command, &config, setup);
         command.stdin(Stdio::null()).stdout(log).stderr(log_too);
         let started = Instant::now();
-        let child = process::on_proxy_core(|| command.spawn())?
-            .map_err(BenchError::io(format!("start {}", self.kind.name())))?;
+        let child = process::on_proxy_core(|| command.spawn())?.map_err(BenchError::io(format!(
+            "start {} {}",
+            wrapper.join(" "),
+            self.kind.name()
+        )))?;
         Ok(Running { kind: self.kind, child, started, setup: setup.clone(), log_path })
     }
 

@@ -61,7 +61,11 @@ pub(super) fn yaml(setup: &Setup) -> String {
         }
     }
     out.push_str("    filter_chains:\n    - filters:\n");
-    if setup.front == Front::Tcp { tcp_proxy(&mut out) } else { connection_manager(&mut out, setup) }
+    if setup.front == Front::Tcp {
+        tcp_proxy(&mut out)
+    } else {
+        connection_manager(&mut out, setup)
+    }
     if setup.front == Front::Tls {
         tls(&mut out, setup);
     }
@@ -98,6 +102,8 @@ fn connection_manager(out: &mut String, setup: &Setup) {
     if istio_like {
         filter(out, "fault", "HTTPFault");
         filter(out, "cors", "Cors");
+        filter(out, "header_mutation", "HeaderMutation");
+        out.push_str(MUTATIONS);
     }
     filter(out, "router", "Router");
     out.push_str("          route_config:\n            name: front\n            virtual_hosts:\n");
@@ -119,6 +125,19 @@ fn connection_manager(out: &mut String, setup: &Setup) {
         ),
     }
 }
+
+/// What gateways commonly do: one header from the formatter for the upstream, one removed and one set for the client.
+const MUTATIONS: &str = "              mutations:
+                request_mutations:
+                - append:
+                    header: { key: x-client-address, value: \"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\" }
+                    append_action: OVERWRITE_IF_EXISTS_OR_ADD
+                response_mutations:
+                - remove: x-powered-by
+                - append:
+                    header: { key: x-served-by, value: bench }
+                    append_action: OVERWRITE_IF_EXISTS_OR_ADD
+";
 
 /// A route as istiod writes it for a service without a VirtualService, less the retry host predicate.
 const ISTIO_LIKE_HOST: &str = "            - name: bench.example.com:80

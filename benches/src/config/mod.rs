@@ -22,7 +22,7 @@ pub enum Front {
     Tls,
     /// Bytes.
     Tcp,
-    /// HTTP/1 behind listener filters, fault and cors, with a route as istiod writes it and a JSON access log.
+    /// HTTP/1 behind listener filters, fault, cors and header_mutation, with a route as istiod writes it and a JSON access log.
     IstioLike,
     /// HTTP/1 with one virtual host and one cluster per service: `svc-N.example.com`, N below this.
     Services(usize),

@@ -39,7 +39,8 @@ impl Request {
     /// The same with `connection: close`.
     #[must_use]
     pub fn closing(&self) -> Self {
-        let head_end = self.bytes.windows(4).position(|w| w == b"\r\n\r\n").map_or(self.bytes.len(), |i| i + 2);
+        let head_end =
+            self.bytes.windows(4).position(|w| w == b"\r\n\r\n").map_or(self.bytes.len(), |i| i + 2);
         let mut bytes = self.bytes[..head_end].to_vec();
         bytes.extend_from_slice(b"connection: close\r\n");
         bytes.extend_from_slice(&self.bytes[head_end..]);

@@ -82,11 +82,20 @@ enum Kind {
 
 impl Load {
     /// Opens the connections to the proxy at `addr` and warms them up. No single run may last longer than `limit`.
-    pub async fn open(workload: Workload, addr: SocketAddr, tls: &TlsConnector, limit: Duration) -> Result<Self> {
+    pub async fn open(
+        workload: Workload,
+        addr: SocketAddr,
+        tls: &TlsConnector,
+        limit: Duration,
+    ) -> Result<Self> {
         let kind = match workload {
             Workload::Http1 { size } => Kind::Http1(open_http1(addr, None, &Request::get(size)).await?),
-            Workload::Http1Post { size } => Kind::Http1(open_http1(addr, None, &Request::post(size, 1024)).await?),
-            Workload::TlsKept { size } => Kind::Http1(open_http1(addr, Some(tls), &Request::get(size)).await?),
+            Workload::Http1Post { size } => {
+                Kind::Http1(open_http1(addr, None, &Request::post(size, 1024)).await?)
+            }
+            Workload::TlsKept { size } => {
+                Kind::Http1(open_http1(addr, Some(tls), &Request::get(size)).await?)
+            }
             Workload::Http2 { size } => {
                 let mut all = Vec::new();
                 for _ in 0..HTTP2_CONNECTIONS {
@@ -134,12 +143,14 @@ impl Load {
         match &mut self.kind {
             Kind::Http1(all) => {
                 let connections = std::mem::take(all);
-                *all = in_parallel(connections.into_iter().zip(shares).map(|(mut connection, share)| async move {
-                    for _ in 0..share {
-                        connection.exchange().await?;
-                    }
-                    Ok(connection)
-                }))
+                *all = in_parallel(connections.into_iter().zip(shares).map(
+                    |(mut connection, share)| async move {
+                        for _ in 0..share {
+                            connection.exchange().await?;
+                        }
+                        Ok(connection)
+                    },
+                ))
                 .await?;
             }
             Kind::Http2(all) => {
@@ -168,10 +179,12 @@ impl Load {
             }
             Kind::Bulk(all) => {
                 let connections = std::mem::take(all);
-                *all = in_parallel(connections.into_iter().zip(shares).map(|(mut connection, share)| async move {
-                    tcp::fetch(&mut connection, share as u64 * 1024 * 1024).await?;
-                    Ok(connection)
-                }))
+                *all = in_parallel(connections.into_iter().zip(shares).map(
+                    |(mut connection, share)| async move {
+                        tcp::fetch(&mut connection, share as u64 * 1024 * 1024).await?;
+                        Ok(connection)
+                    },
+                ))
                 .await?;
             }
             Kind::Connection => {
@@ -213,7 +226,11 @@ where
 }
 
 /// Opens connections and makes one exchange on each; at most [`HANDSHAKES`] at a time.
-async fn open_http1(addr: SocketAddr, tls: Option<&TlsConnector>, request: &Request) -> Result<Vec<Http1Connection>> {
+async fn open_http1(
+    addr: SocketAddr,
+    tls: Option<&TlsConnector>,
+    request: &Request,
+) -> Result<Vec<Http1Connection>> {
     let mut all = Vec::new();
     while all.len() < CONNECTIONS {
         all.extend(open_some(addr, tls, request, HANDSHAKES.min(CONNECTIONS - all.len())).await?);

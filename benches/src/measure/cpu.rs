@@ -65,12 +65,13 @@ pub async fn measure(
     }
     let envoy = contenders.iter().find(|c| c.kind == Kind::Envoy).map(|c| c.rounds.clone());
     for contender in contenders {
-        let value = median(&contender.rounds)
-            .ok_or_else(|| BenchError::Usage("no rounds".into()))
-            .map(|value| Value {
-                value,
-                ratio: envoy.as_ref().and_then(|envoy| ratio(&contender.rounds, envoy)),
-                detail: serde_json::json!({ "rounds": contender.rounds }),
+        let value =
+            median(&contender.rounds).ok_or_else(|| BenchError::Usage("no rounds".into())).map(|value| {
+                Value {
+                    value,
+                    ratio: envoy.as_ref().and_then(|envoy| ratio(&contender.rounds, envoy)),
+                    detail: serde_json::json!({ "rounds": contender.rounds }),
+                }
             });
         results.push((contender.kind, value));
     }

@@ -20,7 +20,13 @@ use crate::{
 pub const NATIVE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Starts a subject for a case and opens the load.
-async fn begin(lab: &Lab, subject: &Subject, case: &Case, wrapper: &[String], limit: Duration) -> Result<(Running, Load)> {
+async fn begin(
+    lab: &Lab,
+    subject: &Subject,
+    case: &Case,
+    wrapper: &[String],
+    limit: Duration,
+) -> Result<(Running, Load)> {
     let setup = lab.setup(case.front, case.upstream)?;
     let mut running = subject.spawn(&setup, wrapper)?;
     running.wait_ready(limit)?;
