@@ -1,0 +1,141 @@
+//! The subjects: starting Envoy or Sampan on a configuration, asking its admin interface, ending it.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+use crate::error::{Context, Error, Result};
+use crate::http1::{Body, Head};
+use crate::net::{Stream, Wire, text};
+
+/// One of the two proxies.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// `envoy` or `sampan`.
+    pub name: &'static str,
+    /// The binary.
+    pub binary: PathBuf,
+}
+
+/// A started subject. It dies with this value.
+pub struct Running {
+    child: Child,
+    admin: String,
+    stderr: PathBuf,
+}
+
+impl Subject {
+    /// The verdict of `--mode validate` and what was said.
+    pub async fn validate(&self, config: &Path) -> Result<(bool, String)> {
+        let output = Command::new(&self.binary)
+            .args(["--mode", "validate", "--disable-hot-restart", "-l", "error", "-c"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = timeout(Duration::from_secs(20), output)
+            .await
+            .map_err(|_| Error::Subject("--mode validate did not end".into()))?
+            .trying(format!("run {}", self.binary.display()))?;
+        let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+        Ok((output.status.success(), said))
+    }
+
+    /// Starts it and waits until its admin interface says it is ready.
+    pub async fn start(&self, config: &Path, admin: String, args: &[String]) -> Result<Running> {
+        let stderr = config.with_file_name("stderr");
+        let file = std::fs::File::create(&stderr).trying("create the error log")?;
+        let again = file.try_clone().trying("create the error log")?;
+        let child = Command::new(&self.binary)
+            .args([
+                "--concurrency",
+                "1",
+                "--disable-hot-restart",
+                "-l",
+                "error",
+                "--file-flush-interval-msec",
+                "20",
+            ])
+            .args(args)
+            .arg("-c")
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(again)
+            .kill_on_drop(true)
+            .spawn()
+            .trying(format!("run {}", self.binary.display()))?;
+        let mut running = Running { child, admin, stderr };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(status) = running.child.try_wait().trying("wait for the subject")? {
+                return Err(Error::Subject(format!(
+                    "{} ended with {status}:\n{}",
+                    self.name,
+                    running.said()
+                )));
+            }
+            match running.admin_call("GET", "/ready").await {
+                Ok((head, _)) if head.status() == 200 => return Ok(running),
+                _ if Instant::now() > deadline => {
+                    return Err(Error::Subject(format!("{} is not ready:\n{}", self.name, running.said())));
+                }
+                _ => sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+}
+
+impl Running {
+    /// What it wrote to stdout and stderr.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+
+    /// One call of the admin interface.
+    pub async fn admin_call(&self, method: &str, path: &str) -> Result<(Head, String)> {
+        let mut wire =
+            Wire::new(Stream::connect(&self.admin, None).await.trying("connect to the admin port")?);
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
+        wire.send(request.as_bytes()).await;
+        let answer = async {
+            let head = Head::read(&mut wire).await?;
+            let body = Body::of_response(&mut wire, &head, method).await;
+            Some((head, String::from_utf8_lossy(&body.bytes).into_owned()))
+        };
+        match timeout(Duration::from_secs(5), answer).await {
+            Ok(Some(answer)) => Ok(answer),
+            _ => Err(Error::Subject(format!("no answer to {method} {path} from the admin port"))),
+        }
+    }
+
+    /// Sends a signal by its name without `SIG`.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let signal: Signal =
+            format!("SIG{name}").parse().map_err(|_| Error::Case(format!("no signal is called {name}")))?;
+        let pid = self.child.id().ok_or_else(|| Error::Subject("it has ended already".into()))?;
+        kill(Pid::from_raw(pid.cast_signed()), signal).map_err(std::io::Error::from).trying("send a signal")
+    }
+
+    /// Waits for its exit: the exit code, `signal`, or `running`.
+    pub async fn exit(&mut self, limit: Duration) -> String {
+        match timeout(limit, self.child.wait()).await {
+            Ok(Ok(status)) => status.code().map_or("signal".into(), |code| code.to_string()),
+            _ => "running".into(),
+        }
+    }
+
+    /// Ends it at once. True when it had ended by itself before.
+    pub async fn stop(mut self) -> bool {
+        let gone = matches!(self.child.try_wait(), Ok(Some(_)));
+        let _ = self.child.kill().await;
+        gone
+    }
+}

@@ -1,0 +1,407 @@
+//! One run of one case with one subject, and the verdict over the runs of both.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{LocalBoxFuture, join_all};
+use serde_json::{Map, Value, json};
+use tokio::time::sleep;
+
+use crate::case::{Case, Step, Verdict};
+use crate::certs::Certs;
+use crate::client::Client;
+use crate::config::assemble;
+use crate::error::{Context, Error, Result, case_error};
+use crate::names::Names;
+use crate::observe::{check, covers, differences, masked};
+use crate::process::{Running, Subject};
+use crate::upstream::Upstream;
+
+/// How long stats and log lines may take to arrive.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// What the runs share.
+pub struct World {
+    /// Certificates.
+    pub certs: Certs,
+    /// Folder for the runs' files.
+    pub dir: PathBuf,
+    /// The oracle.
+    pub envoy: Subject,
+    /// What is tested; none runs the oracle alone.
+    pub sampan: Option<Subject>,
+    /// Show what was observed.
+    pub show: bool,
+    /// The text of `docs/divergences.md`.
+    pub divergences: String,
+}
+
+/// The outcome of one case.
+pub struct Outcome {
+    /// Name of the case.
+    pub name: String,
+    /// What is wrong; empty for a pass.
+    pub wrong: Vec<String>,
+    /// It diverges as marked.
+    pub diverges: bool,
+    /// What Envoy showed, when asked for.
+    pub shown: Option<String>,
+}
+
+impl World {
+    /// Runs a case with both subjects; a table of verdicts gives one outcome for each row.
+    pub async fn judge(&self, case: &Case) -> Vec<Outcome> {
+        if !case.validate.is_empty() {
+            let mut outcomes = Vec::new();
+            for row in &case.validate {
+                let name = format!("{}#{}", case.name, row.name);
+                let (wrong, diverges, shown) = self.verdict(&name, row).await.unwrap_or_else(failed);
+                outcomes.push(Outcome { name, wrong, diverges, shown });
+            }
+            return outcomes;
+        }
+        let (wrong, diverges, shown) = self.compare(case).await.unwrap_or_else(failed);
+        vec![Outcome { name: case.name.clone(), wrong, diverges, shown }]
+    }
+
+    async fn compare(&self, case: &Case) -> Result<Judged> {
+        let envoy = self.observe(case, &self.envoy, &case.expect).await?;
+        let shown = self.show.then(|| serde_json::to_string_pretty(&envoy).unwrap_or_default());
+        let mut wrong = Vec::new();
+        check(&Value::Object(case.expect.clone()), &envoy, "", &mut wrong);
+        for line in &mut wrong {
+            *line = format!("envoy at {line}");
+        }
+        let (Some(sampan), true) = (&self.sampan, wrong.is_empty()) else { return Ok((wrong, false, shown)) };
+        // What Envoy showed is what is waited for.
+        let awaited = envoy.as_object().cloned().unwrap_or_default();
+        let sampan = match self.observe(case, sampan, &awaited).await {
+            Ok(sampan) => sampan,
+            Err(error) => json!({ "error": error.to_string() }),
+        };
+        let mut found = Vec::new();
+        differences(&envoy, &sampan, "", &mut found);
+        found.retain(|(path, _)| !case.ignore.iter().any(|pattern| covers(pattern, path)));
+        let known = |path: &str| {
+            case.divergence.is_some()
+                && (case.diverges_at.is_empty()
+                    || case.diverges_at.iter().any(|pattern| covers(pattern, path)))
+        };
+        let diverges = found.iter().any(|(path, _)| known(path));
+        wrong.extend(found.iter().filter(|(p, _)| !known(p)).map(|(p, text)| format!("at {p}\n    {text}")));
+        self.listed(&case.name, case.divergence.as_deref(), diverges, &mut wrong);
+        Ok((wrong, diverges, shown))
+    }
+
+    /// A marked divergence must be one, and stand in the document.
+    fn listed(&self, name: &str, reason: Option<&str>, diverges: bool, wrong: &mut Vec<String>) {
+        if reason.is_none() {
+            return;
+        }
+        if !diverges {
+            wrong.push("marked as divergent, but it is not: remove the mark".into());
+        }
+        if !self.divergences.contains(name) {
+            wrong.push(format!("marked as divergent, but docs/divergences.md does not name {name}"));
+        }
+    }
+
+    async fn verdict(&self, name: &str, row: &Verdict) -> Result<Judged> {
+        let names = Names::default();
+        let dir = self.folder(name, "validate", &names)?;
+        let text = match &row.text {
+            Some(text) => names.fill(text)?,
+            None => serde_json::to_string_pretty(&names.fill_tree(&assemble(&row.config, &[])?)?)
+                .unwrap_or_default(),
+        };
+        let file = dir.join(format!("config.{}", row.ext));
+        fs::write(&file, text).trying("write the configuration")?;
+        let (accepted, said) = self.envoy.validate(&file).await?;
+        let shown = self.show.then(|| format!("accepted: {accepted}\n{said}"));
+        let mut wrong = Vec::new();
+        let mut says =
+            |who: &str, said: &str, pattern: Option<&String>| match pattern.map(|p| regex::Regex::new(p)) {
+                Some(Ok(pattern)) if !pattern.is_match(said) => {
+                    wrong.push(format!("{who} does not say {pattern}: {said}"))
+                }
+                Some(Err(error)) => wrong.push(error.to_string()),
+                _ => {}
+            };
+        says("envoy", &said, row.envoy.as_ref());
+        let mut diverges = false;
+        if let Some(sampan) = &self.sampan {
+            let (verdict, said) = sampan.validate(&file).await?;
+            if verdict == accepted {
+                says("sampan", &said, row.sampan.as_ref());
+            } else if row.divergence.is_some() {
+                diverges = true;
+            } else {
+                says("sampan", "", None);
+                wrong.push(format!("envoy accepts: {accepted}, sampan accepts: {verdict}: {said}"));
+            }
+            self.listed(name, row.divergence.as_deref(), diverges, &mut wrong);
+        }
+        if accepted != row.accept {
+            wrong.push(format!("expected accept: {}, envoy accepts: {accepted}: {said}", row.accept));
+        }
+        Ok((wrong, diverges, shown))
+    }
+
+    fn folder(&self, case: &str, subject: &str, names: &Names) -> Result<PathBuf> {
+        // Short, because a unix socket's path has 107 bytes.
+        let dir = self.dir.join(format!("{}-{subject}", case.replace(['/', '#', ' '], "_")));
+        fs::create_dir_all(&dir).trying("make the run's folder")?;
+        names.set("dir", dir.display());
+        names.set("log", dir.join("access.log").display());
+        names.set("certs", self.certs.dir().display());
+        Ok(dir)
+    }
+
+    async fn observe(&self, case: &Case, subject: &Subject, awaited: &Map<String, Value>) -> Result<Value> {
+        let names = Names::default();
+        let dir = self.folder(&case.name, subject.name, &names)?;
+        let mut upstreams = Vec::new();
+        for (name, script) in &case.upstreams {
+            let (upstream, port) = Upstream::start(name, script, &self.certs).await?;
+            names.set(format!("upstream.{name}"), port);
+            upstreams.push((name, upstream));
+        }
+        let scripts: Vec<_> = case.upstreams.iter().collect();
+        let config = names.fill_tree(&assemble(&case.config, &scripts)?)?;
+        let file = dir.join("config.json");
+        fs::write(&file, serde_json::to_string_pretty(&config).unwrap_or_default())
+            .trying("write the configuration")?;
+        let args = case.args.iter().map(|a| names.fill(a)).collect::<Result<Vec<_>>>()?;
+        let admin = format!("127.0.0.1:{}", names.get("admin")?);
+        let mut run = Run {
+            client: Client::new(&names, &self.certs),
+            names: &names,
+            subject: subject.start(&file, admin, &args).await?,
+            seen: Map::new(),
+            next: 1,
+            awaited,
+        };
+        for step in &case.traffic {
+            run.step(step).await?;
+        }
+        let stats = run.stats(case).await?;
+        let log = run.log(&dir.join("access.log"), case).await;
+        let mut tree = std::mem::take(&mut run.seen);
+        let Run { subject: running, client, .. } = run;
+        drop(client);
+        settle(&upstreams, awaited).await;
+        let requests: Map<String, Value> =
+            upstreams.iter().map(|(name, upstream)| ((*name).clone(), upstream.observation())).collect();
+        let exited = tree.contains_key("exit");
+        let said = running.said();
+        if running.stop().await && !exited {
+            return Err(Error::Subject(format!("{} ended during the traffic:\n{said}", subject.name)));
+        }
+        tree.insert("upstream".into(), requests.into());
+        if let Some(log) = log {
+            tree.insert("log".into(), log);
+        }
+        if !stats.is_empty() {
+            tree.insert("stats".into(), stats.into());
+        }
+        masked(&names.hide_tree(&tree.into()), &case.mask)
+    }
+}
+
+type Judged = (Vec<String>, bool, Option<String>);
+
+fn failed(error: Error) -> Judged {
+    (vec![error.to_string()], false, None)
+}
+
+/// Gives upstreams the time to note how their connections ended, where that is watched.
+async fn settle(upstreams: &[(&String, Rc<Upstream>)], awaited: &Map<String, Value>) {
+    let Some(Value::Object(wanted)) = awaited.get("upstream") else { return };
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let done = || {
+        upstreams.iter().all(|(name, upstream)| {
+            let Some(want) = wanted.get(*name) else { return true };
+            let mut wrong = Vec::new();
+            check(want, &upstream.observation(), "", &mut wrong);
+            wrong.is_empty()
+        })
+    };
+    while !done() && Instant::now() < deadline {
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A run under way.
+struct Run<'a> {
+    client: Client<'a>,
+    names: &'a Names,
+    subject: Running,
+    seen: Map<String, Value>,
+    next: usize,
+    awaited: &'a Map<String, Value>,
+}
+
+impl Run<'_> {
+    async fn step(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::Exit(limit) => {
+                let Ok(limit) = limit.parse() else { return case_error("exit: wants milliseconds") };
+                let code = self.subject.exit(Duration::from_millis(limit)).await;
+                self.seen.insert("exit".into(), code.into());
+            }
+            Step::Parallel(lists) => {
+                let first = self.next;
+                let runs = lists.iter().enumerate().map(|(at, list)| self.list(list, first + 100 * (at + 1)));
+                for seen in join_all(runs).await {
+                    self.seen.extend(seen?);
+                }
+            }
+            step => {
+                if let Some((name, value)) = self.single(step, self.next).await? {
+                    if name == format!("r{}", self.next) {
+                        self.next += 1;
+                    }
+                    if self.seen.insert(name.clone(), value).is_some() {
+                        return case_error(format!("two steps are called {name}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(&self, steps: &[Step], mut next: usize) -> Result<Map<String, Value>> {
+        let mut seen = Map::new();
+        for step in steps {
+            if let Some((name, value)) = self.single(step, next).await? {
+                next += 1;
+                seen.insert(name, value);
+            }
+        }
+        Ok(seen)
+    }
+
+    fn single<'s>(
+        &'s self,
+        step: &'s Step,
+        next: usize,
+    ) -> LocalBoxFuture<'s, Result<Option<(String, Value)>>> {
+        Box::pin(async move {
+            let named = |name: &Option<String>| name.clone().unwrap_or_else(|| format!("r{next}"));
+            Ok(match step {
+                Step::Http(s) => Some((named(&s.name), self.client.http(s).await?)),
+                Step::Raw(s) => Some((named(&s.name), self.client.raw(s).await?)),
+                Step::Admin(s) => Some((named(&s.name), self.client.admin(s, &self.subject).await?)),
+                Step::Runtime(values) => {
+                    let query: Vec<String> =
+                        values.iter().map(|(k, v)| format!("{k}={}", crate::http1::scalar(v))).collect();
+                    let path = format!("/runtime_modify?{}", query.join("&"));
+                    let (head, body) = self.subject.admin_call("POST", &path).await?;
+                    if head.status() != 200 {
+                        return Err(Error::Subject(format!("POST {path}: {} {body}", head.status())));
+                    }
+                    None
+                }
+                Step::Sleep(ms) => {
+                    sleep(Duration::from_millis(*ms)).await;
+                    None
+                }
+                Step::WaitStats(wanted) => {
+                    self.read_stats(wanted).await?;
+                    None
+                }
+                Step::Close(name) => {
+                    self.client.close(name);
+                    None
+                }
+                Step::Signal(name) => {
+                    self.subject.signal(name)?;
+                    None
+                }
+                Step::Exit(_) | Step::Parallel(_) => return case_error("exit and parallel do not nest"),
+            })
+        })
+    }
+
+    /// Reads stats until they have the wanted values or the time is over.
+    async fn read_stats(&self, wanted: &Map<String, Value>) -> Result<Map<String, Value>> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let (_, text) = self.subject.admin_call("GET", "/stats").await?;
+            let mut have = Map::new();
+            for name in wanted.keys() {
+                let line = self.names.fill(name)?;
+                let value = text.lines().find_map(|l| l.strip_prefix(&line)?.strip_prefix(": "));
+                let value =
+                    value.map_or(Value::Null, |v| v.parse::<i64>().map_or_else(|_| v.into(), Value::from));
+                have.insert(name.clone(), value);
+            }
+            let mut wrong = Vec::new();
+            let seen = self.names.hide_tree(&Value::Object(have.clone()));
+            check(&self.names.hide_tree(&Value::Object(wanted.clone())), &seen, "", &mut wrong);
+            if wrong.is_empty() || Instant::now() > deadline {
+                return Ok(have);
+            }
+            sleep(Duration::from_millis(15)).await;
+        }
+    }
+
+    async fn stats(&self, case: &Case) -> Result<Map<String, Value>> {
+        if self.seen.contains_key("exit") {
+            return Ok(Map::new());
+        }
+        let mut wanted = match self.awaited.get("stats") {
+            Some(Value::Object(wanted)) => wanted.clone(),
+            _ => Map::new(),
+        };
+        // The wanted values of the comparison carry the case's names already.
+        for name in &case.stats {
+            wanted.entry(name.clone()).or_insert_with(|| "~.*".into());
+        }
+        if wanted.is_empty() {
+            return Ok(wanted);
+        }
+        let free: Vec<String> = wanted.iter().filter(|(_, v)| *v == "~.*").map(|(k, _)| k.clone()).collect();
+        let firm: Map<String, Value> =
+            wanted.iter().filter(|(k, _)| !free.contains(k)).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let mut have = self.read_stats(&firm).await?;
+        if !free.is_empty() {
+            let all: Map<String, Value> = free.into_iter().map(|k| (k, Value::Null)).collect();
+            let (_, text) = self.subject.admin_call("GET", "/stats").await?;
+            for name in all.keys() {
+                let line = self.names.fill(name)?;
+                let value = text.lines().find_map(|l| l.strip_prefix(&line)?.strip_prefix(": "));
+                have.insert(
+                    name.clone(),
+                    value.map_or(Value::Null, |v| v.parse::<i64>().map_or_else(|_| v.into(), Value::from)),
+                );
+            }
+        }
+        Ok(have)
+    }
+
+    /// Waits for as many lines as are awaited, and a moment for one too many.
+    async fn log(&self, file: &Path, case: &Case) -> Option<Value> {
+        let wanted = self.awaited.get("log").and_then(Value::as_array).map(Vec::len);
+        if wanted.is_none() && case.config.get("log").is_none() && !file.exists() {
+            return None;
+        }
+        let deadline = Instant::now() + SETTLE;
+        let lines = || -> Vec<String> {
+            let text = fs::read(file).unwrap_or_default();
+            String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()
+        };
+        let wanted = wanted.unwrap_or(1);
+        while lines().len() < wanted && Instant::now() < deadline {
+            sleep(Duration::from_millis(10)).await;
+        }
+        sleep(Duration::from_millis(60)).await;
+        let mut lines = lines();
+        if case.sort_log {
+            lines.sort();
+        }
+        Some(lines.into())
+    }
+}

@@ -1,0 +1,216 @@
+//! Scripted upstreams: they note what reaches them and answer as the case says.
+
+mod http1;
+mod http2;
+mod script;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use serde_json::{Map, Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
+use tokio_rustls::TlsAcceptor;
+
+use crate::case::{self, Act, Rule, UpstreamKind};
+use crate::certs::{Certs, common_name};
+use crate::error::{Context, Result};
+use crate::http1::by_name;
+use crate::net::{End, Stream, Wire, text};
+
+pub use http2::{header_map, lines};
+pub use script::run as run_script;
+
+/// One request, as it arrived.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Number of the connection, from 1.
+    pub conn: usize,
+    /// Start line (or pseudo headers) and headers.
+    pub head: Vec<String>,
+    /// Body.
+    pub body: String,
+    /// Trailers.
+    pub trailers: Vec<String>,
+    /// The body did not come to its end.
+    pub truncated: bool,
+}
+
+impl Seen {
+    fn observation(&self) -> Value {
+        let start = self.head.iter().take_while(|l| l.starts_with(':')).count().max(1);
+        let mut map = json!({
+            "conn": self.conn,
+            "head": self.head,
+            "headers": by_name(self.head.iter().skip(start)),
+            "body": self.body,
+        });
+        if let Some(line) = self.head.first().filter(|l| !l.starts_with(':')) {
+            map["line"] = line.as_str().into();
+        }
+        if !self.trailers.is_empty() {
+            map["trailers"] = self.trailers.clone().into();
+        }
+        if self.truncated {
+            map["truncated"] = true.into();
+        }
+        map
+    }
+}
+
+/// One connection.
+#[derive(Debug, Clone, Default)]
+struct Connection {
+    tls: Option<Value>,
+    received: Option<String>,
+    end: Option<String>,
+}
+
+/// An upstream that listens.
+pub struct Upstream {
+    name: String,
+    script: case::Upstream,
+    tls: Option<Arc<ServerConfig>>,
+    seen: RefCell<Vec<Seen>>,
+    connections: RefCell<Vec<Connection>>,
+    requests: Cell<usize>,
+}
+
+impl Upstream {
+    /// Starts to listen; the second value is the port.
+    pub async fn start(name: &str, script: &case::Upstream, certs: &Certs) -> Result<(Rc<Upstream>, u16)> {
+        let host = script.host.as_deref().unwrap_or("127.0.0.1");
+        let listener = TcpListener::bind((host, 0)).await.trying(format!("listen for upstream {name}"))?;
+        let port = listener.local_addr().trying("ask for the port")?.port();
+        let upstream = Rc::new(Upstream {
+            name: name.to_owned(),
+            script: script.clone(),
+            tls: script.tls.as_ref().map(|tls| certs.server_config(tls)).transpose()?,
+            seen: RefCell::default(),
+            connections: RefCell::default(),
+            requests: Cell::new(0),
+        });
+        let accepting = Rc::clone(&upstream);
+        spawn_local(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                spawn_local(Rc::clone(&accepting).connection(stream));
+            }
+        });
+        Ok((upstream, port))
+    }
+
+    async fn connection(self: Rc<Self>, stream: TcpStream) {
+        let _ = stream.set_nodelay(true);
+        self.connections.borrow_mut().push(Connection::default());
+        let conn = self.connections.borrow().len();
+        let stream = match &self.tls {
+            None => Stream::Tcp(stream),
+            Some(config) => match TlsAcceptor::from(Arc::clone(config)).accept(stream).await {
+                Ok(stream) => {
+                    let state = stream.get_ref().1;
+                    let peer = state.peer_certificates().and_then(|c| common_name(c.first()?));
+                    self.note(conn, |c| {
+                        c.tls = Some(json!({
+                            "sni": state.server_name(),
+                            "alpn": state.alpn_protocol().map(text),
+                            "peer": peer,
+                        }));
+                    });
+                    Stream::TlsServer(Box::new(stream))
+                }
+                Err(_) => return self.note(conn, |c| c.tls = Some("failed".into())),
+            },
+        };
+        let mut wire = Wire::new(stream);
+        match self.script.kind {
+            UpstreamKind::Http2 => http2::serve(&self, wire, conn).await,
+            UpstreamKind::Http1 => {
+                let over = script::run(&mut wire, &self.script.on_connect, &self.name).await;
+                if !over {
+                    http1::serve(&self, &mut wire, conn).await;
+                }
+                self.ended(conn, &wire);
+            }
+            UpstreamKind::Tcp | UpstreamKind::Echo => {
+                let echo = [Act::Echo];
+                let acts =
+                    if self.script.kind == UpstreamKind::Echo { &echo[..] } else { &self.script.on_connect };
+                let over = script::run(&mut wire, acts, &self.name).await;
+                if !over {
+                    wire.drain(Duration::from_secs(10)).await;
+                }
+                let received = text(&wire.seen);
+                self.note(conn, |c| c.received = Some(received));
+                self.ended(conn, &wire);
+            }
+        }
+    }
+
+    fn note(&self, conn: usize, change: impl FnOnce(&mut Connection)) {
+        if let Some(connection) = self.connections.borrow_mut().get_mut(conn - 1) {
+            change(connection);
+        }
+    }
+
+    fn ended(&self, conn: usize, wire: &Wire) {
+        let end = wire.end.map_or("us", End::name);
+        self.note(conn, |c| c.end = Some(end.to_owned()));
+    }
+
+    /// Notes a request and picks its rule.
+    fn request(&self, seen: Seen, path: &str) -> (usize, Option<Rule>) {
+        self.requests.set(self.requests.get() + 1);
+        let number = self.requests.get();
+        let rule = self.script.rules.iter().find(|rule| {
+            rule.nth.is_none_or(|nth| nth == number)
+                && rule.path.as_deref().is_none_or(|wanted| match wanted.strip_suffix('*') {
+                    Some(prefix) => path.starts_with(prefix),
+                    None => path == wanted,
+                })
+        });
+        self.seen.borrow_mut().push(seen);
+        (number - 1, rule.cloned())
+    }
+
+    fn update(&self, index: usize, change: impl FnOnce(&mut Seen)) {
+        if let Some(seen) = self.seen.borrow_mut().get_mut(index) {
+            change(seen);
+        }
+    }
+
+    /// All requests, or for byte upstreams all connections.
+    pub fn observation(&self) -> Value {
+        let requests: Vec<Value> = self.seen.borrow().iter().map(Seen::observation).collect();
+        let plain = matches!(self.script.kind, UpstreamKind::Tcp | UpstreamKind::Echo);
+        if !plain && self.tls.is_none() && !self.script.conns {
+            return requests.into();
+        }
+        let connections: Vec<Value> = self
+            .connections
+            .borrow()
+            .iter()
+            .map(|c| {
+                let mut map = Map::new();
+                if let Some(tls) = &c.tls {
+                    map.insert("tls".into(), tls.clone());
+                }
+                if let Some(received) = &c.received {
+                    map.insert("received".into(), received.as_str().into());
+                }
+                if self.script.conns || plain {
+                    map.insert("end".into(), c.end.clone().unwrap_or("open".into()).into());
+                }
+                map.into()
+            })
+            .collect();
+        if plain { connections.into() } else { json!({ "requests": requests, "conns": connections }) }
+    }
+
+    /// Number of requests so far, and of connections.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.seen.borrow().len(), self.connections.borrow().len())
+    }
+}

@@ -1,0 +1,143 @@
+//! Runs every case of `tests/cases` with Envoy and with Sampan. See `tests/README.md`.
+
+#![allow(clippy::print_stdout, reason = "a test program reports on stdout")]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use sampan_tests::case::Case;
+use sampan_tests::certs::Certs;
+use sampan_tests::error::Result;
+use sampan_tests::process::Subject;
+use sampan_tests::run::{Outcome, World};
+
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    match run(root) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs what is asked for; the number of failures.
+fn run(root: &Path) -> Result<usize> {
+    let workspace = root.join("..");
+    let Some(envoy) = envoy(&workspace) else {
+        println!("no Envoy: run tests/setup, or set ENVOY_BIN");
+        return Ok(1);
+    };
+    let sampan = match std::env::var("SUBJECT").as_deref() {
+        Ok("envoy") => None,
+        _ => {
+            let binary =
+                std::env::var_os("SAMPAN_BIN").map_or(workspace.join("target/release/sampan"), PathBuf::from);
+            if !binary.exists() {
+                println!("no {}: build it, set SAMPAN_BIN, or SUBJECT=envoy", binary.display());
+                return Ok(1);
+            }
+            Some(Subject { name: "sampan", binary })
+        }
+    };
+    let dir = std::env::temp_dir().join(format!("sampan-{}", std::process::id()));
+    let world = World {
+        certs: Certs::make(&dir.join("certs"))?,
+        dir: dir.clone(),
+        envoy: Subject { name: "envoy", binary: envoy },
+        sampan,
+        show: std::env::var_os("SHOW").is_some(),
+        divergences: std::fs::read_to_string(workspace.join("docs/divergences.md")).unwrap_or_default(),
+    };
+    let filter =
+        std::env::var("CASE").ok().or_else(|| std::env::args().nth(1).filter(|a| !a.starts_with('-')));
+    let cases: Vec<PathBuf> = Case::find(&root.join("cases"))?
+        .into_iter()
+        .filter(|file| {
+            filter.as_ref().is_none_or(|f| file.with_extension("").display().to_string().contains(f))
+        })
+        .collect();
+    let started = Instant::now();
+    let outcomes = run_all(&world, &root.join("cases"), &cases);
+    let failed = report(&outcomes, started);
+    if std::env::var_os("KEEP").is_none() {
+        let _ = std::fs::remove_dir_all(dir);
+    }
+    Ok(failed)
+}
+
+/// The oracle: `ENVOY_BIN`, or where `tests/setup` puts it.
+fn envoy(workspace: &Path) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("ENVOY_BIN") {
+        return Some(path.into());
+    }
+    let path = workspace.join("target/oracle/envoy");
+    path.exists().then_some(path)
+}
+
+fn run_all(world: &World, root: &Path, cases: &[PathBuf]) -> Vec<Outcome> {
+    let jobs = std::env::var("JOBS").ok().and_then(|j| j.parse().ok()).unwrap_or(4usize);
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(file) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let judged = judge(world, root, file);
+                    if let Ok(mut outcomes) = outcomes.lock() {
+                        outcomes.extend(judged);
+                    }
+                }
+            });
+        }
+    });
+    let mut outcomes = outcomes.into_inner().unwrap_or_default();
+    outcomes.sort_by(|a, b| a.name.cmp(&b.name));
+    outcomes
+}
+
+fn judge(world: &World, root: &Path, file: &Path) -> Vec<Outcome> {
+    let fail = |error: String| {
+        let name = file.strip_prefix(root).unwrap_or(file).with_extension("").display().to_string();
+        vec![Outcome { name, wrong: vec![error], diverges: false, shown: None }]
+    };
+    let case = match Case::load(root, file) {
+        Ok(case) => case,
+        Err(error) => return fail(error.to_string()),
+    };
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, world.judge(&case)),
+        Err(error) => fail(error.to_string()),
+    }
+}
+
+fn report(outcomes: &[Outcome], started: Instant) -> usize {
+    for outcome in outcomes {
+        if let Some(shown) = &outcome.shown {
+            println!("=== {}\n{shown}", outcome.name);
+        }
+    }
+    let failed: Vec<&Outcome> = outcomes.iter().filter(|o| !o.wrong.is_empty()).collect();
+    for outcome in &failed {
+        println!("FAILED {}", outcome.name);
+        for line in &outcome.wrong {
+            println!("  {line}");
+        }
+    }
+    let diverging: Vec<&str> = outcomes.iter().filter(|o| o.diverges).map(|o| o.name.as_str()).collect();
+    if !diverging.is_empty() {
+        println!("known divergences: {}", diverging.join(", "));
+    }
+    println!(
+        "{} passed, {} failed in {:.1} s",
+        outcomes.len() - failed.len(),
+        failed.len(),
+        started.elapsed().as_secs_f32()
+    );
+    failed.len()
+}
