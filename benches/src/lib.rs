@@ -16,6 +16,7 @@
 //! set-up in each subject's language) → [`subject`] (start, probe, stop) → [`load`] and [`backend`] (exactly so
 //! many exchanges, each checked) → [`measure`] → [`report`].
 //!
+//! A full run takes about half an hour, most of it under valgrind; `--quick --only cpu` a quarter of a minute.
 //! Needs two cores; valgrind (with `vgdb`) and strace for the two counts. What is not there is named in the report.
 
 pub mod args;

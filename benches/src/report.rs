@@ -52,6 +52,15 @@ impl Metric {
         Self::ALL.into_iter().find(|metric| metric.name() == name)
     }
 
+    /// What follows a number of this table in a sentence.
+    fn amount(self, unit: &str) -> String {
+        match self {
+            Self::Cpu => format!(" µs per {unit}"),
+            Self::Instructions | Self::Syscalls => format!(" per {unit}"),
+            Self::Memory | Self::Start => format!(" {unit}"),
+        }
+    }
+
     fn title(self) -> &'static str {
         match self {
             Self::Cpu => "CPU time of the proxy (µs; ratio to Envoy, median of rounds)",
@@ -220,9 +229,9 @@ impl Report {
                 (Some(Cell::Value(value)), Some(target)) if !target.met(value) => {
                     let ratio = value.ratio.map_or("no ratio".to_owned(), |r| format!("{r:.2} × Envoy"));
                     all.push(format!(
-                        "{name}: {} {} ({ratio}), wanted {}",
+                        "{name}: {}{} ({ratio}), wanted {}",
                         number(value.value),
-                        row.unit,
+                        row.metric.amount(row.unit),
                         target.shown()
                     ));
                 }

@@ -41,7 +41,7 @@ fn what_is_missed_fails_or_lacks_is_complained_of() {
     report.record(Metric::Instructions, "h1-1k", "request", Kind::Sampan, Ok(Value::plain(19_999.0)));
     let complaints = report.complaints();
     assert_eq!(complaints.len(), 3, "{complaints:?}");
-    assert!(complaints[0].contains("0.31 × Envoy"), "{complaints:?}");
+    assert!(complaints[0].contains("31.0 µs per request (0.31 × Envoy)"), "{complaints:?}");
     assert!(complaints[1].contains("status 503"), "{complaints:?}");
     assert!(complaints[2].contains("h2-h2: not measured"), "{complaints:?}");
     assert!(report.markdown().contains("- sampan, h1-10k: failed: protocol: status 503"));
