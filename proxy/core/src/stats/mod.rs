@@ -1,37 +1,123 @@
 //! Counters, gauges and histograms under Envoy's names.
 //!
-//! A [`Scope`] is a name prefix (`cluster.foo.`); handles made from it keep their stat alive. Handles are made
-//! when a configuration becomes a runtime object, never per request.
+//! A [`Scope`] is a name prefix (`cluster.foo.`); handles made from it keep it alive, and with the last of them
+//! its stats vanish from the output. Handles are made when a configuration becomes a runtime object, never per
+//! request.
+//!
+//! A stat is an id; its values lie in one slab per thread (see `slab`), so that counting needs no locked
+//! instruction, and a stat that nobody has counted yet costs some bytes in its scope and nothing else. Tags are
+//! taken out of the names when they are shown ([`tags`]), not when stats are made.
+//!
+//! Two scopes of the same prefix are one scope. A full name that was put together in two ways (`a.` + `b.c`,
+//! `a.b.` + `c`) is shown once, with the sum.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+mod config;
+mod histogram;
+mod number;
+mod prometheus;
+mod render;
+mod slab;
+mod tags;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+
+pub use config::StatsModel;
+pub use histogram::{DEFAULT_BUCKETS, Merged, QUANTILES, Statistics};
+pub use number::{general, shortest, streamed};
+pub use prometheus::prometheus;
+pub use render::{BucketMode, Params, StatType, json, text};
+pub use tags::{Extracted, Tags};
 
 /// All stats of one process.
-#[derive(Clone, Default)]
-pub struct Store(Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>);
+#[derive(Clone)]
+pub struct Store(Arc<StoreInner>);
+
+struct StoreInner {
+    scopes: Mutex<HashMap<Arc<str>, Weak<ScopeInner>>>,
+    symbols: Mutex<Symbols>,
+    merged: Mutex<HashMap<u32, Merged>>,
+    model: ArcSwap<StatsModel>,
+    root: OnceLock<Arc<ScopeInner>>,
+}
+
+/// The last part of a name as a number: `upstream_rq_total` exists once, not once per cluster.
+#[derive(Default)]
+struct Symbols {
+    ids: HashMap<Arc<str>, u32>,
+    names: Vec<Arc<str>>,
+}
+
+impl Symbols {
+    fn intern(&mut self, name: &str) -> u32 {
+        if let Some(id) = self.ids.get(name) {
+            return *id;
+        }
+        let (name, id) = (Arc::<str>::from(name), self.names.len() as u32);
+        self.names.push(name.clone());
+        self.ids.insert(name, id);
+        id
+    }
+}
 
 /// A prefix under which stats are made.
 #[derive(Clone)]
 pub struct Scope {
+    inner: Arc<ScopeInner>,
     store: Store,
+}
+
+struct ScopeInner {
     prefix: Arc<str>,
+    store: Weak<StoreInner>,
+    /// Sorted by symbol.
+    stats: Mutex<Vec<Entry>>,
+    texts: Mutex<HashMap<u32, Arc<str>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    symbol: u32,
+    kind: Kind,
+    id: u32,
+}
+
+/// What a stat is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Counter,
+    Gauge,
+    Text,
+    Histogram(Unit),
+}
+
+/// What keeps a stat alive, and its id.
+#[derive(Clone)]
+struct Handle {
+    scope: Arc<ScopeInner>,
+    id: u32,
 }
 
 /// A number that only grows.
 #[derive(Clone)]
-pub struct Counter(Arc<AtomicU64>);
+pub struct Counter(Handle);
 
 /// A number that goes up and down.
 #[derive(Clone)]
-pub struct Gauge(Arc<AtomicU64>);
+pub struct Gauge(Handle);
 
 /// A distribution.
 #[derive(Clone)]
-pub struct Histogram(Arc<AtomicU64>);
+pub struct Histogram(Handle);
+
+/// A text, such as the version of the last configuration.
+#[derive(Clone)]
+pub struct TextReadout(Handle);
 
 /// What a histogram's values are measured in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Unit {
     /// No unit.
     Unspecified,
@@ -41,8 +127,24 @@ pub enum Unit {
     Microseconds,
     /// Milliseconds.
     Milliseconds,
-    /// Per cent, scaled.
+    /// Per cent: 1.0 is recorded as 1,000,000.
     Percent,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self(Arc::new(StoreInner {
+            scopes: Mutex::default(),
+            symbols: Mutex::default(),
+            merged: Mutex::default(),
+            model: ArcSwap::from_pointee(StatsModel::default()),
+            root: OnceLock::new(),
+        }))
+    }
 }
 
 impl Store {
@@ -51,91 +153,282 @@ impl Store {
         Self::default()
     }
 
-    /// The scope without a prefix.
+    /// Sets what the bootstrap says on tags, rejected stats and buckets. Before the first stat is made: a stat
+    /// that was made before is not shown if it is rejected, but it is not forgotten either.
+    pub fn configure(&self, model: StatsModel) {
+        self.0.model.store(Arc::new(model));
+    }
+
+    /// The configuration in force.
+    pub fn model(&self) -> Arc<StatsModel> {
+        self.0.model.load_full()
+    }
+
+    /// The scope without a prefix; its stats live as long as the store.
     pub fn root(&self) -> Scope {
-        Scope { store: self.clone(), prefix: "".into() }
+        let inner = self.0.root.get_or_init(|| self.new_scope("".into()));
+        Scope { inner: inner.clone(), store: self.clone() }
+    }
+
+    fn new_scope(&self, prefix: Arc<str>) -> Arc<ScopeInner> {
+        Arc::new(ScopeInner {
+            prefix,
+            store: Arc::downgrade(&self.0),
+            stats: Mutex::default(),
+            texts: Mutex::default(),
+        })
+    }
+
+    fn scope(&self, prefix: String) -> Scope {
+        let mut scopes = lock(&self.0.scopes);
+        let inner = match scopes.get(prefix.as_str()).and_then(Weak::upgrade) {
+            Some(inner) => inner,
+            None => {
+                let prefix = Arc::<str>::from(prefix);
+                let inner = self.new_scope(prefix.clone());
+                scopes.insert(prefix, Arc::downgrade(&inner));
+                inner
+            }
+        };
+        drop(scopes);
+        Scope { inner, store: self.clone() }
+    }
+
+    /// Brings the histograms up to date; the control thread calls it every `stats_flush_interval`.
+    pub fn flush(&self) {
+        for (_, _, entry) in self.entries(|kind| matches!(kind, Kind::Histogram(_))) {
+            let counts = slab::lock().bins(entry.id);
+            if !counts.is_empty() {
+                lock(&self.0.merged).entry(entry.id).or_default().update(counts);
+            }
+        }
+    }
+
+    /// Sets all counters to 0, as `/reset_counters` does.
+    pub fn reset_counters(&self) {
+        for (_, _, entry) in self.entries(|kind| kind == Kind::Counter) {
+            slab::lock().reset(entry.id);
+        }
+    }
+
+    /// The value of the counter or gauge of that full name; for tests and for the few stats that another part
+    /// of the proxy reads.
+    pub fn value(&self, name: &str) -> Option<u64> {
+        let found = self.entries(|kind| matches!(kind, Kind::Counter | Kind::Gauge));
+        let ids: Vec<u32> = found.iter().filter(|(n, ..)| n == name).map(|(.., e)| e.id).collect();
+        let registry = slab::lock();
+        (!ids.is_empty()).then(|| ids.iter().fold(0, |sum: u64, id| sum.wrapping_add(registry.value(*id).0)))
+    }
+
+    /// All stats of some kinds with their full names; the scopes are there to keep the ids from being reused.
+    fn entries(&self, wanted: impl Fn(Kind) -> bool) -> Vec<(String, Arc<ScopeInner>, Entry)> {
+        let mut scopes: Vec<Arc<ScopeInner>> =
+            lock(&self.0.scopes).values().filter_map(Weak::upgrade).collect();
+        scopes.extend(self.0.root.get().cloned());
+        let symbols = lock(&self.0.symbols);
+        let mut all = Vec::new();
+        for scope in scopes {
+            let stats = lock(&scope.stats).clone();
+            for entry in stats.into_iter().filter(|e| wanted(e.kind)) {
+                let leaf = symbols.names.get(entry.symbol as usize).map_or("", |n| n);
+                all.push((format!("{}{leaf}", scope.prefix), scope.clone(), entry));
+            }
+        }
+        all
     }
 }
 
 impl Scope {
     /// A scope below this one; a `.` is put between.
     pub fn scope(&self, name: &str) -> Scope {
-        Scope { store: self.store.clone(), prefix: format!("{}{name}.", self.prefix).into() }
+        self.store.scope(format!("{}{name}.", self.inner.prefix))
     }
 
-    fn slot(&self, name: &str) -> Arc<AtomicU64> {
-        let mut all = self.store.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(format!("{}{name}", self.prefix)).or_default().clone()
+    /// The prefix, with the dot at its end.
+    pub fn prefix(&self) -> &str {
+        &self.inner.prefix
+    }
+
+    /// The store it belongs to.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn handle(&self, name: &str, kind: Kind) -> Handle {
+        let symbol = lock(&self.store.0.symbols).intern(name);
+        let mut stats = lock(&self.inner.stats);
+        // Symbols grow, so a scope's stats are made in ascending order nearly always.
+        let position = stats.partition_point(|e| e.symbol <= symbol);
+        let same = stats[..position]
+            .iter()
+            .rev()
+            .take_while(|e| e.symbol == symbol)
+            .find(|e| std::mem::discriminant(&e.kind) == std::mem::discriminant(&kind));
+        let id = match same {
+            Some(entry) => entry.id,
+            None if self.rejects(name) => slab::SINK,
+            None => {
+                let mut registry = slab::lock();
+                let id = match kind {
+                    Kind::Histogram(_) => registry.new_histogram(),
+                    _ => registry.new_cell(),
+                };
+                stats.insert(position, Entry { symbol, kind, id });
+                id
+            }
+        };
+        drop(stats);
+        Handle { scope: self.inner.clone(), id }
+    }
+
+    fn rejects(&self, name: &str) -> bool {
+        let model = self.store.0.model.load();
+        model.rejects_some() && model.rejects(&format!("{}{name}", self.inner.prefix))
     }
 
     /// The counter of that name.
     pub fn counter(&self, name: &str) -> Counter {
-        Counter(self.slot(name))
+        Counter(self.handle(name, Kind::Counter))
     }
 
     /// The gauge of that name.
     pub fn gauge(&self, name: &str) -> Gauge {
-        Gauge(self.slot(name))
+        Gauge(self.handle(name, Kind::Gauge))
     }
 
     /// The histogram of that name.
-    pub fn histogram(&self, name: &str, _unit: Unit) -> Histogram {
-        Histogram(self.slot(name))
+    pub fn histogram(&self, name: &str, unit: Unit) -> Histogram {
+        Histogram(self.handle(name, Kind::Histogram(unit)))
+    }
+
+    /// The text of that name.
+    pub fn text_readout(&self, name: &str) -> TextReadout {
+        TextReadout(self.handle(name, Kind::Text))
+    }
+}
+
+impl Drop for ScopeInner {
+    fn drop(&mut self) {
+        let stats = std::mem::take(self.stats.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let store = self.store.upgrade();
+        // Backwards, so that the next scope gets the ids in ascending order and its cells lie together.
+        for entry in stats.iter().rev() {
+            if let Kind::Histogram(_) = entry.kind {
+                if let Some(store) = &store {
+                    lock(&store.merged).remove(&entry.id);
+                }
+                slab::lock().free_histogram(entry.id);
+            } else {
+                slab::lock().free_cell(entry.id);
+            }
+        }
+        if let Some(store) = store {
+            let mut scopes = lock(&store.scopes);
+            // A new scope of the same prefix may have taken the place already.
+            if scopes.get(&self.prefix).is_some_and(|s| s.strong_count() == 0) {
+                scopes.remove(&self.prefix);
+            }
+        }
     }
 }
 
 impl Counter {
     /// Adds one.
+    #[inline]
     pub fn inc(&self) {
         self.add(1);
     }
 
     /// Adds.
+    #[inline]
     pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        slab::add(self.0.id, n);
     }
 
     /// The sum over all threads; not for the request path.
     pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.value()
     }
 }
 
 impl Gauge {
     /// Adds one.
+    #[inline]
     pub fn inc(&self) {
         self.add(1);
     }
 
     /// Takes one away.
+    #[inline]
     pub fn dec(&self) {
         self.sub(1);
     }
 
     /// Adds.
+    #[inline]
     pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        slab::add(self.0.id, n);
     }
 
     /// Takes away.
+    #[inline]
     pub fn sub(&self, n: u64) {
-        self.0.fetch_sub(n, Ordering::Relaxed);
+        slab::add(self.0.id, n.wrapping_neg());
     }
 
     /// Sets the value; only for gauges that the control thread alone writes.
     pub fn set(&self, n: u64) {
-        self.0.store(n, Ordering::Relaxed);
+        self.add(n.wrapping_sub(self.value()));
     }
 
     /// The sum over all threads; not for the request path.
     pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.value()
+    }
+}
+
+impl Handle {
+    fn value(&self) -> u64 {
+        if self.id == slab::SINK { 0 } else { slab::lock().value(self.id).0 }
     }
 }
 
 impl Histogram {
     /// Records one value.
+    #[inline]
     pub fn record(&self, value: u64) {
-        self.0.fetch_add(value, Ordering::Relaxed);
+        slab::record(self.0.id, value);
     }
 }
+
+impl TextReadout {
+    /// Sets the text.
+    pub fn set(&self, text: &str) {
+        if self.0.id != slab::SINK {
+            lock(&self.0.scope.texts).insert(self.0.id, text.into());
+        }
+    }
+}
+
+/// A set of stats that is made when it is first needed: what few requests of few clusters touch costs nothing
+/// in all the others.
+pub struct Lazy<T> {
+    scope: Scope,
+    make: fn(&Scope) -> T,
+    cell: OnceLock<T>,
+}
+
+impl<T> Lazy<T> {
+    /// Nothing yet.
+    pub fn new(scope: Scope, make: fn(&Scope) -> T) -> Self {
+        Self { scope, make, cell: OnceLock::new() }
+    }
+
+    /// The stats, made now if need be.
+    pub fn get(&self) -> &T {
+        self.cell.get_or_init(|| (self.make)(&self.scope))
+    }
+}
+
+#[cfg(test)]
+mod tests;
