@@ -219,7 +219,7 @@ fn walk<E: From<LoadError>>(
         if group.is_empty() || inner.well_known() != WellKnown::No && inner.well_known() != WellKnown::Any {
             continue;
         }
-        let at = path.field(field.name());
+        let at = path.known(field);
         if !field.is_repeated() && !field.is_map() {
             walk(inner, &group::merged(group), &at, depth + 1, visit)?;
             continue;

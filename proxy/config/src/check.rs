@@ -138,7 +138,10 @@ impl Walk<'_> {
         checked: bool,
     ) -> Result<(), LoadError> {
         let rules = if checked { field.rules() } else { &[] };
-        let path = path.field(field.name());
+        if group.is_empty() && rules.is_empty() && field.kind() != Kind::Enum {
+            return Ok(());
+        }
+        let path = path.known(field);
         if let (Some(values), false) = (field.enumeration(), field.is_repeated()) {
             let number = match group.last() {
                 Some((_, Value::Varint(number))) => *number as i32,

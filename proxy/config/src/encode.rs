@@ -162,7 +162,7 @@ impl<'t> Encoder<'t> {
                 self.unknown_field(message, name, Place { path: &path, node: key })?;
                 continue;
             };
-            let path = place.path.field(field.name());
+            let path = place.path.known(field);
             let inner = Place { path: &path, node: tape.resolve(raw) };
             self.visit(raw, inner)?;
             if let (Some(oneof), false) = (field.oneof(), tape.kind(inner.node) == NodeKind::Null) {

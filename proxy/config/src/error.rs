@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::schema::Field;
+
 /// A place in a text: line and column count from one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -111,6 +113,8 @@ pub struct Path<'a> {
 #[derive(Debug, Clone, Copy)]
 enum Step<'a> {
     Root,
+    /// A field whose name is looked up when it is needed.
+    Known(Field),
     Field(&'a str),
     Index(usize),
     Key(&'a str),
@@ -121,6 +125,11 @@ impl<'a> Path<'a> {
     pub const ROOT: Path<'static> = Path { parent: None, step: Step::Root };
 
     /// A field of the message at `self`.
+    pub fn known(&'a self, field: Field) -> Path<'a> {
+        Path { parent: Some(self), step: Step::Known(field) }
+    }
+
+    /// A member of the message at `self` by a name that need not be a field's.
     pub fn field(&'a self, name: &'a str) -> Path<'a> {
         Path { parent: Some(self), step: Step::Field(name) }
     }
@@ -151,12 +160,11 @@ impl fmt::Display for Path<'_> {
         if let Some(parent) = self.parent {
             write!(f, "{parent}")?;
         }
+        let dot = if self.parent.is_some_and(|parent| matches!(parent.step, Step::Root)) { "" } else { "." };
         match self.step {
             Step::Root => Ok(()),
-            Step::Field(name) if self.parent.is_some_and(|p| matches!(p.step, Step::Root)) => {
-                f.write_str(name)
-            }
-            Step::Field(name) => write!(f, ".{name}"),
+            Step::Known(field) => write!(f, "{dot}{}", field.name()),
+            Step::Field(name) => write!(f, "{dot}{name}"),
             Step::Index(index) => write!(f, "[{index}]"),
             Step::Key(key) => write!(f, "[{key:?}]"),
         }

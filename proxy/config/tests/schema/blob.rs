@@ -134,14 +134,15 @@ impl Builder {
         };
         let map = field.kind == 11 && entries[type_index as usize];
         let presence = !field.repeated && (field.kind == 11 || field.oneof.is_some() || field.optional);
-        let flags = bit(field.repeated && !map, flag::REPEATED)
+        let repeated = field.repeated && !map;
+        let flags = bit(repeated, flag::REPEATED)
             | bit(map, flag::MAP)
             | bit(presence, flag::PRESENCE)
             | bit(field.deprecated, flag::DEPRECATED)
             | bit(field.disallowed, flag::DISALLOWED)
             | bit(field.sensitive, flag::SENSITIVE)
             | bit(field.work_in_progress, flag::FIELD_WIP)
-            | u32::from(field.packed == Some(false)) * flag::UNPACKED;
+            | bit(field.packed == Some(false), flag::UNPACKED);
         let oneof = field.oneof.map_or(0, |index| index + 1);
         let packed = u32::from(field.kind) | oneof << 8 | flags << 16;
         let name = self.intern(field.name.as_bytes());
