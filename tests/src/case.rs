@@ -399,7 +399,9 @@ impl Case {
         let text = std::fs::read_to_string(file).trying(format!("read {}", file.display()))?;
         let name = file.strip_prefix(root).unwrap_or(file).with_extension("").display().to_string();
         let wrong = |e: String| Error::Case(format!("{name}: {e}"));
-        let tree: Value = serde_saphyr::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        // `y` and `no` are header values here, not truths.
+        let options = serde_saphyr::options! { strict_booleans: true };
+        let tree: Value = serde_saphyr::from_str_with_options(&text, options).map_err(|e| wrong(e.to_string()))?;
         let mut case: Case = serde_json::from_value(tree).map_err(|e| wrong(e.to_string()))?;
         if case.validate.is_empty() && case.expect.is_empty() {
             return case_error(format!("{name}: expects nothing of Envoy"));

@@ -1,7 +1,8 @@
 //! Ports and paths of one run under symbolic names, so that a case file holds none and two runs can be compared.
 //!
 //! `{{listener.X}}` and `{{admin}}` are allocated at first use, `{{closed.X}}` is a port that refuses connections,
-//! `{{upstream.X}}` is set when the upstream listens, `{{dir}}`, `{{certs}}` and `{{log}}` are paths. After the run every known
+//! `{{upstream.X}}` is set when the upstream listens, `{{dir}}`, `{{certs}}` and `{{log}}` are paths,
+//! `{{host_ip}}` is the machine's own address. After the run every known
 //! number goes back to its name, any other port of a loopback address becomes `PORT`.
 
 use std::cell::RefCell;
@@ -102,7 +103,7 @@ impl Names {
     pub fn hide(&self, text: &str) -> String {
         let values = self.values.borrow();
         let mut text = text.to_owned();
-        for name in ["log", "dir", "certs"] {
+        for name in ["log", "dir", "certs", "host_ip"] {
             if let Some(path) = values.get(name) {
                 text = text.replace(path.as_str(), &format!("{{{{{name}}}}}"));
             }
@@ -130,6 +131,13 @@ impl Names {
             other => other.clone(),
         }
     }
+}
+
+/// The address that a proxy takes for its own, as Envoy finds it: the first of an interface that is not the loopback.
+pub fn host_address() -> Option<String> {
+    let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    let mut addresses = interfaces.filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip()));
+    addresses.find(|ip| !ip.is_loopback()).map(|ip| ip.to_string())
 }
 
 /// A port that nobody uses, below the ephemeral range so that no client's socket takes it meanwhile.

@@ -14,7 +14,7 @@ use crate::certs::Certs;
 use crate::client::Client;
 use crate::config::assemble;
 use crate::error::{Context, Error, Result, case_error};
-use crate::names::Names;
+use crate::names::{Names, host_address};
 use crate::observe::{check, covers, differences, masked};
 use crate::process::{Running, Subject};
 use crate::upstream::Upstream;
@@ -156,6 +156,9 @@ impl World {
         names.set("dir", dir.display());
         names.set("log", dir.join("access.log").display());
         names.set("certs", self.certs.dir().display());
+        if let Some(address) = host_address() {
+            names.set("host_ip", address);
+        }
         Ok(dir)
     }
 

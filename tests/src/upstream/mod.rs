@@ -48,9 +48,11 @@ impl Seen {
             "headers": by_name(self.head.iter().skip(start)),
             "body": self.body,
         });
-        if let Some(line) = self.head.first().filter(|l| !l.starts_with(':')) {
-            map["line"] = line.as_str().into();
-        }
+        let pseudo = |name: &str| self.head.iter().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
+        map["line"] = match self.head.first() {
+            Some(line) if !line.starts_with(':') => line.as_str().into(),
+            _ => format!("{} {} HTTP/2", pseudo(":method: "), pseudo(":path: ")).into(),
+        };
         if !self.trailers.is_empty() {
             map["trailers"] = self.trailers.clone().into();
         }
