@@ -1,0 +1,402 @@
+//! The proxy's own log: Envoy's component names, levels and `--log-format` patterns.
+//!
+//! A level per component sits in an atomic, so a line that is not wanted costs one load and a comparison (see
+//! [`log!`](crate::log!)); its arguments are not even evaluated. A wanted line is formatted and written under
+//! one lock, as one write: lines of several threads do not mix. Nothing on the request path logs above debug.
+//!
+//! Times are UTC. In a pattern, `%g`, `%s`, `%#` and `%@` name the place in Sampan's source.
+
+use std::fmt::{self, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How grave a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// Every step.
+    Trace,
+    /// For who looks for an error.
+    Debug,
+    /// Milestones.
+    Info,
+    /// Something to look at.
+    Warn,
+    /// Something failed.
+    Error,
+    /// The process cannot go on.
+    Critical,
+    /// Nothing is logged.
+    Off,
+}
+
+/// The levels in order, as Envoy prints them.
+pub const LEVELS: [Level; 7] =
+    [Level::Trace, Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Critical, Level::Off];
+
+impl Level {
+    /// The name that Envoy prints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trace => "trace",
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warning",
+            Self::Error => "error",
+            Self::Critical => "critical",
+            Self::Off => "off",
+        }
+    }
+
+    /// From a name; `warn` is taken for `warning`.
+    pub fn parse(name: &str) -> Option<Self> {
+        if name == "warn" {
+            return Some(Self::Warn);
+        }
+        LEVELS.into_iter().find(|l| l.name() == name)
+    }
+}
+
+macro_rules! components {
+    ($($variant:ident $name:literal,)*) => {
+        /// Which part of the proxy speaks. Envoy's loggers, in its order; some stand for parts that Sampan does
+        /// not have (yet) so that tools which set their level do not fail.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub enum Component { $($variant,)* }
+
+        impl Component {
+            /// All components.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// Envoy's name.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+components! {
+    A2a "a2a", Admin "admin", AiProtocolManager "ai_protocol_manager",
+    AlternateProtocolsCache "alternate_protocols_cache", Aws "aws", Assert "assert", Backtrace "backtrace",
+    BasicAuth "basic_auth", CacheFilter "cache_filter", Client "client", Config "config",
+    Connection "connection", ConnHandler "conn_handler", Compression "compression",
+    CredentialInjector "credential_injector", Decompression "decompression", Dns "dns", Dubbo "dubbo",
+    EnvoyBug "envoy_bug", ExtAuthz "ext_authz", ExtProc "ext_proc", Rocketmq "rocketmq", File "file",
+    Filter "filter", ForwardProxy "forward_proxy", Geolocation "geolocation", Grpc "grpc",
+    HappyEyeballs "happy_eyeballs", Hc "hc", HealthChecker "health_checker", Http "http", Http2 "http2",
+    Hystrix "hystrix", Init "init", Io "io", Jwt "jwt", JsonRpc "json_rpc", Kafka "kafka",
+    KeyValueStore "key_value_store", Lua "lua", LocalRateLimit "local_rate_limit", Main "main",
+    Matcher "matcher", Mcp "mcp", Misc "misc", Mongo "mongo", MultiConnection "multi_connection",
+    Notification "notification", Oauth2 "oauth2", Quic "quic", QuicStream "quic_stream", Pool "pool",
+    RateLimitQuota "rate_limit_quota", Rbac "rbac", Rds "rds", Redis "redis", Router "router",
+    Runtime "runtime", Stats "stats", Secret "secret", Sse "sse", Tap "tap", Testing "testing",
+    Thrift "thrift", Tracing "tracing", Upstream "upstream", Udp "udp", Wasm "wasm", Websocket "websocket",
+    Golang "golang", StatsSinks "stats_sinks", DynamicModules "dynamic_modules", IpTagging "ip_tagging",
+}
+
+const COUNT: usize = Component::ALL.len();
+
+static LEVEL: [AtomicU8; COUNT] = [const { AtomicU8::new(Level::Info as u8) }; COUNT];
+
+/// The level that applies to a component.
+pub fn level(component: Component) -> Level {
+    LEVELS[usize::from(LEVEL[component as usize].load(Ordering::Relaxed)) % LEVELS.len()]
+}
+
+/// Whether a line would be written.
+#[inline]
+pub fn enabled(component: Component, level: Level) -> bool {
+    level as u8 >= LEVEL[component as usize].load(Ordering::Relaxed)
+}
+
+/// Sets one component's level.
+pub fn set_level(component: Component, level: Level) {
+    LEVEL[component as usize].store(level as u8, Ordering::Relaxed);
+}
+
+/// Sets every component's level (`-l`).
+pub fn set_all(level: Level) {
+    Component::ALL.iter().for_each(|c| set_level(*c, level));
+}
+
+/// Why levels could not be set.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
+pub enum LevelError {
+    /// No such level.
+    #[error("unknown logger level")]
+    Level,
+    /// No such component.
+    #[error("unknown logger name")]
+    Component,
+    /// `name` or `:level` is missing.
+    #[error("empty logger name or empty logger level")]
+    Empty,
+}
+
+/// Sets levels given as `upstream:debug,http:trace`; all or none.
+pub fn set_levels(pairs: &str) -> Result<(), LevelError> {
+    let mut changes = Vec::new();
+    for pair in pairs.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        let (name, level) = pair.split_once(':').unwrap_or((pair, ""));
+        if name.is_empty() || level.is_empty() {
+            return Err(LevelError::Empty);
+        }
+        changes.push((name, Level::parse(level).ok_or(LevelError::Level)?));
+    }
+    let mut found = Vec::new();
+    for (name, level) in changes {
+        let component = Component::ALL.iter().find(|c| c.name() == name).ok_or(LevelError::Component)?;
+        found.push((*component, level));
+    }
+    found.into_iter().for_each(|(component, level)| set_level(component, level));
+    Ok(())
+}
+
+/// The pattern when `--log-format` is not given.
+pub const DEFAULT_FORMAT: &str = "[%Y-%m-%d %T.%e][%t][%l][%n] [%g:%#] %v";
+
+enum Piece {
+    Text(String),
+    Flag(char),
+}
+
+/// A compiled pattern in spdlog's notation.
+pub struct Format(Vec<Piece>);
+
+/// A flag that is not known.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
+#[error("unknown flag %{0} in the log format")]
+pub struct FormatError(char);
+
+impl Format {
+    /// Compiles a pattern.
+    pub fn parse(pattern: &str) -> Result<Self, FormatError> {
+        let mut pieces = Vec::new();
+        let mut text = String::new();
+        let mut chars = pattern.chars();
+        while let Some(c) = chars.next() {
+            if c != '%' {
+                text.push(c);
+                continue;
+            }
+            match chars.next() {
+                None => text.push('%'),
+                Some('%') => text.push('%'),
+                // Colours: the output is no terminal.
+                Some('^' | '$') => {}
+                Some(flag) if "vtPlLngs#@!YmdHMSTeFfEzDRCIpAaBbj_".contains(flag) => {
+                    if !text.is_empty() {
+                        pieces.push(Piece::Text(std::mem::take(&mut text)));
+                    }
+                    pieces.push(Piece::Flag(flag));
+                }
+                Some(flag) => return Err(FormatError(flag)),
+            }
+        }
+        if !text.is_empty() {
+            pieces.push(Piece::Text(text));
+        }
+        Ok(Self(pieces))
+    }
+
+    fn render(&self, line: &Line<'_>) -> String {
+        let mut out = String::with_capacity(160);
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(text) => out.push_str(text),
+                // Writing to a string cannot fail.
+                Piece::Flag(flag) => drop(line.flag(&mut out, *flag)),
+            }
+        }
+        out.push('\n');
+        out
+    }
+}
+
+struct Line<'a> {
+    now: jiff::Zoned,
+    component: Component,
+    level: Level,
+    file: &'a str,
+    line: u32,
+    message: &'a str,
+}
+
+impl Line<'_> {
+    fn flag(&self, out: &mut String, flag: char) -> fmt::Result {
+        let now = &self.now;
+        match flag {
+            'v' => out.write_str(self.message),
+            '_' => write!(out, "{}", self.message.escape_debug()),
+            'j' => {
+                let quoted = serde_json::Value::from(self.message).to_string();
+                out.write_str(quoted.trim_start_matches('"').strip_suffix('"').unwrap_or_default())
+            }
+            't' => write!(out, "{}", nix::unistd::gettid()),
+            'P' => write!(out, "{}", std::process::id()),
+            'l' => out.write_str(self.level.name()),
+            'L' => write!(out, "{}", self.level.name().as_bytes()[0].to_ascii_uppercase() as char),
+            'n' => out.write_str(self.component.name()),
+            'g' => out.write_str(self.file),
+            's' => out.write_str(self.file.rsplit('/').next().unwrap_or_default()),
+            '#' => write!(out, "{}", self.line),
+            '@' => write!(out, "{}:{}", self.file, self.line),
+            '!' => Ok(()),
+            'e' => write!(out, "{:03}", now.millisecond()),
+            'f' => write!(out, "{:06}", now.subsec_nanosecond() / 1000),
+            'F' => write!(out, "{:09}", now.subsec_nanosecond()),
+            'E' => write!(out, "{}", now.timestamp().as_second()),
+            'z' => out.write_str("+00:00"),
+            'C' => write!(out, "{}", now.strftime("%y")),
+            other => {
+                // The rest is as in strftime.
+                let text = now.strftime(match other {
+                    'Y' => "%Y",
+                    'm' => "%m",
+                    'd' => "%d",
+                    'H' => "%H",
+                    'M' => "%M",
+                    'S' => "%S",
+                    'T' => "%H:%M:%S",
+                    'D' => "%m/%d/%y",
+                    'R' => "%H:%M",
+                    'I' => "%I",
+                    'p' => "%p",
+                    'A' => "%A",
+                    'a' => "%a",
+                    'B' => "%B",
+                    _ => "%b",
+                });
+                write!(out, "{text}")
+            }
+        }
+    }
+}
+
+enum Target {
+    Stderr,
+    File(File, PathBuf),
+}
+
+struct Sink {
+    target: Target,
+    format: Option<Format>,
+}
+
+static SINK: Mutex<Sink> = Mutex::new(Sink { target: Target::Stderr, format: None });
+
+fn sink() -> MutexGuard<'static, Sink> {
+    SINK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sets the pattern (`--log-format`, `application_log_config.log_format.text_format`).
+pub fn set_format(format: Format) {
+    sink().format = Some(format);
+}
+
+fn open(path: &PathBuf) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// Logs to a file instead of stderr (`--log-path`).
+pub fn set_path(path: PathBuf) -> io::Result<()> {
+    let file = open(&path)?;
+    sink().target = Target::File(file, path);
+    Ok(())
+}
+
+/// Opens the file anew, after it was rotated away.
+pub fn reopen() -> io::Result<()> {
+    let mut sink = sink();
+    if let Target::File(file, path) = &mut sink.target {
+        *file = open(path)?;
+    }
+    Ok(())
+}
+
+/// Writes a line; called by [`log!`](crate::log!) when the level allows it.
+#[cold]
+pub fn write(component: Component, level: Level, file: &str, line: u32, message: fmt::Arguments<'_>) {
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    let message = message.to_string();
+    let line = Line { now, component, level, file, line, message: &message };
+    let mut sink = sink();
+    let text = sink
+        .format
+        .get_or_insert_with(|| Format::parse(DEFAULT_FORMAT).unwrap_or(Format(vec![Piece::Flag('v')])))
+        .render(&line);
+    // A log that cannot be written is no reason to fail, and there is nobody left to tell.
+    let _ = match &mut sink.target {
+        Target::Stderr => io::stderr().write_all(text.as_bytes()),
+        Target::File(file, _) => file.write_all(text.as_bytes()),
+    };
+}
+
+/// `log!(Component::Upstream, Level::Debug, "{} hosts", n)`: formatted only if that level is on.
+#[macro_export]
+macro_rules! log {
+    ($component:expr, $level:expr, $($message:tt)+) => {
+        if $crate::log::enabled($component, $level) {
+            $crate::log::write($component, $level, file!(), line!(), format_args!($($message)+));
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(message: &str) -> Line<'_> {
+        let now = jiff::Timestamp::from_millisecond(1_792_556_112_007).unwrap();
+        Line {
+            now: now.to_zoned(jiff::tz::TimeZone::UTC),
+            component: Component::Upstream,
+            level: Level::Warn,
+            file: "proxy/a/b.rs",
+            line: 7,
+            message,
+        }
+    }
+
+    #[test]
+    fn patterns_are_spdlogs() {
+        let text = Format::parse("[%Y-%m-%d %T.%e][%l][%n] [%g:%#] %v 100%%").unwrap().render(&line("hi"));
+        assert_eq!(text, "[2026-10-21 04:15:12.007][warning][upstream] [proxy/a/b.rs:7] hi 100%\n");
+        let text = Format::parse("{\"m\":\"%j\",\"s\":\"%s\",\"l\":\"%L\"}").unwrap().render(&line("a\"b\n"));
+        assert_eq!(text, "{\"m\":\"a\\\"b\\n\",\"s\":\"b.rs\",\"l\":\"W\"}\n");
+        assert_eq!(Format::parse("%q").err(), Some(FormatError('q')));
+        assert!(Format::parse(DEFAULT_FORMAT).is_ok());
+    }
+
+    #[test]
+    fn levels_are_set_all_or_none() {
+        assert_eq!(set_levels("sse:debug,nosuch:debug"), Err(LevelError::Component));
+        assert_eq!(set_levels("sse:x"), Err(LevelError::Level));
+        assert_eq!(set_levels("sse"), Err(LevelError::Empty));
+        assert!(!enabled(Component::Sse, Level::Debug));
+        set_levels("sse:debug,tap:off").unwrap();
+        assert!(enabled(Component::Sse, Level::Debug) && !enabled(Component::Tap, Level::Critical));
+        assert_eq!((level(Component::Sse), level(Component::Tap)), (Level::Debug, Level::Off));
+    }
+
+    #[test]
+    fn the_file_is_opened_anew() {
+        let path = std::env::temp_dir().join(format!("sampan-log-{}", std::process::id()));
+        set_path(path.clone()).unwrap();
+        crate::log!(Component::Thrift, Level::Error, "one {}", 1);
+        std::fs::remove_file(&path).unwrap();
+        reopen().unwrap();
+        crate::log!(Component::Thrift, Level::Error, "two");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            text.contains("[error][thrift]") && text.ends_with("two\n") && !text.contains("one"),
+            "{text}"
+        );
+    }
+}
