@@ -53,6 +53,8 @@ pub struct Server {
     pub clusters: Arc<dyn KnownClusters>,
     /// The next connection's number.
     pub next_connection_id: AtomicU64,
+    /// Accepted sockets of all listeners, for `overload.global_downstream_max_connections`.
+    pub(crate) open_connections: AtomicU64,
 }
 
 impl Server {
@@ -64,7 +66,15 @@ impl Server {
         node: NodeInfo,
         clusters: Arc<dyn KnownClusters>,
     ) -> Self {
-        Self { stats, runtime, secrets, node, clusters, next_connection_id: AtomicU64::new(0) }
+        Self {
+            stats,
+            runtime,
+            secrets,
+            node,
+            clusters,
+            next_connection_id: AtomicU64::new(0),
+            open_connections: AtomicU64::new(0),
+        }
     }
 
     /// A number for a new connection; one atomic per connection, none per request.

@@ -1,14 +1,30 @@
 //! Accept, listener filters, filter chain match, network filters.
 //!
-//! In the order of a connection: `accept` takes the socket, `filters` peek at its first bytes, `chain` picks the
-//! filter chain, TLS ends there, then the chain's network filters run; the last one serves the connection to its
-//! end. [`context`] is what factories and connections are given, [`network`] what a network filter is.
+//! In the order of a connection: [`accept`] takes the socket, `filters` peek at its first bytes, `chain` picks the
+//! filter chain, `connection` ends TLS there and runs the chain's network filters; the last one serves the
+//! connection to its end. [`context`] is what factories and connections are given, [`network`] what a network
+//! filter is, [`config`] a listener's model, [`socket`] its sockets.
 
+pub mod accept;
+pub mod config;
 pub mod context;
 pub mod network;
+pub mod socket;
 
+mod chain;
+mod connection;
+mod filters;
+mod peek;
+mod proto;
+mod simple;
+mod socket_options;
+mod stats;
+
+pub use accept::Listeners;
+pub use config::ListenerConfig;
 pub use context::{FactoryContext, KnownClusters, NodeInfo, Server, TrafficDirection, Worker};
 pub use network::{
-    ConnectionFilter, Downstream, NetworkFilter, NetworkFilterFactory, NetworkFilterRegistry, TerminalFilter,
-    Verdict,
+    ConnectionFilter, Downstream, Held, NetworkFilter, NetworkFilterFactory, NetworkFilterRegistry,
+    TerminalFilter, Verdict,
 };
+pub use socket::{BindError, Bound, ListenSockets};

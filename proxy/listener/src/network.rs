@@ -7,14 +7,16 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::future::LocalBoxFuture;
 use sampan_core::drain;
 use sampan_core::error::{ConfigError, ConfigResult};
-use sampan_core::stream_info::ConnectionInfo;
+use sampan_core::stream_info::{ConnectionInfo, Metadata};
 use sampan_tls::Transport;
 
+use crate::accept::Open;
 use crate::context::{FactoryContext, Worker};
 
 /// A connection from a client, handed to the network filters. Dropping it closes it.
@@ -27,14 +29,40 @@ pub struct Downstream {
     pub buffer_limit: u32,
     /// Drain of what this connection belongs to (its listener, or the process). Ask this one, not the worker's.
     pub drain: drain::Signal,
+    /// Dynamic metadata that listener filters have set (TLVs of the PROXY protocol).
+    pub metadata: Option<Box<Metadata>>,
     /// Counts the connection as active while it lives; keep it until the connection is closed.
     pub held: Held,
 }
 
-/// Keeps a connection counted; counters and the listener's access log are written when it is dropped.
+/// Keeps a connection counted; the counters of its end are written when it is dropped.
 pub struct Held {
-    pub(crate) _drain: drain::Guard,
-    pub(crate) _parts: Vec<Box<dyn std::any::Any>>,
+    pub(crate) open: Open,
+    start: Instant,
+    _drain: drain::Guard,
+}
+
+impl Held {
+    pub(crate) fn new(open: Open, drain: drain::Guard, start: Instant) -> Self {
+        let listener = &open.0;
+        let counters = &listener.config.stats.counters;
+        counters.downstream_cx_total.inc();
+        counters.downstream_cx_active.inc();
+        listener.counters.downstream_cx_total.inc();
+        listener.counters.downstream_cx_active.inc();
+        Self { open, start, _drain: drain }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let listener = &self.open.0;
+        let stats = &listener.config.stats;
+        stats.counters.downstream_cx_active.dec();
+        stats.counters.downstream_cx_destroy.inc();
+        listener.counters.downstream_cx_active.dec();
+        stats.length_ms.record(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX));
+    }
 }
 
 /// What a [`ConnectionFilter`] decides.
@@ -59,6 +87,9 @@ pub trait ConnectionFilter: Send + Sync {
 /// The last filter of a chain.
 pub trait TerminalFilter: Send + Sync {
     /// Serves the connection to its end.
+    ///
+    /// An `async move` block that names only some fields of `downstream` captures only those, and the others,
+    /// [`Held`] among them, are dropped before the first poll. Begin it with `let downstream = downstream;`.
     fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()>;
 }
 
@@ -96,5 +127,14 @@ impl NetworkFilterRegistry {
             Some(factory) => factory(config, context),
             None => Err(ConfigError::unsupported(format_args!("network filter type {:?}", config.type_url))),
         }
+    }
+}
+
+impl NetworkFilterRegistry {
+    /// A registry with the filters of this crate.
+    pub fn with_own_filters() -> Self {
+        let mut registry = Self::default();
+        crate::simple::register(&mut registry);
+        registry
     }
 }

@@ -1,0 +1,234 @@
+//! Accepting on a worker: its listeners, their sockets, the limits.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use sampan_core::Address;
+use sampan_core::stream_info::{ConnectionInfo, Metadata};
+use sampan_tls::Transport;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::{JoinHandle, spawn_local};
+
+use crate::config::ListenerConfig;
+use crate::connection;
+use crate::context::Worker;
+use crate::filters::Accepted;
+use crate::socket::ListenSockets;
+use crate::stats::WorkerCounters;
+
+/// How long to wait when the process is out of file descriptors or memory.
+const BACK_OFF: Duration = Duration::from_millis(50);
+const GLOBAL_LIMIT: &str = "overload.global_downstream_max_connections";
+
+/// All listeners of one worker. Lives on the worker's thread, inside its `LocalSet`.
+pub struct Listeners {
+    worker: Rc<Worker>,
+    by_name: RefCell<HashMap<Arc<str>, Active>>,
+    /// For `use_original_dst`.
+    pub(crate) by_address: RefCell<HashMap<Address, Rc<WorkerListener>>>,
+    /// What listener filters peek into; nobody keeps it over an await.
+    pub(crate) scratch: RefCell<Vec<u8>>,
+}
+
+struct Active {
+    listener: Rc<WorkerListener>,
+    accepting: Vec<JoinHandle<()>>,
+}
+
+/// A listener on this worker.
+pub(crate) struct WorkerListener {
+    pub(crate) config: Arc<ListenerConfig>,
+    pub(crate) counters: WorkerCounters,
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) all: Rc<Listeners>,
+}
+
+/// Counts an accepted socket until it is closed.
+pub(crate) struct Open(pub(crate) Rc<WorkerListener>);
+
+impl Open {
+    pub(crate) fn new(listener: &Rc<WorkerListener>) -> Self {
+        listener.config.open.fetch_add(1, Ordering::Relaxed);
+        listener.worker.server.open_connections.fetch_add(1, Ordering::Relaxed);
+        Self(listener.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.config.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.worker.server.open_connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Listeners {
+    /// A worker without listeners.
+    pub fn new(worker: Rc<Worker>) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            by_name: RefCell::default(),
+            by_address: RefCell::default(),
+            scratch: RefCell::default(),
+        })
+    }
+
+    /// Serves a listener. A listener of the same name stops accepting; its connections live on.
+    pub fn add(self: &Rc<Self>, config: Arc<ListenerConfig>, sockets: ListenSockets) -> io::Result<()> {
+        let scope = config.scope.scope(&format!("worker_{}", self.worker.id));
+        let listener = Rc::new(WorkerListener {
+            counters: WorkerCounters::new(&scope),
+            worker: self.worker.clone(),
+            all: self.clone(),
+            config,
+        });
+        self.remove(&listener.config.name);
+        let mut accepting = Vec::new();
+        for (address, socket) in sockets.sockets {
+            socket.set_nonblocking(true)?;
+            accepting.push(match &address {
+                Address::Pipe(_) => {
+                    let socket = UnixListener::from_std(socket.into())?;
+                    spawn_local(accept_unix(listener.clone(), socket, address.clone()))
+                }
+                _ => {
+                    let socket = TcpListener::from_std(socket.into())?;
+                    spawn_local(accept_tcp(listener.clone(), socket, address.clone()))
+                }
+            });
+        }
+        let mut by_address = self.by_address.borrow_mut();
+        for address in &listener.config.addresses {
+            by_address.insert(address.address.clone(), listener.clone());
+        }
+        self.by_name.borrow_mut().insert(listener.config.name.clone(), Active { listener, accepting });
+        Ok(())
+    }
+
+    /// Closes a listener's sockets; its connections live on.
+    pub fn remove(&self, name: &str) {
+        let Some(active) = self.by_name.borrow_mut().remove(name) else { return };
+        active.accepting.iter().for_each(JoinHandle::abort);
+        self.by_address.borrow_mut().retain(|_, l| !Rc::ptr_eq(l, &active.listener));
+    }
+
+    /// Closes the listening sockets of all listeners (drain).
+    pub fn stop(&self) {
+        let names: Vec<_> = self.by_name.borrow().keys().cloned().collect();
+        names.iter().for_each(|name| self.remove(name));
+    }
+
+    /// The listener of an address, or of its port on any address.
+    pub(crate) fn by_address(&self, address: &Address) -> Option<Rc<WorkerListener>> {
+        let all = self.by_address.borrow();
+        let any =
+            |ip: IpAddr| address.port().and_then(|port| all.get(&Address::Ip(SocketAddr::new(ip, port))));
+        let wildcard = || match address.ip()? {
+            IpAddr::V4(_) => any(Ipv4Addr::UNSPECIFIED.into()).or_else(|| any(Ipv6Addr::UNSPECIFIED.into())),
+            IpAddr::V6(_) => any(Ipv6Addr::UNSPECIFIED.into()),
+        };
+        all.get(address).or_else(wildcard).cloned()
+    }
+}
+
+async fn accept_tcp(listener: Rc<WorkerListener>, socket: TcpListener, address: Address) {
+    // On a fixed address every connection's local address is known without asking the kernel.
+    let fixed = address.ip().filter(|ip| !ip.is_unspecified()).map(|_| address.clone());
+    let accept = |cx: &mut std::task::Context<'_>| socket.poll_accept(cx);
+    run(&listener, accept, |(stream, peer)| {
+        let local = match &fixed {
+            Some(address) => address.clone(),
+            None => stream.local_addr()?.into(),
+        };
+        on_accept(&listener, Transport::Tcp(stream), local, peer.into());
+        Ok(())
+    })
+    .await;
+}
+
+async fn accept_unix(listener: Rc<WorkerListener>, socket: UnixListener, address: Address) {
+    let accept = |cx: &mut std::task::Context<'_>| socket.poll_accept(cx);
+    run(&listener, accept, |(stream, _peer)| {
+        // A client of a unix socket has no name as a rule; Envoy gives it the listener's.
+        on_accept(&listener, Transport::Unix(stream), address.clone(), address.clone());
+        Ok(())
+    })
+    .await;
+}
+
+/// Accepts in bursts of at most `max_connections_to_accept_per_socket_event`.
+async fn run<T>(
+    listener: &Rc<WorkerListener>,
+    mut accept: impl FnMut(&mut std::task::Context<'_>) -> Poll<io::Result<T>>,
+    mut handle: impl FnMut(T) -> io::Result<()>,
+) {
+    loop {
+        let mut burst: u32 = 0;
+        let mut next = Some(poll_fn(&mut accept).await);
+        while let Some(accepted) = next {
+            match accepted.and_then(&mut handle) {
+                Ok(()) => burst += 1,
+                Err(e) if is_of_the_peer(&e) => {}
+                Err(_) => tokio::time::sleep(BACK_OFF).await,
+            }
+            if burst >= listener.config.max_accepts_per_event {
+                break;
+            }
+            next = poll_fn(|cx| match accept(cx) {
+                Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+                Poll::Pending => Poll::Ready(None),
+            })
+            .await;
+        }
+        listener.config.stats.accepted_per_event.record(burst.into());
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The connection died between its arrival and accept; anything else is our own shortage.
+fn is_of_the_peer(e: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    matches!(e.kind(), K::ConnectionAborted | K::ConnectionReset | K::NotConnected | K::Interrupted)
+}
+
+/// Checks the limits and hands the socket on; a socket over a limit is closed at once.
+fn on_accept(listener: &Rc<WorkerListener>, transport: Transport, local: Address, peer: Address) {
+    let (config, worker) = (&listener.config, &listener.worker);
+    let server = &worker.server;
+    let limit = |key| worker.runtime.integer(key, u64::MAX);
+    if !config.ignore_global_limit && server.open_connections.load(Ordering::Relaxed) >= limit(GLOBAL_LIMIT) {
+        config.stats.counters.downstream_global_cx_overflow.inc();
+        return;
+    }
+    if config.open.load(Ordering::Relaxed) >= limit(&config.limit_key) {
+        config.stats.counters.downstream_cx_overflow.inc();
+        return;
+    }
+    let info = ConnectionInfo {
+        id: server.connection_id(),
+        local,
+        remote: peer.clone(),
+        direct_remote: peer,
+        local_restored: false,
+        listener: config.name.clone(),
+        filter_chain: "".into(),
+        requested_server_name: None,
+        transport_protocol: "raw_buffer",
+        application_protocols: Vec::new(),
+        tls: None,
+        proxy_tlvs: Vec::new(),
+        start: Instant::now(),
+        start_system: SystemTime::now(),
+        handshake_done: None,
+        transport_failure: None,
+    };
+    let accepted = Accepted { info, metadata: Metadata::new() };
+    connection::start(Open::new(listener), transport, accepted);
+}
