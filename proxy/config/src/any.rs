@@ -55,13 +55,17 @@ pub(crate) fn parts(bytes: &[u8]) -> Option<(&str, &[u8])> {
 
 /// Follows a `TypedStruct` to the message it names: its type URL and bytes. Anything else, and a structure that
 /// names no known message, comes back as it is.
+///
+/// Members that the message does not have are left out: whether they may stand there is what [`crate::check()`] says.
 pub fn resolve<'a>(type_url: &'a str, value: &'a [u8]) -> Result<(Cow<'a, str>, Cow<'a, [u8]>), LoadError> {
-    resolve_at(type_url, value, &Path::ROOT)
+    resolve_at(type_url, value, UnknownFields::Ignore, &mut Vec::new(), &Path::ROOT)
 }
 
 pub(crate) fn resolve_at<'a>(
     type_url: &'a str,
     value: &'a [u8],
+    unknown: UnknownFields,
+    left_out: &mut Vec<LoadError>,
     path: &Path<'_>,
 ) -> Result<(Cow<'a, str>, Cow<'a, [u8]>), LoadError> {
     let outer = Message::of_type_url(type_url).filter(|message| is_typed_struct(*message));
@@ -80,9 +84,10 @@ pub(crate) fn resolve_at<'a>(
         return Ok((Cow::Borrowed(type_url), Cow::Borrowed(value)));
     };
     struct_to_tape(shape, &structure, &mut tape, path)?;
-    let bytes = Encoder::new(&tape, UnknownFields::Reject).node(inner, path, 0);
+    let encoded = Encoder::new(&tape, unknown).node(inner, path, 0);
     // The tape has no text behind it: a place in it would mislead.
-    let bytes = bytes.map_err(|error| LoadError { position: None, ..error })?;
+    let (bytes, warnings) = encoded.map_err(|error| LoadError { position: None, ..error })?;
+    left_out.extend(warnings.into_iter().map(|error| LoadError { position: None, ..error }));
     let url =
         if inner_url.contains('/') { inner_url.to_owned() } else { format!("{TYPE_URL_PREFIX}{inner_url}") };
     Ok((Cow::Owned(url), Cow::Owned(bytes)))
@@ -206,7 +211,7 @@ fn walk<E: From<LoadError>>(
         if type_url.is_empty() {
             return Ok(());
         }
-        let (type_url, value) = resolve_at(type_url, value, path)?;
+        let (type_url, value) = resolve_at(type_url, value, UnknownFields::Ignore, &mut Vec::new(), path)?;
         visit(path, &type_url, &value)?;
         return match Message::of_type_url(&type_url) {
             Some(inner) => walk(inner, &value, path, depth + 1, visit),

@@ -36,11 +36,14 @@ pub struct CheckOptions<'a> {
     pub recurse_any: bool,
     /// What runtime says about a key, for deprecated features that are refused by default.
     pub runtime: Option<&'a Runtime<'a>>,
+    /// Whether runtime is asked within `Any` only: Envoy reads a bootstrap before it has a runtime, so that a
+    /// deprecated field in the bootstrap itself is never refused, one in an extension's configuration may be.
+    pub runtime_in_any_only: bool,
 }
 
 impl Default for CheckOptions<'_> {
     fn default() -> Self {
-        Self { unknown: UnknownFields::Reject, recurse_any: true, runtime: None }
+        Self { unknown: UnknownFields::Reject, recurse_any: true, runtime: None, runtime_in_any_only: false }
     }
 }
 
@@ -64,7 +67,7 @@ pub struct Report {
 
 /// Checks `bytes` as `message`.
 pub fn check(message: Message, bytes: &[u8], options: &CheckOptions<'_>) -> Result<Report, LoadError> {
-    let mut walk = Walk { options, report: Report::default() };
+    let mut walk = Walk { options, report: Report::default(), within: 0 };
     walk.message(message, bytes, &Path::ROOT, 0)?;
     Ok(walk.report)
 }
@@ -72,6 +75,8 @@ pub fn check(message: Message, bytes: &[u8], options: &CheckOptions<'_>) -> Resu
 struct Walk<'o> {
     options: &'o CheckOptions<'o>,
     report: Report,
+    /// How many `Any` we are in.
+    within: usize,
 }
 
 fn broken(path: &Path<'_>, message: Message, error: WireError) -> LoadError {
@@ -259,11 +264,14 @@ impl Walk<'_> {
         if !self.options.recurse_any {
             return Ok(());
         }
-        let (type_url, value) = any::resolve_at(type_url, value, path)?;
-        match Message::of_type_url(&type_url) {
-            Some(inner) => self.message(inner, &value, path, depth + 1),
-            None => Ok(()),
-        }
+        let mut left_out = Vec::new();
+        let (type_url, value) = any::resolve_at(type_url, value, self.options.unknown, &mut left_out, path)?;
+        self.report.unknown.append(&mut left_out);
+        let Some(inner) = Message::of_type_url(&type_url) else { return Ok(()) };
+        self.within += 1;
+        self.message(inner, &value, path, depth + 1)?;
+        self.within -= 1;
+        Ok(())
     }
 
     fn runtime(&self, key: &str) -> Option<bool> {
@@ -308,7 +316,10 @@ impl Walk<'_> {
     ) -> Result<(), LoadError> {
         let text = format!(
             "type {} Using {what}. This configuration will be removed from Envoy soon. Please see \
-             https://www.envoyproxy.io/docs/envoy/latest/version_history/version_history for details.",
+             https://www.envoyproxy.io/docs/envoy/latest/version_history/version_history for details. If continued \
+             use of this field is absolutely necessary, see https://www.envoyproxy.io/docs/envoy/latest/configuration/\
+             operations/runtime#using-runtime-overrides-for-deprecated-features for how to apply a temporary and \
+             highly discouraged override.",
             message.name()
         );
         let error = path.error(ErrorKind::Deprecated, text);
@@ -320,7 +331,8 @@ impl Walk<'_> {
                     || !strict && !disallowed
             }
         };
-        if !allowed {
+        let asked = !self.options.runtime_in_any_only || self.within > 0;
+        if asked && !allowed {
             return Err(error);
         }
         self.report.deprecated.push(error);

@@ -43,13 +43,15 @@ pub(crate) struct Encoder<'t> {
     tape: &'t Tape<'t>,
     out: Vec<u8>,
     unknown: UnknownFields,
-    /// Unknown fields that were left out.
-    pub(crate) warnings: Vec<LoadError>,
+    warnings: Vec<LoadError>,
     nodes: usize,
     depth: usize,
 }
 
 type Done = Result<(), LoadError>;
+
+/// The bytes, and the unknown fields that were left out.
+pub(crate) type Encoded = (Vec<u8>, Vec<LoadError>);
 
 /// Where a value stands: its path and its node.
 #[derive(Clone, Copy)]
@@ -66,7 +68,7 @@ impl<'t> Encoder<'t> {
     }
 
     /// Encodes the whole document as `message`.
-    pub(crate) fn document(mut self, message: Message) -> Result<(Vec<u8>, Vec<LoadError>), LoadError> {
+    pub(crate) fn document(mut self, message: Message) -> Result<Encoded, LoadError> {
         if self.tape.is_empty() {
             return Err(LoadError::new(ErrorKind::Syntax, "the document is empty"));
         }
@@ -81,10 +83,10 @@ impl<'t> Encoder<'t> {
         message: Message,
         path: &Path<'_>,
         node: usize,
-    ) -> Result<Vec<u8>, LoadError> {
+    ) -> Result<Encoded, LoadError> {
         let node = self.tape.resolve(node);
         self.content(message, Place { path, node })?;
-        Ok(self.out)
+        Ok((self.out, self.warnings))
     }
 
     fn fail(&self, place: Place<'_>, kind: ErrorKind, reason: impl Into<String>) -> LoadError {

@@ -30,7 +30,7 @@ pub use check::{CheckOptions, Report, Runtime, check};
 pub use encode::UnknownFields;
 pub use error::{ErrorKind, LoadError, Path, Position};
 pub use load::{
-    BootstrapParts, Format, LoadOptions, Loaded, decode, encode, load_bootstrap, load_file, load_text,
-    split_bootstrap,
+    BootstrapParts, DiscoveryFile, Format, LoadOptions, Loaded, Resource, decode, encode, load_bootstrap,
+    load_discovery_file, load_file, load_text, split_bootstrap,
 };
 pub use print::{PrintOptions, any_to_json, to_json};

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::{
     Bootstrap, LayeredRuntime, runtime_layer::LayerSpecifier,
 };
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use envoy_types::pb::google::protobuf::{Struct, value::Kind};
 
 use crate::{
@@ -39,6 +40,17 @@ pub struct LoadOptions<'a> {
 impl std::fmt::Debug for LoadOptions<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LoadOptions").field("unknown", &self.unknown).finish_non_exhaustive()
+    }
+}
+
+impl<'a> LoadOptions<'a> {
+    fn check(&self) -> CheckOptions<'a> {
+        CheckOptions {
+            unknown: self.unknown,
+            recurse_any: !self.skip_any,
+            runtime: self.runtime,
+            runtime_in_any_only: false,
+        }
     }
 }
 
@@ -173,8 +185,12 @@ pub fn load_bootstrap(
     let layers = static_runtime(&bytes);
     let runtime =
         |key: &str| options.runtime.and_then(|outer| outer(key)).or_else(|| layers.get(key).copied());
-    let options =
-        CheckOptions { unknown: options.unknown, recurse_any: !options.skip_any, runtime: Some(&runtime) };
+    let options = CheckOptions {
+        unknown: options.unknown,
+        recurse_any: !options.skip_any,
+        runtime: Some(&runtime),
+        runtime_in_any_only: true,
+    };
     let name = path.map_or_else(|| YAML_SOURCE.to_owned(), |path| path.display().to_string());
     checked(message, bytes, left_out, &options).map_err(|e| e.in_source(&name))
 }
@@ -186,8 +202,7 @@ pub fn load_file<T: prost::Message + prost::Name + Default>(
 ) -> Result<Loaded<T>, LoadError> {
     let message = find(&T::full_name())?;
     let (bytes, left_out) = encode_file(message, path, options.unknown)?;
-    let options =
-        CheckOptions { unknown: options.unknown, recurse_any: !options.skip_any, runtime: options.runtime };
+    let options = options.check();
     checked(message, bytes, left_out, &options).map_err(|e| e.in_source(&path.display().to_string()))
 }
 
@@ -199,9 +214,36 @@ pub fn load_text<T: prost::Message + prost::Name + Default>(
 ) -> Result<Loaded<T>, LoadError> {
     let message = find(&T::full_name())?;
     let (bytes, left_out) = encode(message, format, source.as_bytes(), options.unknown)?;
-    let options =
-        CheckOptions { unknown: options.unknown, recurse_any: !options.skip_any, runtime: options.runtime };
+    let options = options.check();
     checked(message, bytes, left_out, &options)
+}
+
+/// A resource out of a file of a filesystem subscription, not checked yet.
+#[derive(Debug, Clone)]
+pub struct Resource {
+    /// Its type.
+    pub type_url: String,
+    /// The encoded message.
+    pub value: Bytes,
+}
+
+/// What a file of a filesystem subscription holds.
+#[derive(Debug, Clone)]
+pub struct DiscoveryFile {
+    /// `version_info`.
+    pub version: String,
+    /// The resources, each to be checked by itself.
+    pub resources: Vec<Resource>,
+}
+
+/// Loads the `DiscoveryResponse` that a file holds.
+pub fn load_discovery_file(path: &FilePath, options: &LoadOptions<'_>) -> Result<DiscoveryFile, LoadError> {
+    let outer = LoadOptions { skip_any: true, ..*options };
+    let response = load_file::<DiscoveryResponse>(path, &outer)?.decode()?;
+    let resources = response.resources.into_iter();
+    let resources =
+        resources.map(|any| Resource { type_url: any.type_url, value: any.value.into() }).collect();
+    Ok(DiscoveryFile { version: response.version_info, resources })
 }
 
 /// Booleans of the static layers of a bootstrap's runtime, later layers over earlier ones. What is broken here is

@@ -171,6 +171,11 @@ impl Message {
             .map(Self)
     }
 
+    /// The message that `T` stands for; the schema has all of the API, so there is one for every configuration type.
+    pub fn of<T: prost::Name>() -> Option<Self> {
+        Self::find(&T::full_name())
+    }
+
     /// Finds a message by a type URL: what follows the last slash is its name.
     pub fn of_type_url(type_url: &str) -> Option<Self> {
         Self::find(type_url.rsplit('/').next().unwrap_or_default())
