@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use envoy_types::pb::google::protobuf::Struct;
 
@@ -46,6 +46,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// OpenSSL-style cipher name, `TLS_AES_128_GCM_SHA256`, `ECDHE-RSA-AES128-GCM-SHA256`
     pub cipher: &'static str,
+    /// The key exchange group, `X25519MLKEM768`, `P-256`; empty where unknown.
+    pub group: &'static str,
     /// The negotiated ALPN protocol.
     pub alpn: Option<Arc<str>>,
     /// The server name the client asked for.
@@ -54,6 +56,8 @@ pub struct TlsInfo {
     pub session_id: String,
     /// The peer's leaf certificate.
     pub peer: Option<Arc<CertInfo>>,
+    /// The certificates above the peer's leaf, in the order in which they were sent.
+    pub peer_issuers: Vec<Arc<CertInfo>>,
     /// The peer's certificate passed verification (a trusted CA and the configured matchers).
     pub peer_validated: bool,
     /// The peer's whole chain, URL-encoded PEM (XFCC `Chain`).
@@ -79,6 +83,8 @@ pub struct CertInfo {
     pub ip_sans: Vec<String>,
     /// Email subject alternative names.
     pub email_sans: Vec<String>,
+    /// Other-name subject alternative names.
+    pub othername_sans: Vec<String>,
     /// Hex SHA-256 of the DER.
     pub sha256: String,
     /// Hex SHA-1 of the DER.
@@ -165,6 +171,37 @@ pub struct UpstreamInfo {
     pub host_metadata: Option<Arc<Metadata>>,
     /// Locality zone of the endpoint.
     pub locality_zone: Option<Arc<str>>,
+    /// How long the stream waited for a connection of the pool.
+    pub pool_wait: Option<Duration>,
+    /// Every host a connection was had to, in order (retries make more than one).
+    pub attempts: Vec<UpstreamAttempt>,
+    /// How the upstream connection ended.
+    pub close: DetectedClose,
+    /// Why this proxy closed the upstream connection, where it did.
+    pub local_close_reason: Option<Cow<'static, str>>,
+}
+
+/// One try of a stream at a host.
+#[derive(Debug, Clone)]
+pub struct UpstreamAttempt {
+    /// The host's address.
+    pub host: Address,
+    /// Its name.
+    pub host_name: Option<Arc<str>>,
+    /// The connection's number.
+    pub connection_id: u64,
+}
+
+/// How a connection was seen to end, `%DOWNSTREAM_DETECTED_CLOSE_TYPE%`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DetectedClose {
+    /// By FIN, or not at all yet.
+    #[default]
+    Normal,
+    /// By a reset of this proxy.
+    LocalReset,
+    /// By a reset of the peer.
+    RemoteReset,
 }
 
 /// `core.v3.Metadata.filter_metadata`: a struct per filter name.
@@ -178,9 +215,16 @@ pub trait FilterStateObject {
     fn typed(&self) -> Option<serde_json::Value> {
         self.plain().map(|s| serde_json::Value::String(s.into_owned()))
     }
+    /// `%FILTER_STATE(key:FIELD:name)%`
+    fn field(&self, _name: &str) -> Option<Cow<'_, str>> {
+        None
+    }
     /// For readers that know the concrete type.
     fn as_any(&self) -> &dyn std::any::Any;
 }
+
+/// Objects that filters leave for each other, by key.
+pub type FilterState = BTreeMap<String, Rc<dyn FilterStateObject>>;
 
 /// Bytes of a stream as Envoy counts them.
 #[derive(Debug, Clone, Copy, Default)]
@@ -247,6 +291,8 @@ pub struct StreamInfo {
     pub route_name: Option<Arc<str>>,
     /// The virtual host's name.
     pub virtual_host: Option<Arc<str>>,
+    /// The virtual cluster's name.
+    pub virtual_cluster: Option<Arc<str>>,
     /// The cluster chosen.
     pub cluster: Option<Arc<str>>,
     /// `alt_stat_name` or the name: what `UPSTREAM_CLUSTER` prints.
@@ -255,10 +301,24 @@ pub struct StreamInfo {
     pub route_metadata: Option<Arc<Metadata>>,
     /// See `route_metadata`.
     pub cluster_metadata: Option<Arc<Metadata>>,
+    /// Metadata of the virtual host.
+    pub virtual_host_metadata: Option<Arc<Metadata>>,
+    /// Metadata of the listener.
+    pub listener_metadata: Option<Arc<Metadata>>,
     /// Dynamic metadata set by filters.
     pub dynamic_metadata: Option<Box<Metadata>>,
     /// Filter state, by key.
-    pub filter_state: Option<Box<BTreeMap<String, Rc<dyn FilterStateObject>>>>,
+    pub filter_state: Option<Box<FilterState>>,
+    /// Filter state of the upstream connection.
+    pub upstream_filter_state: Option<Box<FilterState>>,
+    /// How the downstream connection ended.
+    pub downstream_close: DetectedClose,
+    /// Why this proxy closed the downstream connection, where it did.
+    pub downstream_local_close_reason: Option<Cow<'static, str>>,
+    /// The trace's and the span's id, where there is a span.
+    pub trace_id: Option<Box<str>>,
+    /// See `trace_id`.
+    pub span_id: Option<Box<str>>,
     /// The request is a health check served or passed through by the health check filter.
     pub health_check: bool,
     /// The `x-request-id` in force.
@@ -290,12 +350,20 @@ impl StreamInfo {
             attempts: 0,
             route_name: None,
             virtual_host: None,
+            virtual_cluster: None,
             cluster: None,
             cluster_observability: None,
             route_metadata: None,
             cluster_metadata: None,
+            virtual_host_metadata: None,
+            listener_metadata: None,
             dynamic_metadata: None,
             filter_state: None,
+            upstream_filter_state: None,
+            downstream_close: DetectedClose::Normal,
+            downstream_local_close_reason: None,
+            trace_id: None,
+            span_id: None,
             health_check: false,
             request_id: None,
             trace_reason: 0,
