@@ -1,5 +1,39 @@
 //! Clusters, endpoints, load balancing, circuit breakers, connection pools.
+//!
+//! ```text
+//!   config      Cluster message -> ClusterConfig
+//!   manager     control thread: name -> Cluster, DNS tasks          (Send + Sync, shared)
+//!   cluster     hosts in a slot, stats on first use, breakers
+//!   worker      per worker: name -> WorkerCluster, WorkerHost       (Rc)
+//!   lb          which host
+//!   pool        which connection to it: HTTP/1, HTTP/2, TCP; connect makes one
+//!   status      what /clusters shows
+//! ```
+//!
+//! The control thread swaps a cluster's hosts as a whole; each worker sees the changed generation at its next pick
+//! and rebuilds its balancer, keeping the [`WorkerHost`]s (and so the pools) of the hosts that stayed.
 
-/// A worker's handle to all clusters.
-#[derive(Default)]
-pub struct WorkerClusters {}
+pub mod circuit;
+pub mod cluster;
+pub mod config;
+pub mod connect;
+pub mod host;
+pub mod lb;
+pub mod manager;
+pub mod pool;
+pub mod stats;
+pub mod status;
+pub mod worker;
+
+mod dns;
+
+pub use circuit::Priority;
+pub use cluster::Cluster;
+pub use config::ClusterConfig;
+pub use connect::{ConnectFailure, ConnectFailureKind, ConnectInfo, ConnectOptions, Connected};
+pub use host::{Health, HealthFlag, Host, HostSet, Locality};
+pub use lb::LbContext;
+pub use manager::{ClusterManager, Clusters};
+pub use pool::{H1Lease, H2Lease, HttpLease, PoolError, TcpLease};
+pub use stats::{ClusterStats, HostStats, TimeoutBudgetStats};
+pub use worker::{WorkerCluster, WorkerClusters, WorkerHost};

@@ -1,0 +1,175 @@
+//! How a host is picked: `lb_policy` with its config, or the `load_balancing_policy` extension.
+
+use envoy_types::pb::envoy::config::cluster::v3::{Cluster, LoadBalancingPolicy, cluster};
+use envoy_types::pb::envoy::config::core::v3::RuntimeDouble;
+use envoy_types::pb::envoy::extensions::load_balancing_policies as ext;
+use sampan_core::error::AtField;
+use sampan_core::{ConfigError, ConfigResult};
+
+use super::{type_name, unpack};
+
+/// The policy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LbPolicy {
+    /// `ROUND_ROBIN`
+    RoundRobin,
+    /// `LEAST_REQUEST`
+    LeastRequest {
+        /// `choice_count`
+        choices: u32,
+        /// `active_request_bias`
+        bias: f64,
+        /// `selection_method: FULL_SCAN`
+        full_scan: bool,
+    },
+    /// `RANDOM`: weights do not count, as in Envoy.
+    Random,
+}
+
+/// The policy and what is common to all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LbConfig {
+    /// The policy.
+    pub policy: LbPolicy,
+    /// `healthy_panic_threshold`, in per cent.
+    pub panic_threshold: u32,
+    /// `zone_aware_lb_config.fail_traffic_on_panic`
+    pub fail_traffic_on_panic: bool,
+    /// `locality_weighted_lb_config`
+    pub locality_weighted: bool,
+}
+
+impl LbConfig {
+    pub(super) fn from_proto(m: &Cluster) -> ConfigResult<Self> {
+        use cluster::common_lb_config::LocalityConfigSpecifier as L;
+        let common = m.common_lb_config.as_ref();
+        let threshold = common.and_then(|c| c.healthy_panic_threshold).map_or(50.0, |p| p.value);
+        if !(0.0..=100.0).contains(&threshold) {
+            return Err(ConfigError::new("value must be inside range [0, 100]")
+                .at("common_lb_config.healthy_panic_threshold.value"));
+        }
+        let locality = common.and_then(|c| c.locality_config_specifier.as_ref());
+        let mut config = Self {
+            policy: LbPolicy::RoundRobin,
+            panic_threshold: threshold.round() as u32,
+            fail_traffic_on_panic: matches!(locality, Some(L::ZoneAwareLbConfig(z)) if z.fail_traffic_on_panic),
+            locality_weighted: matches!(locality, Some(L::LocalityWeightedLbConfig(_))),
+        };
+        match &m.load_balancing_policy {
+            Some(policy) => config.extension(policy).at("load_balancing_policy")?,
+            None => config.policy = from_enum(m)?,
+        }
+        Ok(config)
+    }
+
+    /// The first policy of the list that is known counts.
+    fn extension(&mut self, policy: &LoadBalancingPolicy) -> ConfigResult<()> {
+        let Some(first) = policy.policies.first() else {
+            return Err(ConfigError::new("cluster: didn't find a registered load balancer factory"));
+        };
+        let any = first.typed_extension_config.as_ref().and_then(|c| c.typed_config.as_ref());
+        let any = any.ok_or_else(|| ConfigError::missing("typed_extension_config.typed_config"));
+        self.typed(any?).at("typed_extension_config.typed_config").at_index("policies", 0)
+    }
+
+    fn typed(&mut self, any: &envoy_types::pb::google::protobuf::Any) -> ConfigResult<()> {
+        let locality = match type_name(any) {
+            "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => {
+                let m: ext::round_robin::v3::RoundRobin = unpack(Some(any))?;
+                refuse(m.slow_start_config.is_some(), "slow_start_config")?;
+                self.policy = LbPolicy::RoundRobin;
+                m.locality_lb_config
+            }
+            "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest" => {
+                let m: ext::least_request::v3::LeastRequest = unpack(Some(any))?;
+                refuse(m.slow_start_config.is_some(), "slow_start_config")?;
+                let full_scan =
+                    m.selection_method() == ext::least_request::v3::least_request::SelectionMethod::FullScan;
+                self.policy = least_request(
+                    m.choice_count.map(|v| v.value),
+                    m.active_request_bias.as_ref(),
+                    full_scan,
+                )?;
+                m.locality_lb_config
+            }
+            "envoy.extensions.load_balancing_policies.random.v3.Random" => {
+                let m: ext::random::v3::Random = unpack(Some(any))?;
+                self.policy = LbPolicy::Random;
+                m.locality_lb_config
+            }
+            name => return Err(ConfigError::unsupported(name)),
+        };
+        self.locality(locality.as_ref()).at("locality_lb_config")
+    }
+
+    #[allow(deprecated, reason = "refused by name")]
+    fn locality(&mut self, message: Option<&ext::common::v3::LocalityLbConfig>) -> ConfigResult<()> {
+        use ext::common::v3::locality_lb_config::LocalityConfigSpecifier as L;
+        // The typed form stands alone: nothing of common_lb_config's locality part counts beside it.
+        self.locality_weighted = false;
+        self.fail_traffic_on_panic = false;
+        match message.and_then(|m| m.locality_config_specifier.as_ref()) {
+            Some(L::LocalityWeightedLbConfig(_)) => self.locality_weighted = true,
+            Some(L::ZoneAwareLbConfig(zone)) => {
+                refuse(zone.force_local_zone.is_some(), "zone_aware_lb_config.force_local_zone")?;
+                refuse(
+                    zone.force_locality_direct_routing,
+                    "zone_aware_lb_config.force_locality_direct_routing",
+                )?;
+                self.fail_traffic_on_panic = zone.fail_traffic_on_panic;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+fn refuse(present: bool, field: &str) -> ConfigResult<()> {
+    if present { Err(ConfigError::unsupported(field).at(field)) } else { Ok(()) }
+}
+
+fn least_request(
+    choices: Option<u32>,
+    bias: Option<&RuntimeDouble>,
+    full_scan: bool,
+) -> ConfigResult<LbPolicy> {
+    let choices = choices.unwrap_or(2);
+    if choices < 2 {
+        return Err(ConfigError::new("value must be greater than or equal to 2").at("choice_count"));
+    }
+    let bias = bias.map_or(1.0, |b| b.default_value);
+    Ok(LbPolicy::LeastRequest { choices, bias, full_scan })
+}
+
+fn from_enum(m: &Cluster) -> ConfigResult<LbPolicy> {
+    use cluster::{LbConfig as C, LbPolicy as P};
+    let matches_policy = match (&m.lb_config, m.lb_policy()) {
+        (None, _)
+        | (Some(C::RoundRobinLbConfig(_)), P::RoundRobin)
+        | (Some(C::LeastRequestLbConfig(_)), P::LeastRequest) => true,
+        // Envoy takes a config of another policy and ignores it.
+        (Some(_), _) => false,
+    };
+    let config = m.lb_config.as_ref().filter(|_| matches_policy);
+    match m.lb_policy() {
+        P::RoundRobin => {
+            let slow = matches!(config, Some(C::RoundRobinLbConfig(c)) if c.slow_start_config.is_some());
+            refuse(slow, "slow_start_config").at("round_robin_lb_config")?;
+            Ok(LbPolicy::RoundRobin)
+        }
+        P::LeastRequest => match config {
+            Some(C::LeastRequestLbConfig(c)) => {
+                refuse(c.slow_start_config.is_some(), "slow_start_config").at("least_request_lb_config")?;
+                least_request(c.choice_count.map(|v| v.value), c.active_request_bias.as_ref(), false)
+                    .at("least_request_lb_config")
+            }
+            _ => least_request(None, None, false),
+        },
+        P::Random => Ok(LbPolicy::Random),
+        P::LoadBalancingPolicyConfig => Err(ConfigError::new(
+            "cluster: LB policy LOAD_BALANCING_POLICY_CONFIG needs load_balancing_policy",
+        )
+        .at("lb_policy")),
+        other => Err(ConfigError::unsupported(other.as_str_name()).at("lb_policy")),
+    }
+}

@@ -1,0 +1,264 @@
+//! The model of a cluster: `envoy.config.cluster.v3.Cluster`, parsed and checked.
+//!
+//! What Envoy does and Sampan cannot do yet is refused by its field's name. Rarely used parts are boxed or shared:
+//! a plain cluster's model is a few hundred bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3::{Cluster as Message, cluster as pb};
+use envoy_types::pb::google::protobuf as wkt;
+use sampan_core::error::AtField;
+use sampan_core::stream_info::Metadata;
+use sampan_core::{ConfigError, ConfigResult};
+
+mod circuit;
+mod dns;
+mod endpoints;
+mod http;
+mod lb;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+pub use circuit::{CircuitBreakers, RetryBudget, Thresholds};
+pub use dns::{DnsConfig, LookupFamily};
+pub use endpoints::{EndpointConfig, EndpointTarget, LoadAssignment, LocalityConfig};
+pub use http::{HttpConfig, HttpProtocol};
+pub use lb::{LbConfig, LbPolicy};
+pub use socket::{BindConfig, KeepaliveConfig, TransportSocketConfig, TransportSocketMatch};
+
+/// Where a cluster's hosts come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Discovery {
+    /// From the configuration.
+    Static,
+    /// Every address that the names resolve to.
+    StrictDns(Arc<DnsConfig>),
+    /// One host, connected at the first address of its name.
+    LogicalDns(Arc<DnsConfig>),
+}
+
+/// A checked cluster.
+pub struct ClusterConfig {
+    /// `name`
+    pub name: Arc<str>,
+    /// `alt_stat_name`, or the name.
+    pub stat_name: Arc<str>,
+    /// How hosts are found.
+    pub discovery: Discovery,
+    /// Hosts.
+    pub load_assignment: LoadAssignment,
+    /// How one is picked.
+    pub lb: LbConfig,
+    /// `connect_timeout`, 5 s where absent.
+    pub connect_timeout: Duration,
+    /// `per_connection_buffer_limit_bytes`, 1 MiB where absent.
+    pub buffer_limit: u32,
+    /// `circuit_breakers`
+    pub circuit_breakers: Option<Box<CircuitBreakers>>,
+    /// `HttpProtocolOptions`, or Envoy's defaults.
+    pub http: Arc<HttpConfig>,
+    /// `upstream_bind_config`
+    pub bind: Option<Box<BindConfig>>,
+    /// `upstream_connection_options.tcp_keepalive`
+    pub keepalive: Option<Box<KeepaliveConfig>>,
+    /// `transport_socket`
+    pub transport_socket: TransportSocketConfig,
+    /// `transport_socket_matches`
+    pub transport_socket_matches: Vec<TransportSocketMatch>,
+    /// `metadata`
+    pub metadata: Option<Arc<Metadata>>,
+    /// `track_timeout_budgets`, `track_cluster_stats.timeout_budgets`
+    pub track_timeout_budgets: bool,
+    /// Whether the cluster manager's API added it.
+    pub added_via_api: bool,
+}
+
+impl ClusterConfig {
+    #[allow(deprecated, reason = "Envoy 1.40 still takes track_timeout_budgets")]
+    /// Checks the message. `added_via_api`: it came by CDS, not from the bootstrap.
+    pub fn from_proto(message: &Message, added_via_api: bool) -> ConfigResult<Self> {
+        if message.name.is_empty() {
+            return Err(ConfigError::new("value length must be at least 1 characters").at("name"));
+        }
+        refuse_unsupported(message)?;
+        let discovery = discovery(message)?;
+        let names_resolve = discovery != Discovery::Static;
+        let load_assignment = match &message.load_assignment {
+            Some(assignment) => {
+                LoadAssignment::from_proto(assignment, names_resolve).at("load_assignment")?
+            }
+            None => LoadAssignment::default(),
+        };
+        if matches!(discovery, Discovery::LogicalDns(_)) && !load_assignment.is_single() {
+            return Err(ConfigError::new(
+                "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint",
+            )
+            .at("load_assignment"));
+        }
+        let options = message.upstream_connection_options.as_ref();
+        Ok(Self {
+            name: message.name.as_str().into(),
+            stat_name: if message.alt_stat_name.is_empty() {
+                message.name.as_str().into()
+            } else {
+                message.alt_stat_name.as_str().into()
+            },
+            lb: LbConfig::from_proto(message)?,
+            connect_timeout: connect_timeout(message)?,
+            buffer_limit: message.per_connection_buffer_limit_bytes.map_or(1024 * 1024, |v| v.value),
+            circuit_breakers: message
+                .circuit_breakers
+                .as_ref()
+                .map(|m| CircuitBreakers::from_proto(m).at("circuit_breakers").map(Box::new))
+                .transpose()?,
+            http: HttpConfig::from_proto(message)?,
+            bind: message
+                .upstream_bind_config
+                .as_ref()
+                .map(|m| BindConfig::from_proto(m).at("upstream_bind_config").map(Box::new))
+                .transpose()?,
+            keepalive: options.and_then(|o| o.tcp_keepalive.as_ref()).map(|m| Box::new(m.into())),
+            transport_socket: TransportSocketConfig::from_proto(message.transport_socket.as_ref())
+                .at("transport_socket")?,
+            transport_socket_matches: message
+                .transport_socket_matches
+                .iter()
+                .enumerate()
+                .map(|(i, m)| TransportSocketMatch::from_proto(m).at_index("transport_socket_matches", i))
+                .collect::<ConfigResult<_>>()?,
+            metadata: message.metadata.as_ref().and_then(metadata),
+            track_timeout_budgets: message.track_timeout_budgets
+                || message.track_cluster_stats.as_ref().is_some_and(|t| t.timeout_budgets),
+            added_via_api,
+            discovery,
+            load_assignment,
+        })
+    }
+}
+
+fn connect_timeout(message: &Message) -> ConfigResult<Duration> {
+    let Some(timeout) = duration(message.connect_timeout.as_ref()).at("connect_timeout")? else {
+        return Ok(Duration::from_secs(5));
+    };
+    if timeout.is_zero() {
+        return Err(ConfigError::new("value must be greater than 0s").at("connect_timeout"));
+    }
+    Ok(timeout)
+}
+
+/// The deprecated `type`, or the extension in `cluster_type`.
+fn discovery(message: &Message) -> ConfigResult<Discovery> {
+    use pb::ClusterDiscoveryType as T;
+    match &message.cluster_discovery_type {
+        None => Ok(Discovery::Static),
+        Some(T::Type(number)) => match pb::DiscoveryType::try_from(*number) {
+            Ok(pb::DiscoveryType::Static) => Ok(Discovery::Static),
+            Ok(pb::DiscoveryType::StrictDns) => {
+                Ok(Discovery::StrictDns(DnsConfig::from_cluster(message)?.into()))
+            }
+            Ok(pb::DiscoveryType::LogicalDns) => {
+                Ok(Discovery::LogicalDns(DnsConfig::from_cluster(message)?.into()))
+            }
+            Ok(other) => Err(ConfigError::unsupported(other.as_str_name()).at("type")),
+            Err(_) => Err(ConfigError::new("unknown discovery type").at("type")),
+        },
+        Some(T::ClusterType(custom)) => custom_discovery(message, custom).at("cluster_type"),
+    }
+}
+
+fn custom_discovery(message: &Message, custom: &pb::CustomClusterType) -> ConfigResult<Discovery> {
+    use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
+    let any = custom.typed_config.as_ref();
+    match (custom.name.as_str(), any.map(type_name)) {
+        (_, Some("envoy.extensions.clusters.dns.v3.DnsCluster")) => {
+            let dns: DnsCluster = unpack(any).at("typed_config")?;
+            let config = DnsConfig::from_extension(&dns).at("typed_config")?;
+            Ok(if dns.all_addresses_in_single_endpoint {
+                Discovery::LogicalDns(config.into())
+            } else {
+                Discovery::StrictDns(config.into())
+            })
+        }
+        ("envoy.cluster.static", _) => Ok(Discovery::Static),
+        ("envoy.cluster.strict_dns", None) => {
+            Ok(Discovery::StrictDns(DnsConfig::from_cluster(message)?.into()))
+        }
+        ("envoy.cluster.logical_dns", None) => {
+            Ok(Discovery::LogicalDns(DnsConfig::from_cluster(message)?.into()))
+        }
+        (name, Some(url)) => Err(ConfigError::unsupported(format!("cluster type {name} ({url})"))),
+        (name, None) => Err(ConfigError::unsupported(format!("cluster type {name}"))),
+    }
+}
+
+fn refuse_unsupported(m: &Message) -> ConfigResult<()> {
+    let tracked = m.track_cluster_stats.as_ref();
+    let common = m.common_lb_config.as_ref();
+    let options = m.upstream_connection_options.as_ref();
+    let present = [
+        (m.transport_socket_matcher.is_some(), "transport_socket_matcher"),
+        (m.eds_cluster_config.is_some(), "eds_cluster_config"),
+        (!m.health_checks.is_empty(), "health_checks"),
+        (m.outlier_detection.is_some(), "outlier_detection"),
+        (m.lb_subset_config.is_some(), "lb_subset_config"),
+        (!m.filters.is_empty(), "filters"),
+        (m.upstream_config.is_some(), "upstream_config"),
+        (m.lrs_server.is_some(), "lrs_server"),
+        (m.preconnect_policy.is_some(), "preconnect_policy"),
+        (m.queuing_policies.is_some(), "queuing_policies"),
+        (m.connection_pool_per_downstream_connection, "connection_pool_per_downstream_connection"),
+        (
+            m.per_connection_buffer_high_watermark_timeout.is_some(),
+            "per_connection_buffer_high_watermark_timeout",
+        ),
+        (m.stats_matcher.is_some(), "stats_matcher"),
+        (tracked.is_some_and(|t| t.request_response_sizes), "track_cluster_stats.request_response_sizes"),
+        (tracked.is_some_and(|t| t.per_endpoint_stats), "track_cluster_stats.per_endpoint_stats"),
+        (
+            common.is_some_and(|c| c.close_connections_on_host_set_change),
+            "common_lb_config.close_connections_on_host_set_change",
+        ),
+        (
+            options.is_some_and(|o| o.set_local_interface_name_on_upstream_connections),
+            "upstream_connection_options.set_local_interface_name_on_upstream_connections",
+        ),
+    ];
+    match present.into_iter().find(|(is, _)| *is) {
+        Some((_, field)) => Err(ConfigError::unsupported(field).at(field)),
+        None => Ok(()),
+    }
+}
+
+/// A non-negative duration.
+pub(crate) fn duration(message: Option<&wkt::Duration>) -> ConfigResult<Option<Duration>> {
+    message
+        .map(|d| {
+            let (Ok(seconds), Ok(nanos)) = (u64::try_from(d.seconds), u32::try_from(d.nanos)) else {
+                return Err(ConfigError::new("value must be greater than or equal to 0s"));
+            };
+            Ok(Duration::new(seconds, nanos))
+        })
+        .transpose()
+}
+
+/// The part of a type URL behind the slash.
+pub(crate) fn type_name(any: &wkt::Any) -> &str {
+    any.type_url.rsplit_once('/').map_or(&any.type_url, |(_, name)| name)
+}
+
+/// The message in an `Any` whose type was checked.
+pub(crate) fn unpack<M: prost::Message + Default>(any: Option<&wkt::Any>) -> ConfigResult<M> {
+    let any = any.ok_or_else(|| ConfigError::new("value is required"))?;
+    M::decode(any.value.as_slice())
+        .map_err(|e| ConfigError::new(format!("unable to unpack {}: {e}", type_name(any))))
+}
+
+/// `filter_metadata`; `None` where it is empty.
+pub(crate) fn metadata(
+    message: &envoy_types::pb::envoy::config::core::v3::Metadata,
+) -> Option<Arc<Metadata>> {
+    let map: Metadata = message.filter_metadata.clone().into_iter().collect();
+    (!map.is_empty()).then(|| Arc::new(map))
+}

@@ -1,0 +1,217 @@
+//! A new connection to a host: TCP or unix socket, then TLS where the cluster says so, within `connect_timeout`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sampan_core::Address;
+use sampan_core::stream_info::{Protocol, TlsInfo};
+use sampan_tls::{ClientOptions, Transport};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, UnixStream};
+
+use crate::cluster::{Cluster, TransportSocket};
+use crate::config::ClusterConfig;
+use crate::host::Host;
+
+/// What a request asks of the connections it may use; connections with different options are not mixed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConnectOptions {
+    /// Server name (`auto_sni`).
+    pub sni: Option<Box<str>>,
+    /// Names one of which the certificate must carry (`auto_san_validation`).
+    pub verify_sans: Vec<String>,
+    /// ALPN protocols in place of the context's (Istio's `alpn` filter).
+    pub alpn: Vec<Vec<u8>>,
+}
+
+/// What is known of a connection.
+#[derive(Debug)]
+pub struct ConnectInfo {
+    /// Process-wide number.
+    pub id: u64,
+    /// Our address.
+    pub local: Option<Address>,
+    /// The host's address.
+    pub remote: Arc<Address>,
+    /// TLS.
+    pub tls: Option<Rc<TlsInfo>>,
+    /// The protocol spoken; none for plain TCP.
+    pub protocol: Option<Protocol>,
+    /// When it was asked for.
+    pub start: Instant,
+    /// When it was connected.
+    pub connected: Instant,
+    /// When TLS was complete.
+    pub handshake: Option<Instant>,
+}
+
+/// A connected byte stream.
+pub struct Connected {
+    /// The stream.
+    pub transport: Transport,
+    /// What is known of it.
+    pub info: ConnectInfo,
+}
+
+/// Whose fault a failed connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectFailureKind {
+    /// `connect_timeout` passed.
+    Timeout,
+    /// The peer refused, or broke the handshake.
+    Remote,
+    /// It failed here (no route, no socket, no file).
+    Local,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectFailure {
+    /// Whose fault.
+    pub kind: ConnectFailureKind,
+    /// `UPSTREAM_TRANSPORT_FAILURE_REASON`; empty for a timeout.
+    pub reason: Arc<str>,
+}
+
+impl ConnectFailure {
+    /// As it stands in `upstream_reset_before_response_started{…}`, before the transport's reason.
+    pub fn reset_reason(&self) -> &'static str {
+        match self.kind {
+            ConnectFailureKind::Timeout => "connection_timeout",
+            ConnectFailureKind::Remote => "remote_connection_failure",
+            ConnectFailureKind::Local => "local_connection_failure",
+        }
+    }
+
+    fn timeout() -> Self {
+        Self { kind: ConnectFailureKind::Timeout, reason: "".into() }
+    }
+
+    /// The kernel's answer came later (`delayed`) or at once.
+    fn io(error: &io::Error, delayed: bool) -> Self {
+        let text = error.to_string();
+        let text = text.split(" (os error").next().unwrap_or_default();
+        let (kind, how) = if delayed {
+            (ConnectFailureKind::Remote, "delayed")
+        } else {
+            (ConnectFailureKind::Local, "immediate")
+        };
+        Self { kind, reason: format!("{how} connect error: {text}").into() }
+    }
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+/// Connects. `fallback_alpn` is offered where the TLS context names no protocol.
+pub async fn connect(
+    cluster: &Cluster,
+    host: &Host,
+    options: &ConnectOptions,
+    fallback_alpn: Option<&'static [u8]>,
+) -> Result<Connected, ConnectFailure> {
+    let work = connect_inner(cluster, host, options, fallback_alpn);
+    match tokio::time::timeout(cluster.config().connect_timeout, work).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectFailure::timeout()),
+    }
+}
+
+async fn connect_inner(
+    cluster: &Cluster,
+    host: &Host,
+    options: &ConnectOptions,
+    fallback_alpn: Option<&'static [u8]>,
+) -> Result<Connected, ConnectFailure> {
+    let start = Instant::now();
+    let remote = host.address();
+    let (transport, local) = match &*remote {
+        Address::Ip(address) => tcp(cluster.config(), *address).await?,
+        Address::Pipe(path) => (unix(path).await.map_err(|e| ConnectFailure::io(&e, false))?, None),
+        Address::Internal(..) => {
+            let error = io::Error::from(io::ErrorKind::Unsupported);
+            return Err(ConnectFailure::io(&error, false));
+        }
+    };
+    let connected = Instant::now();
+    let (transport, tls) = match cluster.socket(host) {
+        TransportSocket::Raw => (transport, None),
+        TransportSocket::Tls { context, alpn } => {
+            let fallback = fallback_alpn.filter(|_| !alpn && options.alpn.is_empty());
+            let client = ClientOptions {
+                sni: options.sni.as_deref().map(str::to_owned),
+                verify_sans: options.verify_sans.clone(),
+                alpn: fallback.map_or_else(|| options.alpn.clone(), |p| vec![p.to_vec()]),
+            };
+            let (transport, tls) = context
+                .connect(transport, &client)
+                .await
+                .map_err(|e| ConnectFailure { kind: ConnectFailureKind::Remote, reason: e.0 })?;
+            (transport, Some(Rc::new(tls)))
+        }
+    };
+    let handshake = tls.is_some().then(Instant::now);
+    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    let info = ConnectInfo { id, local, remote, tls, protocol: None, start, connected, handshake };
+    Ok(Connected { transport, info })
+}
+
+async fn tcp(
+    config: &ClusterConfig,
+    address: SocketAddr,
+) -> Result<(Transport, Option<Address>), ConnectFailure> {
+    let socket = tcp_socket(config, address).map_err(|e| ConnectFailure::io(&e, false))?;
+    let stream = socket.connect(address).await.map_err(|e| ConnectFailure::io(&e, true))?;
+    let local = stream.local_addr().ok().map(Address::from);
+    Ok((Transport::Tcp(stream), local))
+}
+
+fn tcp_socket(config: &ClusterConfig, address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    let options = SockRef::from(&socket);
+    if let Some(keepalive) = &config.keepalive {
+        let mut set = TcpKeepalive::new();
+        if keepalive.time > 0 {
+            set = set.with_time(Duration::from_secs(keepalive.time.into()));
+        }
+        if keepalive.interval > 0 {
+            set = set.with_interval(Duration::from_secs(keepalive.interval.into()));
+        }
+        if keepalive.probes > 0 {
+            set = set.with_retries(keepalive.probes);
+        }
+        options.set_tcp_keepalive(&set)?;
+    }
+    if let Some(bind) = &config.bind
+        && let Some(source) = bind.source_for(address)
+    {
+        if bind.freebind {
+            if source.is_ipv4() {
+                options.set_freebind_v4(true)?
+            } else {
+                options.set_freebind_v6(true)?
+            };
+        }
+        socket.bind(source)?;
+    }
+    Ok(socket)
+}
+
+/// A leading `@` names the abstract namespace.
+async fn unix(path: &str) -> io::Result<Transport> {
+    let stream = match path.strip_prefix('@') {
+        None => UnixStream::connect(path).await?,
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+            let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)?
+        }
+    };
+    Ok(Transport::Unix(stream))
+}

@@ -1,0 +1,322 @@
+//! Which host: per worker, rebuilt when the cluster's hosts change.
+//!
+//! Priority first (by availability, as Envoy spreads load over levels), then locality (only with
+//! `locality_weighted_lb_config`), then host. In panic (too few healthy hosts) all hosts of a level count.
+//! Round robin with equal weights is an index that starts at random; with unequal weights, and for least request
+//! with unequal weights, an [`edf`] schedule from which a random number of picks was taken first.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::circuit::Priority;
+use crate::config::{LbConfig, LbPolicy};
+use crate::host::{Health, Host, HostSet};
+use crate::worker::WorkerHost;
+
+mod edf;
+mod priority;
+#[cfg(test)]
+mod tests;
+
+use edf::Edf;
+use priority::Loads;
+
+/// What a request brings to the choice.
+#[derive(Default, Clone, Copy)]
+pub struct LbContext<'a> {
+    /// The route's hash policy; none: a random number.
+    pub hash: Option<u64>,
+    /// Priority of the route: which circuit breakers and pools.
+    pub priority: Priority,
+    /// Hosts not wanted (a retry's `previous_hosts`); asked at most `max_attempts` times, then the last host is taken.
+    pub exclude: Option<&'a dyn Fn(&Host) -> bool>,
+    /// `host_selection_retry_max_attempts`, at least one pick is made.
+    pub max_attempts: u32,
+    /// An address that is taken if it is there and healthy (`override_host`); strict: nothing else then.
+    pub override_host: Option<(&'a str, bool)>,
+}
+
+/// A random source of one worker; not for secrets.
+pub(crate) struct Random(Cell<u64>);
+
+impl Random {
+    pub(crate) fn new() -> Self {
+        Self(Cell::new(rand::random()))
+    }
+
+    /// splitmix64
+    pub(crate) fn next(&self) -> u64 {
+        let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0.set(state);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// The hosts of one source: all, healthy or degraded ones of a level or of a locality in it.
+struct Source {
+    hosts: Vec<Rc<WorkerHost>>,
+    next: Cell<usize>,
+    schedule: Option<RefCell<Edf>>,
+}
+
+/// Localities with weights, and a source for each.
+struct Weighted {
+    schedule: RefCell<Edf>,
+    weights: Vec<f64>,
+    sources: Vec<Source>,
+}
+
+struct Level {
+    all: Source,
+    healthy: Source,
+    degraded: Source,
+    healthy_weighted: Option<Weighted>,
+    degraded_weighted: Option<Weighted>,
+}
+
+/// The balancer of one cluster on one worker.
+pub(crate) struct LoadBalancer {
+    policy: LbPolicy,
+    fail_on_panic: bool,
+    levels: Vec<Level>,
+    loads: Loads,
+    random: Rc<Random>,
+}
+
+/// A host, and whether panic chose it.
+pub(crate) struct Pick {
+    pub(crate) host: Rc<WorkerHost>,
+    pub(crate) panic: bool,
+}
+
+impl LoadBalancer {
+    /// A balancer over a host set; `worker_host` gives the worker's object for a host.
+    pub(crate) fn new(
+        config: &LbConfig,
+        overprovisioning: u32,
+        by_weight: bool,
+        set: &HostSet,
+        random: &Rc<Random>,
+        mut worker_host: impl FnMut(&std::sync::Arc<Host>) -> Rc<WorkerHost>,
+    ) -> Self {
+        let builder = Builder { policy: config.policy, random };
+        let mut levels = Vec::with_capacity(set.priorities.len());
+        for localities in &set.priorities {
+            let hosts: Vec<(u32, Vec<Rc<WorkerHost>>)> = localities
+                .iter()
+                .map(|l| (l.weight, l.hosts.iter().map(&mut worker_host).collect()))
+                .collect();
+            levels.push(builder.level(&hosts, config.locality_weighted, overprovisioning));
+        }
+        let loads = Loads::new(
+            levels.iter().map(|l| priority::Availability {
+                total: priority::size(&l.all.hosts, by_weight),
+                healthy: priority::size(&l.healthy.hosts, by_weight),
+                degraded: priority::size(&l.degraded.hosts, by_weight),
+                hosts: l.all.hosts.len() as u64,
+                healthy_hosts: l.healthy.hosts.len() as u64,
+                degraded_hosts: l.degraded.hosts.len() as u64,
+            }),
+            overprovisioning,
+            config.panic_threshold,
+        );
+        Self {
+            policy: config.policy,
+            fail_on_panic: config.fail_traffic_on_panic,
+            levels,
+            loads,
+            random: random.clone(),
+        }
+    }
+
+    /// The host for a request.
+    pub(crate) fn pick(&self, context: &LbContext<'_>) -> Option<Pick> {
+        if let Some((address, strict)) = context.override_host {
+            let found = self.find(address);
+            if strict || found.is_some() {
+                return found.map(|host| Pick { host, panic: false });
+            }
+        }
+        let Some(exclude) = context.exclude else { return self.pick_once(context.hash) };
+        let mut attempts = context.max_attempts.max(1);
+        loop {
+            let pick = self.pick_once(context.hash)?;
+            attempts -= 1;
+            if attempts == 0 || !exclude(&pick.host.host) {
+                return Some(pick);
+            }
+        }
+    }
+
+    fn find(&self, address: &str) -> Option<Rc<WorkerHost>> {
+        self.levels
+            .iter()
+            .flat_map(|l| &l.all.hosts)
+            .find(|h| h.host.health() != Health::Unhealthy && h.host.address().to_string() == address)
+            .cloned()
+    }
+
+    fn pick_once(&self, hash: Option<u64>) -> Option<Pick> {
+        let (level, health) = match self.loads.only() {
+            Some(only) => only,
+            None => self.loads.choose(hash.unwrap_or_else(|| self.random.next()))?,
+        };
+        let chosen = self.levels.get(level)?;
+        if self.loads.panic(level) {
+            if self.fail_on_panic {
+                return None;
+            }
+            return self.from_source(&chosen.all).map(|host| Pick { host, panic: true });
+        }
+        let (source, weighted) = match health {
+            Health::Degraded => (&chosen.degraded, &chosen.degraded_weighted),
+            _ => (&chosen.healthy, &chosen.healthy_weighted),
+        };
+        let source = match weighted {
+            None => source,
+            Some(weighted) => {
+                let index = weighted.schedule.borrow_mut().pick(|i| weighted.weights[i])?;
+                weighted.sources.get(index)?
+            }
+        };
+        self.from_source(source).map(|host| Pick { host, panic: false })
+    }
+
+    fn from_source(&self, source: &Source) -> Option<Rc<WorkerHost>> {
+        let count = source.hosts.len();
+        if count == 0 {
+            return None;
+        }
+        if let Some(schedule) = &source.schedule {
+            let index = schedule.borrow_mut().pick(|i| weight(&self.policy, &source.hosts[i].host))?;
+            return source.hosts.get(index).cloned();
+        }
+        let index = match self.policy {
+            LbPolicy::RoundRobin => {
+                let next = source.next.get();
+                source.next.set(if next + 1 >= count { 0 } else { next + 1 });
+                next
+            }
+            LbPolicy::Random => (self.random.next() % count as u64) as usize,
+            LbPolicy::LeastRequest { full_scan: true, .. } => self.least_of_all(source),
+            LbPolicy::LeastRequest { choices, .. } => {
+                // Choices are drawn with replacement; the first of equals stays.
+                let mut best = (self.random.next() % count as u64) as usize;
+                let active = |i: usize| source.hosts[i].host.stats.rq_active.value();
+                for _ in 1..choices {
+                    let other = (self.random.next() % count as u64) as usize;
+                    if active(other) < active(best) {
+                        best = other;
+                    }
+                }
+                best
+            }
+        };
+        source.hosts.get(index).cloned()
+    }
+
+    /// The host with the fewest requests; among equals a random one.
+    fn least_of_all(&self, source: &Source) -> usize {
+        let (mut best, mut fewest, mut equals) = (0, u64::MAX, 0);
+        for (i, host) in source.hosts.iter().enumerate() {
+            let active = host.host.stats.rq_active.value();
+            if active < fewest {
+                (best, fewest, equals) = (i, active, 1);
+            } else if active == fewest {
+                equals += 1;
+                if self.random.next() % equals == 0 {
+                    best = i;
+                }
+            }
+        }
+        best
+    }
+}
+
+/// A host's weight of now.
+fn weight(policy: &LbPolicy, host: &Host) -> f64 {
+    let weight = f64::from(host.weight);
+    match policy {
+        LbPolicy::LeastRequest { bias, .. } => {
+            let active = host.stats.rq_active.value() as f64 + 1.0;
+            if *bias == 1.0 { weight / active } else { weight / active.powf(*bias) }
+        }
+        _ => weight,
+    }
+}
+
+struct Builder<'a> {
+    policy: LbPolicy,
+    random: &'a Random,
+}
+
+impl Builder<'_> {
+    fn level(
+        &self,
+        localities: &[(u32, Vec<Rc<WorkerHost>>)],
+        weighted: bool,
+        overprovisioning: u32,
+    ) -> Level {
+        let all = || localities.iter().flat_map(|(_, hosts)| hosts);
+        let of = |health: Health| self.source(all().filter(|h| h.host.health() == health).cloned().collect());
+        let by_locality =
+            |health| weighted.then(|| self.weighted(localities, health, overprovisioning)).flatten();
+        Level {
+            all: self.source(all().cloned().collect()),
+            healthy: of(Health::Healthy),
+            degraded: of(Health::Degraded),
+            healthy_weighted: by_locality(Health::Healthy),
+            degraded_weighted: by_locality(Health::Degraded),
+        }
+    }
+
+    /// Localities by weight times availability; none where no locality has a weight and a host.
+    fn weighted(
+        &self,
+        localities: &[(u32, Vec<Rc<WorkerHost>>)],
+        health: Health,
+        overprovisioning: u32,
+    ) -> Option<Weighted> {
+        let (mut weights, mut sources) = (Vec::new(), Vec::new());
+        for (weight, hosts) in localities {
+            let fit: Vec<_> = hosts.iter().filter(|h| h.host.health() == health).cloned().collect();
+            if *weight == 0 || fit.is_empty() {
+                continue;
+            }
+            let share = fit.len() as f64 / hosts.len() as f64 * f64::from(overprovisioning) / 100.0;
+            weights.push(f64::from(*weight) * share.min(1.0));
+            sources.push(self.source(fit));
+        }
+        if weights.is_empty() {
+            return None;
+        }
+        let mut schedule = Edf::new(weights.iter().copied());
+        for _ in 0..self.random.next() % weights.len() as u64 {
+            schedule.pick(|i| weights[i]);
+        }
+        Some(Weighted { schedule: RefCell::new(schedule), weights, sources })
+    }
+
+    fn source(&self, hosts: Vec<Rc<WorkerHost>>) -> Source {
+        let count = hosts.len() as u64;
+        if count == 0 {
+            return Source { hosts, next: Cell::new(0), schedule: None };
+        }
+        let start = self.random.next() % count;
+        let equal = hosts.iter().all(|h| h.host.weight == hosts[0].host.weight);
+        let full_scan = matches!(self.policy, LbPolicy::LeastRequest { full_scan: true, .. });
+        let scheduled = !equal && !full_scan && self.policy != LbPolicy::Random;
+        let schedule = scheduled.then(|| {
+            let weight = |i: usize| weight(&self.policy, &hosts[i].host);
+            let mut schedule = Edf::new((0..hosts.len()).map(weight));
+            for _ in 0..start {
+                schedule.pick(weight);
+            }
+            RefCell::new(schedule)
+        });
+        Source { hosts, next: Cell::new(start as usize), schedule }
+    }
+}

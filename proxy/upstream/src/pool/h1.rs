@@ -1,0 +1,313 @@
+//! HTTP/1: one request at a time on a connection.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::Context;
+
+use sampan_codec::h1::{ClientConnection, ClientOptions};
+use sampan_core::stream_info::Protocol;
+use tokio::sync::oneshot;
+
+use super::{ConnectionGuard, PoolError, PoolSet, Queue, RequestGuard};
+use crate::circuit::Priority;
+use crate::connect::{self, ConnectInfo};
+use crate::worker::WorkerHost;
+
+/// A connection.
+pub(super) struct Connection {
+    codec: ClientConnection,
+    info: Rc<ConnectInfo>,
+    guard: ConnectionGuard,
+    /// The sweeper's clock when it first saw the connection idle; `None` until then.
+    idle_since: Option<u64>,
+    _counted: Counted,
+}
+
+#[derive(Default)]
+pub(super) struct Pool {
+    /// The last released is the first taken: the others can grow old and go.
+    idle: RefCell<Vec<Box<Connection>>>,
+    waiting: Queue<Box<Connection>>,
+    /// Connections on their way.
+    connecting: Cell<usize>,
+    /// All connections.
+    total: Rc<Cell<usize>>,
+    options: RefCell<Option<Rc<ClientOptions>>>,
+}
+
+/// Takes one out of the pool's total when the connection is gone.
+struct Counted(Rc<Cell<usize>>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A connection for one request. [`H1Lease::release`] gives it back; a drop closes it.
+pub struct H1Lease {
+    connection: Option<Box<Connection>>,
+    pools: Rc<PoolSet>,
+    request: RequestGuard,
+    streams_before: u64,
+}
+
+/// An idle connection, if there is one that the peer has not closed.
+pub(super) fn checkout(
+    host: &Rc<WorkerHost>,
+    pools: &Rc<PoolSet>,
+    priority: Priority,
+) -> Result<Option<H1Lease>, PoolError> {
+    let pool = &pools.h1[priority as usize];
+    loop {
+        let Some(mut connection) = pool.idle.borrow_mut().pop() else { return Ok(None) };
+        if connection.codec.is_stale() {
+            connection.guard.closed_by_peer();
+            continue;
+        }
+        return lease(host, pools, priority, connection).map(Some);
+    }
+}
+
+fn lease(
+    host: &Rc<WorkerHost>,
+    pools: &Rc<PoolSet>,
+    priority: Priority,
+    connection: Box<Connection>,
+) -> Result<H1Lease, PoolError> {
+    let Some(request) = RequestGuard::new(host, priority) else {
+        pools.put_back(priority, connection);
+        return Err(PoolError::Overflow);
+    };
+    let streams_before = connection.guard.begin_request();
+    Ok(H1Lease { connection: Some(connection), pools: pools.clone(), request, streams_before })
+}
+
+/// Gives back what was sent to a request that does not wait any more.
+struct Waiting<'a> {
+    pools: &'a Rc<PoolSet>,
+    priority: Priority,
+    receiver: oneshot::Receiver<Result<Box<Connection>, PoolError>>,
+    done: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        if let Some(host) = self.pools.host.upgrade() {
+            host.core.stats.upstream_rq_cancelled.inc();
+        }
+        self.receiver.close();
+        if let Ok(Ok(connection)) = self.receiver.try_recv() {
+            self.pools.put_back(self.priority, connection);
+        }
+    }
+}
+
+/// Waits for a connection: a new one is asked for, but the first that is free is taken.
+pub(super) async fn acquire(
+    host: &Rc<WorkerHost>,
+    pools: &Rc<PoolSet>,
+    priority: Priority,
+) -> Result<H1Lease, PoolError> {
+    let pool = &pools.h1[priority as usize];
+    let place = host.place(priority)?;
+    let receiver = pool.waiting.push();
+    pools.connect_if_needed(host, priority);
+    let mut waiting = Waiting { pools, priority, receiver, done: false };
+    let result = (&mut waiting.receiver).await;
+    waiting.done = true;
+    drop(place);
+    // A sender that is gone without a word belongs to a pool that was torn down.
+    let connection = result.unwrap_or(Err(PoolError::Overflow))?;
+    lease(host, pools, priority, connection)
+}
+
+impl PoolSet {
+    /// As many connections on their way as requests wait, as far as the breakers allow.
+    fn connect_if_needed(self: &Rc<Self>, host: &Rc<WorkerHost>, priority: Priority) {
+        let pool = &self.h1[priority as usize];
+        while pool.connecting.get() < pool.waiting.len() {
+            let Some(permit) = host.connection_permit(priority, pool.total.get() == 0) else { return };
+            pool.connecting.set(pool.connecting.get() + 1);
+            pool.total.set(pool.total.get() + 1);
+            let guard = ConnectionGuard::new(host, permit);
+            host.core.stats.upstream_cx_http1_total.inc();
+            let (host, pools) = (host.clone(), self.clone());
+            tokio::task::spawn_local(async move { pools.establish(&host, priority, guard).await });
+        }
+    }
+
+    async fn establish(self: Rc<Self>, host: &Rc<WorkerHost>, priority: Priority, guard: ConnectionGuard) {
+        let pool = &self.h1[priority as usize];
+        let counted = Counted(pool.total.clone());
+        let result = connect::connect(host.cluster(), &host.host, &self.options, Some(b"http/1.1")).await;
+        pool.connecting.set(pool.connecting.get() - 1);
+        match result {
+            Ok(connected) => {
+                guard.connected();
+                let mut info = connected.info;
+                info.protocol = Some(Protocol::Http11);
+                let options = pool
+                    .options
+                    .borrow_mut()
+                    .get_or_insert_with(|| Rc::new(host.cluster().config().http.h1.clone()))
+                    .clone();
+                let codec = ClientConnection::new(connected.transport, options);
+                let info = Rc::new(info);
+                let connection = Connection { codec, info, guard, idle_since: None, _counted: counted };
+                self.put_back(priority, Box::new(connection));
+            }
+            Err(failure) => {
+                host.count_connect_failure(&failure);
+                if failure.kind == crate::connect::ConnectFailureKind::Remote {
+                    guard.closed_by_peer();
+                }
+                drop((guard, counted));
+                let failed = pool.waiting.fail(&PoolError::Connect(failure));
+                host.core.stats.upstream_rq_pending_failure_eject.add(failed);
+            }
+        }
+    }
+
+    /// Hands a free connection to who waits, or lays it on the stack.
+    fn put_back(self: &Rc<Self>, priority: Priority, mut connection: Box<Connection>) {
+        let pool = &self.h1[priority as usize];
+        let Some(host) = self.host.upgrade().filter(|h| !h.removed.get() || !pool.waiting.is_empty()) else {
+            return;
+        };
+        connection.guard.idle();
+        connection.idle_since = None;
+        if !pool.waiting.is_empty() {
+            match pool.waiting.give(connection) {
+                Ok(()) => return,
+                Err(back) => connection = back,
+            }
+        }
+        pool.idle.borrow_mut().push(connection);
+        host.core.sweeper.watch(self, &host);
+    }
+}
+
+impl Pool {
+    pub(super) fn close_idle(&self) {
+        drop(std::mem::take(&mut *self.idle.borrow_mut()));
+    }
+
+    /// Closes idle connections that ended, waited or lived too long. Returns whether any is left.
+    pub(super) fn sweep(&self, cx: &mut Context<'_>, now: u64, host: &WorkerHost) -> bool {
+        let http = &host.cluster().config().http;
+        let idle_timeout = http.idle_timeout.map(|d| d.as_millis() as u64);
+        let stats = &host.core.stats;
+        let mut closed = Vec::new();
+        let mut idle = self.idle.borrow_mut();
+        let mut i = 0;
+        while i < idle.len() {
+            let connection = &mut idle[i];
+            let since = *connection.idle_since.get_or_insert(now);
+            if connection.codec.poll_stale(cx).is_ready() {
+                connection.guard.closed_by_peer();
+            } else if idle_timeout.is_some_and(|limit| now - since >= limit) {
+                stats.upstream_cx_idle_timeout.inc();
+            } else if http.max_connection_duration.is_some_and(|d| connection.guard.start().elapsed() >= d) {
+                stats.upstream_cx_max_duration_reached.inc();
+            } else {
+                i += 1;
+                continue;
+            }
+            closed.push(idle.remove(i));
+        }
+        let left = !idle.is_empty();
+        drop(idle);
+        drop(closed);
+        left
+    }
+}
+
+impl H1Lease {
+    /// The codec's connection.
+    pub fn codec(&mut self) -> &mut ClientConnection {
+        &mut self.connection_mut().codec
+    }
+
+    /// What is known of the connection.
+    pub fn info(&self) -> &Rc<ConnectInfo> {
+        match &self.connection {
+            Some(connection) => &connection.info,
+            None => unreachable_lease(),
+        }
+    }
+
+    /// How many requests the connection had carried before.
+    pub fn streams_before(&self) -> u64 {
+        self.streams_before
+    }
+
+    /// The host.
+    pub fn host(&self) -> &Rc<WorkerHost> {
+        self.request.host()
+    }
+
+    /// The peer ended the connection: its drop is counted as `destroy_remote`.
+    pub fn closed_by_peer(&mut self) {
+        self.connection_mut().guard.closed_by_peer();
+    }
+
+    /// The request is over. The connection goes back where it can carry another, else it is closed.
+    pub fn release(mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        connection.guard.bytes(connection.codec.wire_bytes());
+        connection.guard.idle();
+        let http = &self.request.host().cluster().config().http;
+        let max = http.max_requests_per_connection;
+        let worn = max > 0 && connection.guard.requests() >= u64::from(max);
+        if worn {
+            self.request.host().core.stats.upstream_cx_max_requests.inc();
+        }
+        let old = http.max_connection_duration.is_some_and(|d| connection.guard.start().elapsed() >= d);
+        if old {
+            self.request.host().core.stats.upstream_cx_max_duration_reached.inc();
+        }
+        let usable = !worn && !old && connection.codec.is_reusable();
+        let priority = self.request.priority();
+        if usable {
+            self.pools.put_back(priority, connection);
+        } else {
+            self.pools.close(&self.request, connection);
+        }
+    }
+
+    fn connection_mut(&mut self) -> &mut Connection {
+        match &mut self.connection {
+            Some(connection) => connection,
+            None => unreachable_lease(),
+        }
+    }
+}
+
+/// The connection is only taken by `release` and `drop`, after which nobody holds the lease.
+fn unreachable_lease() -> ! {
+    unreachable!("a lease holds its connection until it is released")
+}
+
+impl PoolSet {
+    /// Closes a connection; who waits for its place gets a new one.
+    fn close(self: &Rc<Self>, request: &RequestGuard, connection: Box<Connection>) {
+        drop(connection);
+        let (host, priority) = (request.host(), request.priority());
+        if !self.h1[priority as usize].waiting.is_empty() {
+            self.connect_if_needed(host, priority);
+        }
+    }
+}
+
+impl Drop for H1Lease {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.guard.bytes(connection.codec.wire_bytes());
+            self.pools.close(&self.request, connection);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Connections to a host, per worker.
+//!
+//! ```text
+//!   h1      one request at a time: a stack of idle connections, waiting requests, connections on their way
+//!   h2      many streams on few connections
+//!   tcp     a fresh connection each
+//!   guard   what is counted when a connection or a request begins and ends
+//!   sweep   idle connections: closed by the peer, too long idle, too old
+//! ```
+//!
+//! A [`PoolSet`] holds the pools that requests with the same [`ConnectOptions`] share, one per priority. A request
+//! that finds no connection takes a place in the queue (`max_pending_requests`) and asks for a new connection, as
+//! Envoy does; whichever connection is free first is its. A failed connection fails all requests that wait.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+
+use sampan_core::stats::Gauge;
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use crate::circuit::{Permit, Priority};
+use crate::config::HttpProtocol;
+use crate::connect::{ConnectFailure, ConnectOptions};
+use crate::worker::WorkerHost;
+
+mod guard;
+mod h1;
+mod h2;
+mod sweep;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use guard::{ConnectionGuard, RequestGuard};
+pub use h1::H1Lease;
+pub use h2::H2Lease;
+pub(crate) use sweep::Sweeper;
+pub use tcp::TcpLease;
+
+/// Why a request got no connection.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PoolError {
+    /// A circuit breaker is open (`UO`).
+    #[error("overflow")]
+    Overflow,
+    /// The connection failed (`UF`).
+    #[error("{}", .0.reset_reason())]
+    Connect(ConnectFailure),
+}
+
+/// A connection (or a place on one) for an HTTP request.
+pub enum HttpLease {
+    /// A connection of its own.
+    H1(H1Lease),
+    /// A stream's place.
+    H2(H2Lease),
+}
+
+/// The pools for one set of connect options.
+pub(crate) struct PoolSet {
+    host: Weak<WorkerHost>,
+    options: ConnectOptions,
+    h1: [h1::Pool; 2],
+    h2: [h2::Pool; 2],
+    listed: Cell<bool>,
+}
+
+/// Requests that wait for a connection.
+struct Queue<T>(RefCell<VecDeque<oneshot::Sender<Result<T, PoolError>>>>);
+
+/// A place in the queue, counted.
+struct Place {
+    _permit: Permit,
+    active: Gauge,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.active.dec();
+    }
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
+}
+
+impl<T> Queue<T> {
+    fn push(&self) -> oneshot::Receiver<Result<T, PoolError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.0.borrow_mut().push_back(sender);
+        receiver
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
+    /// Hands the value to the first that still waits; gives it back where nobody does.
+    fn give(&self, mut value: T) -> Result<(), T> {
+        loop {
+            let Some(sender) = self.0.borrow_mut().pop_front() else { return Err(value) };
+            match sender.send(Ok(value)) {
+                Ok(()) => return Ok(()),
+                Err(Ok(back)) => value = back,
+                Err(Err(_)) => return Ok(()),
+            }
+        }
+    }
+
+    /// Fails all that wait; returns how many did.
+    fn fail(&self, error: &PoolError) -> u64 {
+        let waiting = std::mem::take(&mut *self.0.borrow_mut());
+        waiting
+            .into_iter()
+            .filter(|s| !s.is_closed())
+            .map(|s| s.send(Err(error.clone())))
+            .filter(Result::is_ok)
+            .count() as u64
+    }
+
+    /// How many still wait.
+    fn len(&self) -> usize {
+        let mut queue = self.0.borrow_mut();
+        queue.retain(|sender| !sender.is_closed());
+        queue.len()
+    }
+}
+
+impl WorkerHost {
+    /// A connection for a request; `downstream_h2` counts where the cluster follows the downstream's protocol.
+    ///
+    /// `options` of `None` are the default ones: the usual case, without a search.
+    pub async fn http(
+        self: &Rc<Self>,
+        priority: Priority,
+        downstream_h2: bool,
+        options: Option<&ConnectOptions>,
+    ) -> Result<HttpLease, PoolError> {
+        let pools = self.pool_set(options);
+        let h2 = match self.cluster().config().http.protocol {
+            HttpProtocol::Http1 => false,
+            HttpProtocol::Http2 => true,
+            HttpProtocol::Downstream => downstream_h2,
+        };
+        if h2 {
+            return h2::acquire(self, &pools, priority).await.map(HttpLease::H2);
+        }
+        if let Some(lease) = h1::checkout(self, &pools, priority)? {
+            return Ok(HttpLease::H1(lease));
+        }
+        h1::acquire(self, &pools, priority).await.map(HttpLease::H1)
+    }
+
+    /// A fresh connection for `tcp_proxy`.
+    pub async fn tcp(
+        self: &Rc<Self>,
+        priority: Priority,
+        options: &ConnectOptions,
+    ) -> Result<TcpLease, PoolError> {
+        tcp::acquire(self, priority, options).await
+    }
+
+    fn pool_set(self: &Rc<Self>, options: Option<&ConnectOptions>) -> Rc<PoolSet> {
+        let pools = self.pools.borrow();
+        let found = match options {
+            None => pools.first(),
+            Some(options) => pools.iter().find(|p| p.options == *options),
+        };
+        if let Some(found) = found {
+            return found.clone();
+        }
+        drop(pools);
+        self.new_pool_set(options)
+    }
+
+    #[cold]
+    fn new_pool_set(self: &Rc<Self>, options: Option<&ConnectOptions>) -> Rc<PoolSet> {
+        let set = |options| {
+            Rc::new(PoolSet {
+                host: Rc::downgrade(self),
+                options,
+                h1: Default::default(),
+                h2: Default::default(),
+                listed: Cell::new(false),
+            })
+        };
+        let mut pools = self.pools.borrow_mut();
+        if pools.is_empty() {
+            // The first is that of the default options, always.
+            pools.push(set(ConnectOptions::default()));
+        }
+        match options {
+            Some(options) if *options != ConnectOptions::default() => {
+                let new = set(options.clone());
+                pools.push(new.clone());
+                new
+            }
+            _ => pools[0].clone(),
+        }
+    }
+
+    /// Whether another connection may be made: the host's limit, then the cluster's; `first`: the pool has none.
+    fn connection_permit(&self, priority: Priority, first: bool) -> Option<Permit> {
+        let core = &self.core;
+        let per_host =
+            core.cluster.config().circuit_breakers.as_ref().and_then(|b| b.per_host_max_connections);
+        let host_full = per_host.is_some_and(|max| self.host.stats.cx_active.value() >= u64::from(max));
+        let breakers = &core.breakers[priority as usize];
+        let full = host_full || !breakers.connections().has_room();
+        if full {
+            core.stats.upstream_cx_overflow.inc();
+            if !first {
+                return None;
+            }
+        }
+        breakers.connection(first)
+    }
+
+    /// A place in the queue.
+    fn place(&self, priority: Priority) -> Result<Place, PoolError> {
+        let stats = &self.core.stats;
+        let Some(permit) = self.core.breakers[priority as usize].pending_request() else {
+            stats.upstream_rq_pending_overflow.inc();
+            return Err(PoolError::Overflow);
+        };
+        stats.upstream_rq_pending_total.inc();
+        stats.upstream_rq_pending_active.inc();
+        Ok(Place { _permit: permit, active: stats.upstream_rq_pending_active.clone() })
+    }
+
+    fn count_connect_failure(&self, failure: &ConnectFailure) {
+        let stats = &self.core.stats;
+        if failure.kind == crate::connect::ConnectFailureKind::Timeout {
+            stats.upstream_cx_connect_timeout.inc();
+        }
+        stats.upstream_cx_connect_fail.inc();
+        self.host.stats.cx_connect_fail.inc();
+    }
+}
+
+impl PoolSet {
+    /// Closes what is idle; called when no new requests will come.
+    pub(crate) fn drain(&self) {
+        for pool in &self.h1 {
+            pool.close_idle();
+        }
+        for pool in &self.h2 {
+            pool.drain();
+        }
+    }
+}

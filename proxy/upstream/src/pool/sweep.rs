@@ -1,0 +1,101 @@
+//! The sweeper: one task per worker that looks after idle connections.
+//!
+//! It runs while there are idle connections. Each sweep polls every idle connection with the sweeper's own waker, so
+//! that a peer's close wakes it at once. A connection that was released since the last sweep is seen at the next one,
+//! at most [`SHORT`] later; if there was none the sweeper sleeps [`LONG`].
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::PoolSet;
+use crate::worker::WorkerHost;
+
+const SHORT: Duration = Duration::from_millis(50);
+const LONG: Duration = Duration::from_millis(500);
+
+/// The pools with idle connections.
+#[derive(Default)]
+pub(crate) struct Sweeper {
+    pools: RefCell<Vec<Weak<PoolSet>>>,
+    running: Cell<bool>,
+    /// A connection became idle since the last sweep.
+    fresh: Cell<bool>,
+    /// Set while the sweeper sleeps long.
+    sleeper: RefCell<Option<Waker>>,
+}
+
+impl Sweeper {
+    /// A connection of the pool became idle.
+    pub(super) fn watch(self: &Rc<Self>, pools: &Rc<PoolSet>, host: &WorkerHost) {
+        debug_assert!(Rc::ptr_eq(self, &host.core.sweeper));
+        if !pools.listed.replace(true) {
+            self.pools.borrow_mut().push(Rc::downgrade(pools));
+        }
+        if self.fresh.replace(true) {
+            return;
+        }
+        if !self.running.replace(true) {
+            tokio::task::spawn_local(self.clone().run());
+        } else if let Some(waker) = self.sleeper.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    async fn run(self: Rc<Self>) {
+        let start = Instant::now();
+        let mut timer: std::pin::Pin<Box<Sleep>> = Box::pin(sleep(SHORT));
+        poll_fn(|cx| {
+            loop {
+                // Woken by a release while sleeping long: from now on short.
+                if self.fresh.get() && timer.deadline() > Instant::now() + SHORT {
+                    timer.as_mut().reset(Instant::now() + SHORT);
+                }
+                let due = timer.as_mut().poll(cx).is_ready();
+                if due {
+                    self.fresh.set(false);
+                }
+                let now = start.elapsed().as_millis() as u64;
+                if !self.sweep(cx, now) {
+                    self.running.set(false);
+                    self.fresh.set(false);
+                    return Poll::Ready(());
+                }
+                if !due {
+                    *self.sleeper.borrow_mut() = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                timer.as_mut().reset(Instant::now() + if self.fresh.get() { SHORT } else { LONG });
+            }
+        })
+        .await;
+    }
+
+    /// Returns whether any connection is left idle.
+    fn sweep(&self, cx: &mut Context<'_>, now: u64) -> bool {
+        let listed = std::mem::take(&mut *self.pools.borrow_mut());
+        let mut left = Vec::with_capacity(listed.len());
+        for weak in listed {
+            let Some(pools) = weak.upgrade() else { continue };
+            let Some(host) = pools.host.upgrade() else { continue };
+            let mut any = false;
+            for pool in &pools.h1 {
+                any |= pool.sweep(cx, now, &host);
+            }
+            for pool in &pools.h2 {
+                any |= pool.sweep(now, &host);
+            }
+            pools.listed.set(any);
+            if any {
+                left.push(weak);
+            }
+        }
+        let mut pools = self.pools.borrow_mut();
+        pools.append(&mut left);
+        !pools.is_empty()
+    }
+}

@@ -1,0 +1,219 @@
+//! Clusters as one worker sees them: everything `Rc`, nothing locked.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+
+use crate::circuit::{Breakers, Priority};
+use crate::cluster::Cluster;
+use crate::host::{Host, HostSet};
+use crate::lb::{LbContext, LoadBalancer, Random};
+use crate::manager::Clusters;
+use crate::pool::{PoolSet, Sweeper};
+use crate::stats::ClusterStats;
+
+/// The clusters of one worker. Clones share.
+#[derive(Clone)]
+pub struct WorkerClusters(Rc<Inner>);
+
+struct Inner {
+    shared: Arc<Clusters>,
+    used: RefCell<HashMap<Arc<str>, Rc<WorkerCluster>, RandomState>>,
+    random: Rc<Random>,
+    sweeper: Rc<Sweeper>,
+}
+
+/// What the hosts of a cluster share on one worker.
+pub(crate) struct ClusterCore {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) stats: Arc<ClusterStats>,
+    pub(crate) breakers: [Arc<Breakers>; 2],
+    pub(crate) sweeper: Rc<Sweeper>,
+}
+
+/// A cluster on one worker: its balancer, and its hosts with their pools.
+pub struct WorkerCluster {
+    core: Rc<ClusterCore>,
+    random: Rc<Random>,
+    generation: Cell<u64>,
+    balancer: RefCell<LoadBalancer>,
+    hosts: RefCell<HashMap<usize, Rc<WorkerHost>, RandomState>>,
+}
+
+/// A host on one worker: its pools.
+pub struct WorkerHost {
+    /// The host.
+    pub host: Arc<Host>,
+    pub(crate) core: Rc<ClusterCore>,
+    pub(crate) removed: Cell<bool>,
+    pub(crate) pools: RefCell<Vec<Rc<PoolSet>>>,
+}
+
+impl WorkerClusters {
+    /// The worker's view of the manager's clusters; made on the worker.
+    pub fn new(shared: Arc<Clusters>) -> Self {
+        Self(Rc::new(Inner {
+            shared,
+            used: RefCell::default(),
+            random: Rc::new(Random::new()),
+            sweeper: Rc::default(),
+        }))
+    }
+
+    /// The cluster of a name. A name used before costs one hash lookup; a cluster that lost its slot is looked up
+    /// anew and its idle connections are closed.
+    pub fn get(&self, name: &str) -> Option<Rc<WorkerCluster>> {
+        if let Some(cluster) = self.0.used.borrow().get(name)
+            && cluster.core.cluster.is_current()
+        {
+            return Some(cluster.clone());
+        }
+        self.look_up(name)
+    }
+
+    #[cold]
+    fn look_up(&self, name: &str) -> Option<Rc<WorkerCluster>> {
+        if let Some(old) = self.0.used.borrow_mut().remove(name) {
+            old.drain();
+        }
+        let cluster = WorkerCluster::new(self.0.shared.get(name)?, &self.0.random, &self.0.sweeper);
+        let cluster = Rc::new(cluster);
+        self.0.used.borrow_mut().insert(cluster.core.cluster.name().clone(), cluster.clone());
+        Some(cluster)
+    }
+
+    /// Closes the connections of clusters that lost their slot and were not asked for since; called now and then.
+    pub fn prune(&self) {
+        self.0.used.borrow_mut().retain(|_, cluster| {
+            let current = cluster.core.cluster.is_current();
+            if !current {
+                cluster.drain();
+            }
+            current
+        });
+    }
+}
+
+impl WorkerCluster {
+    fn new(cluster: Arc<Cluster>, random: &Rc<Random>, sweeper: &Rc<Sweeper>) -> Self {
+        let core = Rc::new(ClusterCore {
+            stats: cluster.stats().clone(),
+            breakers: [Priority::Default, Priority::High].map(|p| cluster.breakers(p).clone()),
+            sweeper: sweeper.clone(),
+            cluster,
+        });
+        let empty = HostSet::default();
+        let lb = &core.cluster.config().lb;
+        let balancer = LoadBalancer::new(lb, 140, false, &empty, random, |h| WorkerHost::new(h, &core));
+        let this = Self {
+            random: random.clone(),
+            generation: Cell::new(u64::MAX),
+            balancer: RefCell::new(balancer),
+            hosts: RefCell::default(),
+            core,
+        };
+        this.refresh();
+        this
+    }
+
+    /// The shared cluster.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.core.cluster
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> &Arc<ClusterStats> {
+        &self.core.stats
+    }
+
+    /// The circuit breakers of a priority.
+    pub fn breakers(&self, priority: Priority) -> &Arc<Breakers> {
+        &self.core.breakers[priority as usize]
+    }
+
+    /// Picks a host. `None`: no healthy upstream, `upstream_cx_none_healthy` was counted.
+    pub fn pick(&self, context: &LbContext<'_>) -> Option<Rc<WorkerHost>> {
+        if self.generation.get() != self.core.cluster.generation() {
+            self.refresh();
+        }
+        match self.balancer.borrow().pick(context) {
+            Some(pick) => {
+                if pick.panic {
+                    self.core.stats.lb_healthy_panic.inc();
+                }
+                Some(pick.host)
+            }
+            None => {
+                self.core.stats.upstream_cx_none_healthy.inc();
+                None
+            }
+        }
+    }
+
+    #[cold]
+    fn refresh(&self) {
+        // The generation first: a set that changes in between is looked at again.
+        self.generation.set(self.core.cluster.generation());
+        let set = self.core.cluster.hosts();
+        let mut old = self.hosts.replace(HashMap::default());
+        let mut now = HashMap::default();
+        let config = self.core.cluster.config();
+        let balancer = LoadBalancer::new(
+            &config.lb,
+            config.load_assignment.overprovisioning_factor,
+            config.load_assignment.weighted_priority_health,
+            &set,
+            &self.random,
+            |host| {
+                let key = Arc::as_ptr(host) as usize;
+                let kept = old.remove(&key);
+                let worker_host = kept.unwrap_or_else(|| WorkerHost::new(host, &self.core));
+                now.insert(key, worker_host.clone());
+                worker_host
+            },
+        );
+        for gone in old.into_values() {
+            gone.drain();
+        }
+        self.hosts.replace(now);
+        self.balancer.replace(balancer);
+    }
+
+    fn drain(&self) {
+        for host in self.hosts.borrow().values() {
+            host.drain();
+        }
+    }
+}
+
+impl WorkerHost {
+    fn new(host: &Arc<Host>, core: &Rc<ClusterCore>) -> Rc<Self> {
+        Rc::new(Self {
+            host: host.clone(),
+            core: core.clone(),
+            removed: Cell::new(false),
+            pools: RefCell::default(),
+        })
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.core.cluster
+    }
+
+    /// The cluster's counters.
+    pub fn cluster_stats(&self) -> &Arc<ClusterStats> {
+        &self.core.stats
+    }
+
+    /// No new requests come: idle connections close now, the others with their last request.
+    fn drain(&self) {
+        self.removed.set(true);
+        for pools in self.pools.borrow().iter() {
+            pools.drain();
+        }
+    }
+}
