@@ -4,18 +4,18 @@ use std::sync::OnceLock;
 
 use envoy_types::pb::envoy::config::metrics::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher_pb;
-use regex::Regex;
 
 use super::histogram::DEFAULT_BUCKETS;
 use super::tags::Tags;
 use crate::error::{AtField, ConfigError, ConfigResult};
+use crate::matcher::StringMatcher;
 
 /// The checked `stats_config`.
 #[derive(Debug, Default)]
 pub struct StatsModel {
     tags: OnceLock<Tags>,
     matcher: Matcher,
-    buckets: Vec<(StringMatch, Vec<f64>)>,
+    buckets: Vec<(StringMatcher, Vec<f64>)>,
 }
 
 /// `stats_matcher`: which stats come into being.
@@ -24,8 +24,8 @@ enum Matcher {
     #[default]
     All,
     None,
-    Only(Vec<StringMatch>),
-    AllBut(Vec<StringMatch>),
+    Only(Vec<StringMatcher>),
+    AllBut(Vec<StringMatcher>),
 }
 
 impl StatsModel {
@@ -37,7 +37,7 @@ impl StatsModel {
         let list = |l: &matcher_pb::ListStringMatcher, field| {
             let patterns = l.patterns.iter().enumerate();
             patterns
-                .map(|(i, p)| StringMatch::parse(p).at_index("patterns", i))
+                .map(|(i, p)| StringMatcher::from_proto(p).at_index("patterns", i))
                 .collect::<ConfigResult<Vec<_>>>()
                 .at(field)
                 .at("stats_matcher")
@@ -84,9 +84,9 @@ impl StatsModel {
     }
 }
 
-fn bucket_setting(setting: &pb::HistogramBucketSettings) -> ConfigResult<Option<(StringMatch, Vec<f64>)>> {
+fn bucket_setting(setting: &pb::HistogramBucketSettings) -> ConfigResult<Option<(StringMatcher, Vec<f64>)>> {
     let Some(matcher) = &setting.r#match else { return Err(ConfigError::missing("match")) };
-    let matcher = StringMatch::parse(matcher).at("match")?;
+    let matcher = StringMatcher::from_proto(matcher).at("match")?;
     if setting.buckets.iter().any(|b| b.is_nan() || *b <= 0.0) {
         return Err(ConfigError::new("value must be greater than 0").at("buckets"));
     }
@@ -96,60 +96,4 @@ fn bucket_setting(setting: &pb::HistogramBucketSettings) -> ConfigResult<Option<
         return Err(ConfigError::new("repeated value must contain unique items").at("buckets"));
     }
     Ok(Some((matcher, buckets)))
-}
-
-/// A `StringMatcher` over stat names.
-#[derive(Debug)]
-struct StringMatch {
-    how: How,
-    ignore_case: bool,
-}
-
-#[derive(Debug)]
-enum How {
-    Exact(String),
-    Prefix(String),
-    Suffix(String),
-    Contains(String),
-    Regex(Regex),
-}
-
-impl StringMatch {
-    fn parse(message: &matcher_pb::StringMatcher) -> ConfigResult<Self> {
-        use matcher_pb::string_matcher::MatchPattern as P;
-        let ignore_case = message.ignore_case;
-        let text = |s: &String| if ignore_case { s.to_ascii_lowercase() } else { s.clone() };
-        let how = match &message.match_pattern {
-            Some(P::Exact(s)) => How::Exact(text(s)),
-            Some(P::Prefix(s)) => How::Prefix(text(s)),
-            Some(P::Suffix(s)) => How::Suffix(text(s)),
-            Some(P::Contains(s)) => How::Contains(text(s)),
-            Some(P::SafeRegex(r)) => {
-                let whole = format!("^(?:{})$", r.regex);
-                let regex = Regex::new(&whole).map_err(|e| {
-                    ConfigError::new(format!("Invalid regex '{}': {e}", r.regex)).at("safe_regex")
-                })?;
-                return Ok(Self { how: How::Regex(regex), ignore_case: false });
-            }
-            Some(P::Custom(_)) => {
-                return Err(ConfigError::unsupported("a custom string matcher").at("custom"));
-            }
-            None => return Err(ConfigError::missing("match_pattern")),
-        };
-        Ok(Self { how, ignore_case })
-    }
-
-    fn matches(&self, name: &str) -> bool {
-        if self.ignore_case { self.test(&name.to_ascii_lowercase()) } else { self.test(name) }
-    }
-
-    fn test(&self, name: &str) -> bool {
-        match &self.how {
-            How::Exact(s) => name == s,
-            How::Prefix(s) => name.starts_with(s.as_str()),
-            How::Suffix(s) => name.ends_with(s.as_str()),
-            How::Contains(s) => name.contains(s.as_str()),
-            How::Regex(r) => r.is_match(name),
-        }
-    }
 }

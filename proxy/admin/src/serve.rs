@@ -1,0 +1,259 @@
+//! HTTP/1.1 for the admin interface, on the control thread.
+//!
+//! Answers are chunked and carry Envoy's headers in Envoy's order. A form's body is read up to 1 MiB. HTTP/1.0 is
+//! refused with 426, as Envoy's admin listener does.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Response, StatusCode, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use sampan_core::Address;
+use sampan_core::log::{Component, Level};
+use sampan_core::stats::{Counter, Gauge, Scope};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::source::AccessEntry;
+use crate::{Admin, Reply, Request};
+
+const MAX_FORM: usize = 1 << 20;
+
+/// Where the admin interface listens.
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Binds the address; a socket file left behind by a dead process is replaced.
+    pub async fn bind(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Ip(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
+            Address::Pipe(path) if path.starts_with('@') => {
+                use std::os::linux::net::SocketAddrExt;
+                let name = std::os::unix::net::SocketAddr::from_abstract_name(&path.as_bytes()[1..])?;
+                let listener = std::os::unix::net::UnixListener::bind_addr(&name)?;
+                listener.set_nonblocking(true)?;
+                Ok(Self::Unix(UnixListener::from_std(listener)?))
+            }
+            Address::Pipe(path) => {
+                if std::os::unix::net::UnixStream::connect(Path::new(&**path)).is_err() {
+                    let _ = std::fs::remove_file(&**path);
+                }
+                Ok(Self::Unix(UnixListener::bind(&**path)?))
+            }
+            Address::Internal(..) => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        }
+    }
+
+    /// The address as `--admin-address-path` writes it: with the port that was really bound.
+    pub fn local_address(&self) -> io::Result<String> {
+        match self {
+            Self::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
+            Self::Unix(listener) => {
+                let address = listener.local_addr()?;
+                Ok(address.as_pathname().map(|p| p.display().to_string()).unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// The few of Envoy's `http.admin.*` and `listener.admin.*` that are counted.
+struct Stats {
+    cx_total: [Counter; 3],
+    cx_active: [Gauge; 3],
+    cx_destroy: [Counter; 2],
+    rq_total: [Counter; 2],
+    rq_active: Gauge,
+    rq_completed: [Counter; 2],
+    rq_xx: [[Counter; 2]; 5],
+}
+
+impl Stats {
+    fn new(root: &Scope) -> Rc<Self> {
+        let http = root.scope("http").scope("admin");
+        let listener = root.scope("listener").scope("admin");
+        let per_listener = listener.scope("http").scope("admin");
+        Rc::new(Self {
+            cx_total: [
+                http.counter("downstream_cx_total"),
+                http.counter("downstream_cx_http1_total"),
+                listener.counter("downstream_cx_total"),
+            ],
+            cx_active: [
+                http.gauge("downstream_cx_active"),
+                http.gauge("downstream_cx_http1_active"),
+                listener.gauge("downstream_cx_active"),
+            ],
+            cx_destroy: [http.counter("downstream_cx_destroy"), listener.counter("downstream_cx_destroy")],
+            rq_total: [http.counter("downstream_rq_total"), http.counter("downstream_rq_http1_total")],
+            rq_active: http.gauge("downstream_rq_active"),
+            rq_completed: [
+                http.counter("downstream_rq_completed"),
+                per_listener.counter("downstream_rq_completed"),
+            ],
+            rq_xx: [1, 2, 3, 4, 5].map(|class| {
+                let name = format!("downstream_rq_{class}xx");
+                [http.counter(&name), per_listener.counter(&name)]
+            }),
+        })
+    }
+}
+
+/// One connection, counted until it is gone.
+struct Connection(Rc<Stats>);
+
+impl Connection {
+    fn new(stats: &Rc<Stats>) -> Self {
+        stats.cx_total.iter().for_each(Counter::inc);
+        stats.cx_active.iter().for_each(Gauge::inc);
+        Self(stats.clone())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.cx_active.iter().for_each(Gauge::dec);
+        self.0.cx_destroy.iter().for_each(Counter::inc);
+    }
+}
+
+/// Serves until the future is dropped. Must run inside a `LocalSet`: connections are tasks of this thread.
+pub async fn serve(listener: Listener, admin: Rc<Admin>) {
+    let stats = Stats::new(&admin.stats.root());
+    loop {
+        let accepted = match &listener {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
+                let _ = stream.set_nodelay(true);
+                tokio::task::spawn_local(connection(
+                    stream,
+                    Some(peer),
+                    admin.clone(),
+                    Connection::new(&stats),
+                ));
+            }),
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                tokio::task::spawn_local(connection(stream, None, admin.clone(), Connection::new(&stats)));
+            }),
+        };
+        if let Err(error) = accepted {
+            sampan_core::log!(Component::Admin, Level::Warn, "admin listener: {error}");
+            // Out of descriptors: do not spin.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    peer: Option<SocketAddr>,
+    admin: Rc<Admin>,
+    counted: Connection,
+) {
+    let stats = counted.0.clone();
+    let service = service_fn(move |request| {
+        let (admin, stats) = (admin.clone(), stats.clone());
+        async move { Ok::<_, Infallible>(respond(&admin, &stats, peer, request).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        sampan_core::log!(Component::Admin, Level::Debug, "admin connection: {error}");
+    }
+    drop(counted);
+}
+
+async fn respond(
+    admin: &Admin,
+    stats: &Stats,
+    peer: Option<SocketAddr>,
+    request: hyper::Request<Incoming>,
+) -> Response<Once> {
+    let start = Instant::now();
+    stats.rq_total.iter().for_each(Counter::inc);
+    stats.rq_active.inc();
+    let (head, body) = request.into_parts();
+    let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
+    let authority = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let form = is_form(&head.headers) && head.method == hyper::Method::POST;
+    let reply = if head.version < Version::HTTP_11 {
+        Reply::error(426, "Upgrade Required")
+    } else {
+        match Limited::new(body, MAX_FORM).collect().await {
+            Err(_) => Reply::error(413, "Payload Too Large"),
+            Ok(body) => {
+                let body = body.to_bytes();
+                let form = if form { String::from_utf8_lossy(&body) } else { "".into() };
+                admin.answer(&Request { method: head.method.as_str(), path, form: &form })
+            }
+        }
+    };
+    stats.rq_active.dec();
+    stats.rq_completed.iter().for_each(Counter::inc);
+    if let Some(class) = stats.rq_xx.get(usize::from(reply.status / 100).wrapping_sub(1)) {
+        class.iter().for_each(Counter::inc);
+    }
+    admin.source.accessed(&AccessEntry {
+        method: head.method.as_str(),
+        path,
+        authority,
+        status: reply.status,
+        bytes_sent: reply.body.len(),
+        duration: start.elapsed(),
+        peer,
+    });
+    response(reply)
+}
+
+fn is_form(headers: &hyper::HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    value.starts_with(b"application/x-www-form-urlencoded")
+}
+
+fn response(reply: Reply) -> Response<Once> {
+    let mut response = Response::new(Once(Some(reply.body.into())));
+    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, max-age=0"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now())) {
+        headers.insert(header::DATE, date);
+    }
+    headers.insert(header::SERVER, HeaderValue::from_static("envoy"));
+    if reply.status == 426 {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// A body of one frame that does not tell its length, so that it is sent chunked as Envoy sends it.
+struct Once(Option<Bytes>);
+
+impl Body for Once {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().filter(|b| !b.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
