@@ -19,6 +19,7 @@ mod proto;
 mod simple;
 mod socket_options;
 mod stats;
+mod tcp_proxy;
 
 pub use accept::Listeners;
 pub use config::ListenerConfig;

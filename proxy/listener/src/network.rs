@@ -135,6 +135,7 @@ impl NetworkFilterRegistry {
     pub fn with_own_filters() -> Self {
         let mut registry = Self::default();
         crate::simple::register(&mut registry);
+        crate::tcp_proxy::register(&mut registry);
         registry
     }
 }

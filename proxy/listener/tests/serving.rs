@@ -1,138 +1,20 @@
 //! Listeners on real sockets: accept, listener filters, chain match, limits, stats.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core_pb;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
-use envoy_types::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
-use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, UInt32Value};
-use prost::Message;
-use sampan_core::drain::Drain;
-use sampan_core::runtime::Runtime;
-use sampan_core::stats::Store;
-use sampan_core::{Address, ConfigResult};
-use sampan_listener::{Bound, ListenerConfig, Listeners, NetworkFilterRegistry, NodeInfo, Server, Worker};
-use sampan_upstream::WorkerClusters;
+use envoy_types::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
+use sampan_core::Address;
+use sampan_listener::Bound;
 
-const TCP: &str = "envoy.extensions.filters.listener";
+mod support;
 
-fn any(name: &str, message: &impl Message) -> Any {
-    Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
-}
-
-fn listener_filter(name: &str, message: &impl Message) -> pb::ListenerFilter {
-    pb::ListenerFilter {
-        name: name.to_owned(),
-        config_type: Some(pb::listener_filter::ConfigType::TypedConfig(any(
-            &format!("{TCP}.{name}"),
-            message,
-        ))),
-        ..Default::default()
-    }
-}
-
-/// A chain that says its name.
-fn chain(name: &str, criteria: pb::FilterChainMatch) -> pb::FilterChain {
-    let response = DirectResponse {
-        response: Some(core_pb::DataSource {
-            specifier: Some(core_pb::data_source::Specifier::InlineString(name.to_owned())),
-            ..Default::default()
-        }),
-    };
-    let config = any("envoy.extensions.filters.network.direct_response.v3.Config", &response);
-    pb::FilterChain {
-        name: name.to_owned(),
-        filter_chain_match: Some(criteria),
-        filters: vec![pb::Filter {
-            name: "f".into(),
-            config_type: Some(pb::filter::ConfigType::TypedConfig(config)),
-        }],
-        ..Default::default()
-    }
-}
-
-fn address(ip: &str) -> core_pb::Address {
-    core_pb::Address {
-        address: Some(core_pb::address::Address::SocketAddress(core_pb::SocketAddress {
-            address: ip.to_owned(),
-            port_specifier: Some(core_pb::socket_address::PortSpecifier::PortValue(0)),
-            ..Default::default()
-        })),
-    }
-}
-
-fn listener(ip: &str, chains: Vec<pb::FilterChain>) -> pb::Listener {
-    pb::Listener {
-        name: "l".into(),
-        stat_prefix: "l".into(),
-        address: Some(address(ip)),
-        filter_chains: chains,
-        ..Default::default()
-    }
-}
-
-fn server(runtime: &[(&str, &str)]) -> Arc<Server> {
-    let values: BTreeMap<_, _> = runtime.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let none = Arc::new(|_: &str| false);
-    Arc::new(Server::new(Store::new(), Runtime::new(values), Default::default(), NodeInfo::default(), none))
-}
-
-fn parse(message: &pb::Listener, server: &Arc<Server>) -> ConfigResult<Arc<ListenerConfig>> {
-    ListenerConfig::from_proto(message, server, &NetworkFilterRegistry::with_own_filters()).map(Arc::new)
-}
-
-/// Serves the listener on one worker while `client` runs on a thread of its own. Stats live as long as the model.
-fn serve(
-    message: &pb::Listener,
-    server: &Arc<Server>,
-    client: impl FnOnce(&[Address]) + Send + 'static,
-) -> Arc<ListenerConfig> {
-    let config = parse(message, server).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let local = tokio::task::LocalSet::new();
-    let server = server.clone();
-    let kept = config.clone();
-    local.block_on(&runtime, async move {
-        let drain = Drain::new();
-        let worker = Worker::new(0, server, Rc::new(WorkerClusters::default()), drain.signal());
-        let listeners = Listeners::new(Rc::new(worker));
-        let bound = Bound::bind(config.clone(), 1).unwrap();
-        let addresses = bound.addresses.clone();
-        let sockets = bound.listen().unwrap().pop().unwrap();
-        listeners.add(config, sockets).unwrap();
-        tokio::task::spawn_blocking(move || client(&addresses)).await.unwrap();
-        listeners.stop();
-        // Connections that the client has closed end with their next poll.
-        tokio::time::timeout(Duration::from_secs(5), drain.idle()).await.unwrap();
-    });
-    kept
-}
-
-fn connect(address: &Address) -> TcpStream {
-    let stream = TcpStream::connect(address.socket_addr().unwrap()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-    stream
-}
-
-fn read(mut stream: impl Read) -> String {
-    let mut text = String::new();
-    match stream.read_to_string(&mut text) {
-        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => panic!("no end after {text:?}"),
-        // A reset after the bytes is as good an end as a FIN here.
-        _ => text,
-    }
-}
-
-fn counter(server: &Server, name: &str) -> u64 {
-    server.stats.value(name).expect(name)
-}
+use support::{address, any, chain, connect, counter, listener, listener_filter, parse, read, serve, server};
 
 #[test]
 fn serves_and_counts() {

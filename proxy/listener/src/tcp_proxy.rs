@@ -1,0 +1,338 @@
+//! `tcp_proxy`: one connection of the client, one to a host of a cluster, bytes between them.
+//!
+//! The order of a session is Envoy's: cluster (`NC`), connection limit (`UO`), host (`UH`), connection, up to
+//! `max_connect_attempts` times (`UF`, at the end `URX`), then bytes until both sides have ended, one of them broke
+//! (a reset of the host is `UR`; a reset is passed on as a reset), nothing moved for `idle_timeout`, or
+//! `max_downstream_connection_duration` passed (`DT`). What is known of a session is logged by the drop of its
+//! [`Session`], however it ends.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::google::protobuf::Any;
+use futures_util::future::LocalBoxFuture;
+use sampan_core::error::ConfigResult;
+use sampan_core::stream_info::{DetectedClose, ResponseFlag, StreamInfo, UpstreamAttempt};
+use sampan_tls::Transport;
+use sampan_upstream::circuit::Priority;
+use sampan_upstream::pool::{PoolError, TcpLease};
+use sampan_upstream::{ConnectFailureKind, ConnectOptions, LbContext, WorkerCluster, WorkerHost};
+use tokio::io::Interest;
+use tokio::time::{sleep, sleep_until};
+
+use crate::context::{FactoryContext, Worker};
+use crate::network::{Downstream, NetworkFilter, NetworkFilterRegistry, TerminalFilter};
+use crate::stats::stats;
+
+mod config;
+mod relay;
+
+use config::TcpProxyConfig;
+use relay::{Broken, Progress, Side, relay};
+
+const CONFIG: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+/// `%DOWNSTREAM_LOCAL_CLOSE_REASON%`, with Envoy's number of the reason behind it.
+const FAILED: [&str; 4] = [
+    "tcp_initializion_failure:0",
+    "tcp_initializion_failure:1",
+    "tcp_initializion_failure:2",
+    "tcp_initializion_failure:3",
+];
+
+stats! {
+    /// `tcp.PREFIX.*`
+    Counters {
+        counters:
+            downstream_cx_drain_close downstream_cx_no_route downstream_cx_overload_close
+            downstream_cx_rx_bytes_total downstream_cx_total downstream_cx_tx_bytes_total
+            downstream_flow_control_paused_reading_total downstream_flow_control_resumed_reading_total
+            early_data_received_count_total idle_timeout max_downstream_connection_duration route_delayed_total
+            upstream_flush_total;
+        gauges: downstream_cx_rx_bytes_buffered downstream_cx_tx_bytes_buffered upstream_flush_active;
+    }
+}
+
+/// Registers the filter.
+pub(crate) fn register(registry: &mut NetworkFilterRegistry) {
+    registry.register(CONFIG, make);
+}
+
+fn make(config: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
+    let config = TcpProxyConfig::from_proto(&crate::proto::decode(config)?)?;
+    let counters = Counters::new(&context.root_scope().scope("tcp").scope(&config.stat_prefix));
+    Ok(NetworkFilter::Terminal(Arc::new(TcpProxy { config, counters })))
+}
+
+/// The filter, shared by all its connections.
+struct TcpProxy {
+    config: TcpProxyConfig,
+    counters: Counters,
+}
+
+impl TerminalFilter for TcpProxy {
+    fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()> {
+        Box::pin(async move {
+            let Downstream { mut transport, info, metadata, held, .. } = downstream;
+            self.counters.downstream_cx_total.inc();
+            let mut info = StreamInfo::new(worker.random(), info, None);
+            info.dynamic_metadata = metadata;
+            let session = Session {
+                proxy: self,
+                info: RefCell::new(info),
+                lease: RefCell::new(None),
+                moved: Default::default(),
+                last: Cell::new(Instant::now()),
+            };
+            session.run(&mut transport, &worker).await;
+            // The client's connection first, then the count of it, then the log.
+            drop(transport);
+            drop(held);
+        })
+    }
+}
+
+/// One connection's accounting; its drop is the end of the session.
+struct Session {
+    proxy: Arc<TcpProxy>,
+    info: RefCell<StreamInfo>,
+    lease: RefCell<Option<TcpLease>>,
+    /// Bytes to the host, bytes to the client.
+    moved: [Cell<u64>; 2],
+    last: Cell<Instant>,
+}
+
+impl Progress for Session {
+    fn moved(&self, to: Side, bytes: usize) {
+        let bytes = bytes as u64;
+        let (cell, counter) = match to {
+            Side::Up => (&self.moved[0], &self.proxy.counters.downstream_cx_rx_bytes_total),
+            Side::Down => (&self.moved[1], &self.proxy.counters.downstream_cx_tx_bytes_total),
+        };
+        counter.add(bytes);
+        cell.set(cell.get() + bytes);
+        if let Some(lease) = &*self.lease.borrow() {
+            lease.count_bytes(self.moved[1].get(), self.moved[0].get());
+        }
+        self.last.set(Instant::now());
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.lease.get_mut().take();
+        let info = self.info.get_mut();
+        let [up, down] = [self.moved[0].get(), self.moved[1].get()];
+        info.end = Some(Instant::now());
+        info.bytes.received = up;
+        info.bytes.wire_received = up;
+        info.bytes.upstream_wire_sent = up;
+        info.bytes.sent = down;
+        info.bytes.wire_sent = down;
+        info.bytes.upstream_wire_received = down;
+    }
+}
+
+impl Session {
+    /// The session under its two clocks.
+    async fn run(&self, down: &mut Transport, worker: &Rc<Worker>) {
+        let config = &self.proxy.config;
+        let longest = config.max_duration(worker.random());
+        let outcome = tokio::select! {
+            biased;
+            () = self.proxy(down, worker) => return,
+            () = self.idle(config.idle_timeout) => Outcome::Idle,
+            () = after(longest) => Outcome::TooLong,
+        };
+        let counters = &self.proxy.counters;
+        let mut info = self.info.borrow_mut();
+        match outcome {
+            Outcome::Idle => {
+                counters.idle_timeout.inc();
+                info.downstream_local_close_reason = Some("tcp_session_idle_timeout".into());
+            }
+            Outcome::TooLong => {
+                counters.max_downstream_connection_duration.inc();
+                info.flags.set(ResponseFlag::DurationTimeout);
+                info.downstream_local_close_reason = Some("max_connection_duration_reached".into());
+            }
+        }
+    }
+
+    async fn proxy(&self, down: &mut Transport, worker: &Rc<Worker>) {
+        let up = tokio::select! {
+            biased;
+            up = self.connect(worker) => up,
+            () = was_reset(down) => {
+                self.info.borrow_mut().downstream_close = DetectedClose::RemoteReset;
+                return;
+            }
+        };
+        let Some(mut up) = up else { return };
+        match relay(down, &mut up, self).await {
+            Ok(()) => self.closed_by_upstream(),
+            Err(Broken { side: Side::Up, reset }) => {
+                self.closed_by_upstream();
+                if reset {
+                    let mut info = self.info.borrow_mut();
+                    info.flags.set(ResponseFlag::UpstreamRemoteReset);
+                    info.upstream_mut().close = DetectedClose::RemoteReset;
+                    info.downstream_close = DetectedClose::LocalReset;
+                    close_by_reset(down);
+                }
+            }
+            Err(Broken { side: Side::Down, reset }) => {
+                if reset {
+                    let mut info = self.info.borrow_mut();
+                    info.downstream_close = DetectedClose::RemoteReset;
+                    info.upstream_mut().close = DetectedClose::LocalReset;
+                    close_by_reset(&up);
+                }
+            }
+        }
+    }
+
+    fn closed_by_upstream(&self) {
+        if let Some(lease) = &*self.lease.borrow() {
+            lease.closed_by_peer();
+        }
+    }
+
+    /// A connection to a host; none: the session is over, and `info` says why.
+    async fn connect(&self, worker: &Rc<Worker>) -> Option<Transport> {
+        loop {
+            let name = self.proxy.config.pick(worker);
+            let Some(cluster) = worker.clusters.get(name) else {
+                self.proxy.counters.downstream_cx_no_route.inc();
+                return self.fail(ResponseFlag::NoClusterFound, FAILED[3]);
+            };
+            {
+                let mut info = self.info.borrow_mut();
+                info.cluster = Some(cluster.cluster().name().clone());
+                info.cluster_observability = Some(cluster.cluster().observability_name().clone());
+            }
+            if !cluster.breakers(Priority::Default).connections().has_room() {
+                cluster.stats().upstream_cx_overflow.inc();
+                return self.fail(ResponseFlag::UpstreamOverflow, FAILED[2]);
+            }
+            let Some(host) = cluster.pick(&LbContext::default()) else {
+                return self.fail(ResponseFlag::NoHealthyUpstream, FAILED[1]);
+            };
+            if let Some(transport) = self.attempt(&host).await {
+                return Some(transport);
+            }
+            if self.info.borrow().attempts >= self.proxy.config.max_connect_attempts {
+                return self.exhausted(&cluster);
+            }
+            // The other connections of this worker get their turn before the next attempt.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn fail(&self, flag: ResponseFlag, reason: &'static str) -> Option<Transport> {
+        let mut info = self.info.borrow_mut();
+        info.flags.set(flag);
+        info.downstream_local_close_reason = Some(reason.into());
+        None
+    }
+
+    fn exhausted(&self, cluster: &WorkerCluster) -> Option<Transport> {
+        cluster.stats().upstream_cx_connect_attempts_exceeded.inc();
+        self.fail(ResponseFlag::UpstreamRetryLimitExceeded, FAILED[0])
+    }
+
+    /// One attempt at one host.
+    async fn attempt(&self, host: &Rc<WorkerHost>) -> Option<Transport> {
+        let address = host.host.address();
+        {
+            let mut info = self.info.borrow_mut();
+            info.attempts += 1;
+            let upstream = info.upstream_mut();
+            upstream.host = Some((*address).clone());
+            upstream.host_name = (!host.host.hostname.is_empty()).then(|| host.host.hostname.clone());
+            upstream.host_metadata = host.host.metadata.clone();
+            upstream.locality_zone =
+                (!host.host.locality.zone.is_empty()).then(|| host.host.locality.zone.clone());
+            upstream.connect_start.get_or_insert_with(Instant::now);
+        }
+        let made = host.tcp(Priority::Default, &ConnectOptions::default()).await;
+        let mut info = self.info.borrow_mut();
+        let mut lease = match made {
+            Ok(lease) => lease,
+            Err(PoolError::Overflow) => {
+                info.flags.set(ResponseFlag::UpstreamOverflow);
+                return None;
+            }
+            Err(PoolError::Connect(failure)) => {
+                if failure.kind != ConnectFailureKind::Local {
+                    info.flags.set(ResponseFlag::UpstreamConnectionFailure);
+                }
+                info.upstream_mut().transport_failure =
+                    (!failure.reason.is_empty()).then_some(failure.reason);
+                return None;
+            }
+        };
+        let upstream = info.upstream_mut();
+        upstream.local = lease.info.local.clone();
+        upstream.connection_id = Some(lease.info.id);
+        upstream.tls = lease.info.tls.clone();
+        upstream.connect_complete = Some(lease.info.connected);
+        upstream.handshake_complete = lease.info.handshake;
+        upstream.pool_wait = Some(lease.info.start.elapsed());
+        upstream.attempts.push(UpstreamAttempt {
+            host: (*address).clone(),
+            host_name: upstream.host_name.clone(),
+            connection_id: lease.info.id,
+        });
+        let transport = lease.transport.take();
+        self.last.set(Instant::now());
+        self.lease.replace(Some(lease));
+        transport
+    }
+
+    /// Returns when no byte was moved for so long.
+    async fn idle(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else { return std::future::pending().await };
+        loop {
+            let due = self.last.get() + limit;
+            if Instant::now() >= due {
+                return;
+            }
+            sleep_until(due.into()).await;
+        }
+    }
+}
+
+enum Outcome {
+    Idle,
+    TooLong,
+}
+
+async fn after(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns when the client has reset the connection; its FIN is no reason to stop connecting, since half-closed
+/// connections are served.
+async fn was_reset(down: &Transport) {
+    let gone = match down.tcp() {
+        Some(tcp) => tcp.ready(Interest::ERROR).await,
+        None => std::future::pending().await,
+    };
+    if gone.is_err() {
+        // Without a readiness the read that follows will tell.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The drop that follows sends a reset instead of a FIN.
+fn close_by_reset(transport: &Transport) {
+    if let Some(tcp) = transport.tcp() {
+        // The peer sees a FIN in the worst case.
+        let _ = tcp.set_zero_linger();
+    }
+}

@@ -1,0 +1,166 @@
+//! The model of `tcp_proxy`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
+
+use crate::context::Worker;
+use crate::proto::{nonzero, refuse, u32_of};
+
+const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// A `TcpProxy` message, checked.
+#[derive(Debug)]
+pub(super) struct TcpProxyConfig {
+    pub(super) stat_prefix: String,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) max_connect_attempts: u32,
+    max_duration: Option<Duration>,
+    /// Up to so much of the duration is added, as a share of it.
+    jitter: f64,
+    clusters: Clusters,
+}
+
+#[derive(Debug)]
+enum Clusters {
+    One(Arc<str>),
+    /// Each with the sum of the weights up to and with its own.
+    Weighted(Vec<(u64, Arc<str>)>),
+}
+
+impl TcpProxyConfig {
+    pub(super) fn from_proto(m: &pb::TcpProxy) -> ConfigResult<Self> {
+        refuse_unsupported(m)?;
+        if m.stat_prefix.is_empty() {
+            return Err(ConfigError::new("value length must be at least 1 characters").at("stat_prefix"));
+        }
+        let idle_timeout = match &m.idle_timeout {
+            None => Some(DEFAULT_IDLE_TIMEOUT),
+            given => nonzero(given.as_ref(), "idle_timeout")?,
+        };
+        let jitter = m.max_downstream_connection_duration_jitter_percentage.as_ref().map_or(0.0, |p| p.value);
+        Ok(Self {
+            stat_prefix: m.stat_prefix.clone(),
+            idle_timeout,
+            max_connect_attempts: u32_of(m.max_connect_attempts).unwrap_or(1),
+            max_duration: nonzero(
+                m.max_downstream_connection_duration.as_ref(),
+                "max_downstream_connection_duration",
+            )?,
+            jitter: jitter / 100.0,
+            clusters: Clusters::from_proto(m.cluster_specifier.as_ref())?,
+        })
+    }
+
+    /// The cluster for a connection, or for a further attempt of it.
+    pub(super) fn pick(&self, worker: &Worker) -> &str {
+        match &self.clusters {
+            Clusters::One(name) => name,
+            Clusters::Weighted(list) => {
+                let total = list.last().map_or(1, |(sum, _)| *sum);
+                pick_weighted(list, worker.random() % total)
+            }
+        }
+    }
+
+    /// `max_downstream_connection_duration` of a connection, with its share of jitter.
+    pub(super) fn max_duration(&self, random: u64) -> Option<Duration> {
+        let share = random as f64 / u64::MAX as f64;
+        self.max_duration.map(|d| d.mul_f64(1.0 + self.jitter * share))
+    }
+}
+
+fn pick_weighted(list: &[(u64, Arc<str>)], at: u64) -> &str {
+    let index = list.partition_point(|(sum, _)| *sum <= at);
+    list.get(index).map_or("", |(_, name)| name)
+}
+
+impl Clusters {
+    fn from_proto(specifier: Option<&ClusterSpecifier>) -> ConfigResult<Self> {
+        match specifier {
+            None => Err(ConfigError::missing("cluster_specifier")),
+            Some(ClusterSpecifier::Cluster(name)) => Ok(Self::One(name.as_str().into())),
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+                let mut sum = 0;
+                let mut list = Vec::new();
+                for (index, cluster) in weighted.clusters.iter().enumerate() {
+                    let at = |e: ConfigError| e.index(index).at("clusters").at("weighted_clusters");
+                    refuse(cluster.metadata_match.is_some(), "metadata_match").map_err(at)?;
+                    if cluster.weight == 0 {
+                        return Err(at(
+                            ConfigError::new("value must be greater than or equal to 1").at("weight")
+                        ));
+                    }
+                    sum += u64::from(cluster.weight);
+                    list.push((sum, cluster.name.as_str().into()));
+                }
+                if list.is_empty() {
+                    return Err(ConfigError::new("value must contain at least 1 item(s)").at("clusters"))
+                        .at("weighted_clusters");
+                }
+                Ok(Self::Weighted(list))
+            }
+        }
+    }
+}
+
+#[allow(deprecated, reason = "deprecated fields are refused where Envoy honours them")]
+fn refuse_unsupported(m: &pb::TcpProxy) -> ConfigResult<()> {
+    refuse(m.on_demand.is_some(), "on_demand")?;
+    refuse(m.metadata_match.is_some(), "metadata_match")?;
+    refuse(!m.hash_policy.is_empty(), "hash_policy")?;
+    refuse(m.tunneling_config.is_some(), "tunneling_config")?;
+    refuse(m.backoff_options.is_some(), "backoff_options")?;
+    refuse(!m.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs")?;
+    refuse(m.upstream_connect_mode() != pb::UpstreamConnectMode::Immediate, "upstream_connect_mode")?;
+    refuse(m.max_early_data_bytes.is_some(), "max_early_data_bytes")?;
+    refuse(m.check_drain_close.is_some_and(|b| b.value), "check_drain_close")?;
+    refuse(!m.access_log.is_empty(), "access_log")?;
+    refuse(m.access_log_options.is_some(), "access_log_options")?;
+    refuse(m.access_log_flush_interval.is_some(), "access_log_flush_interval")?;
+    refuse(m.flush_access_log_on_connected, "flush_access_log_on_connected")
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::google::protobuf::Duration as ProtoDuration;
+
+    use super::*;
+
+    fn message(specifier: ClusterSpecifier) -> pb::TcpProxy {
+        pb::TcpProxy { stat_prefix: "t".into(), cluster_specifier: Some(specifier), ..Default::default() }
+    }
+
+    #[test]
+    fn weights() {
+        let cluster = |name: &str, weight| pb::tcp_proxy::weighted_cluster::ClusterWeight {
+            name: name.into(),
+            weight,
+            metadata_match: None,
+        };
+        let weighted = pb::tcp_proxy::WeightedCluster { clusters: vec![cluster("a", 1), cluster("b", 3)] };
+        let config =
+            TcpProxyConfig::from_proto(&message(ClusterSpecifier::WeightedClusters(weighted))).unwrap();
+        let Clusters::Weighted(list) = &config.clusters else { panic!("not weighted") };
+        let picks: Vec<&str> = (0..4).map(|at| pick_weighted(list, at)).collect();
+        assert_eq!(picks, ["a", "b", "b", "b"]);
+    }
+
+    #[test]
+    fn defaults_and_refusals() {
+        let one = || message(ClusterSpecifier::Cluster("a".into()));
+        let config = TcpProxyConfig::from_proto(&one()).unwrap();
+        assert_eq!((config.idle_timeout, config.max_connect_attempts), (Some(DEFAULT_IDLE_TIMEOUT), 1));
+        let zero = ProtoDuration { seconds: 0, nanos: 0 };
+        let config = TcpProxyConfig::from_proto(&pb::TcpProxy { idle_timeout: Some(zero), ..one() }).unwrap();
+        assert_eq!(config.idle_timeout, None);
+        let refused = pb::TcpProxy { tunneling_config: Some(Default::default()), ..one() };
+        let error = TcpProxyConfig::from_proto(&refused).unwrap_err().to_string();
+        assert_eq!(error, "tunneling_config: tunneling_config is not supported");
+        let none = pb::TcpProxy { cluster_specifier: None, ..one() };
+        assert_eq!(TcpProxyConfig::from_proto(&none).unwrap_err().path(), "cluster_specifier");
+    }
+}
