@@ -43,6 +43,17 @@ pub struct Breakers {
     requests: Resource,
     retries: Resource,
     budget: Option<RetryBudget>,
+    /// Printed by Envoy too; connection pools are not limited here.
+    _pools: (Gauge, Option<RemainingPools>),
+}
+
+/// `remaining_cx_pools`, which stands at its limit.
+struct RemainingPools(Gauge);
+
+impl Drop for RemainingPools {
+    fn drop(&mut self) {
+        self.0.sub(u64::MAX);
+    }
 }
 
 impl Resource {
@@ -134,7 +145,11 @@ impl Breakers {
         let resource = |max: u32, open: &str, remaining: &str| {
             Resource::new(max, scope.gauge(open), thresholds.track_remaining.then(|| scope.gauge(remaining)))
         };
-        scope.gauge("cx_pool_open").set(0);
+        let remaining_pools = thresholds.track_remaining.then(|| {
+            let gauge = scope.gauge("remaining_cx_pools");
+            gauge.add(u64::MAX);
+            RemainingPools(gauge)
+        });
         Self {
             connections: resource(thresholds.max_connections, "cx_open", "remaining_cx"),
             pending: resource(thresholds.max_pending_requests, "rq_pending_open", "remaining_pending"),
@@ -145,6 +160,7 @@ impl Breakers {
                 "remaining_retries",
             ),
             budget: thresholds.retry_budget.clone(),
+            _pools: (scope.gauge("cx_pool_open"), remaining_pools),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 use sampan_core::error::AtField;
-use sampan_core::stats::Scope;
+use sampan_core::stats::{Counter, Scope};
 use sampan_core::{Address, ConfigResult};
 use sampan_tls::{ClientContext, StaticSecrets};
 use tokio::task::AbortHandle;
@@ -41,6 +41,8 @@ pub struct Cluster {
     resolved: Mutex<Resolved>,
     reported: Mutex<Membership>,
     tasks: Mutex<Vec<AbortHandle>>,
+    /// How many hosts took each transport socket, before the counters of that were made.
+    socket_matches: Vec<AtomicU64>,
 }
 
 /// What is made at first use.
@@ -48,6 +50,8 @@ struct Used {
     stats: Arc<ClusterStats>,
     breakers: [Arc<Breakers>; 2],
     timeout_budget: Option<Arc<TimeoutBudgetStats>>,
+    /// `total_match_count` of each transport socket.
+    socket_matches: Vec<Counter>,
 }
 
 /// Addresses of names, by locality and endpoint.
@@ -72,6 +76,7 @@ impl Cluster {
             let socket = TransportSocket::new(&m.socket, secrets, &scope);
             sockets.push(socket.at("transport_socket").at_index("transport_socket_matches", i)?);
         }
+        let socket_matches = sockets.iter().map(|_| AtomicU64::new(0)).collect();
         let cluster = Self {
             config,
             scope,
@@ -83,6 +88,7 @@ impl Cluster {
             resolved: Mutex::default(),
             reported: Mutex::default(),
             tasks: Mutex::default(),
+            socket_matches,
         };
         if cluster.config.discovery == Discovery::Static {
             cluster.rebuild(&Resolved::default());
@@ -177,8 +183,19 @@ impl Cluster {
                 let scope = self.scope.scope("circuit_breakers").scope(name);
                 Arc::new(Breakers::new(&self.thresholds(priority), &scope))
             };
+            let names = self.config.transport_socket_matches.iter().map(|m| m.name.as_str());
+            let socket_matches = std::iter::once("default")
+                .chain(names)
+                .zip(&self.socket_matches)
+                .map(|(name, count)| {
+                    let counter = self.scope.scope(name).counter("total_match_count");
+                    counter.add(count.swap(0, Ordering::Relaxed));
+                    counter
+                })
+                .collect();
             Used {
                 stats,
+                socket_matches,
                 breakers: [breakers(Priority::Default, "default"), breakers(Priority::High, "high")],
                 timeout_budget: self
                     .config
@@ -293,7 +310,14 @@ impl Cluster {
 
     fn socket_index(&self, metadata: Option<&sampan_core::stream_info::Metadata>) -> usize {
         let matches = &self.config.transport_socket_matches;
-        matches.iter().position(|m| m.matches(metadata)).map_or(0, |i| i + 1)
+        let index = matches.iter().position(|m| m.matches(metadata)).map_or(0, |i| i + 1);
+        match self.used.get() {
+            Some(used) => used.socket_matches[index].inc(),
+            None => {
+                self.socket_matches[index].fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        index
     }
 
     /// Moves the membership gauges from what was last shown to what is.
@@ -304,7 +328,10 @@ impl Cluster {
             now.total += 1;
             now.healthy += u64::from(host.health() == Health::Healthy);
             now.degraded += u64::from(host.health() == Health::Degraded);
-            now.max_weight = now.max_weight.max(u64::from(host.weight));
+            // Envoy sets it when a set changes, which a STATIC cluster's never does.
+            if self.config.discovery != Discovery::Static {
+                now.max_weight = now.max_weight.max(u64::from(host.weight));
+            }
         }
         let mut old = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         for (gauge, before, after) in [

@@ -91,17 +91,28 @@ impl ConnectFailure {
         Self { kind: ConnectFailureKind::Timeout, reason: "".into() }
     }
 
-    /// The kernel's answer came later (`delayed`) or at once.
-    fn io(error: &io::Error, delayed: bool) -> Self {
-        let text = error.to_string();
-        let text = text.split(" (os error").next().unwrap_or_default();
-        let (kind, how) = if delayed {
-            (ConnectFailureKind::Remote, "delayed")
-        } else {
-            (ConnectFailureKind::Local, "immediate")
-        };
-        Self { kind, reason: format!("{how} connect error: {text}").into() }
+    /// The kernel's answer came later.
+    fn delayed(error: &io::Error) -> Self {
+        let reason = format!("delayed connect error: {}", text(error)).into();
+        Self { kind: ConnectFailureKind::Remote, reason }
     }
+
+    /// The kernel's answer came at once.
+    fn immediate(error: &io::Error, address: &Address) -> Self {
+        let reason = format!("immediate connect error: {}|remote address:{address}", text(error)).into();
+        Self { kind: ConnectFailureKind::Remote, reason }
+    }
+
+    /// Nothing left this machine.
+    fn local(error: &io::Error) -> Self {
+        Self { kind: ConnectFailureKind::Local, reason: text(error).into() }
+    }
+}
+
+/// The text of the error number alone.
+fn text(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -129,11 +140,11 @@ async fn connect_inner(
     let start = Instant::now();
     let remote = host.address();
     let (transport, local) = match &*remote {
-        Address::Ip(address) => tcp(cluster.config(), *address).await?,
-        Address::Pipe(path) => (unix(path).await.map_err(|e| ConnectFailure::io(&e, false))?, None),
+        Address::Ip(address) => tcp(cluster, *address).await?,
+        Address::Pipe(path) => (unix(path).await.map_err(|e| ConnectFailure::immediate(&e, &remote))?, None),
         Address::Internal(..) => {
             let error = io::Error::from(io::ErrorKind::Unsupported);
-            return Err(ConnectFailure::io(&error, false));
+            return Err(ConnectFailure::immediate(&error, &remote));
         }
     };
     let connected = Instant::now();
@@ -159,12 +170,17 @@ async fn connect_inner(
     Ok(Connected { transport, info })
 }
 
-async fn tcp(
-    config: &ClusterConfig,
-    address: SocketAddr,
-) -> Result<(Transport, Option<Address>), ConnectFailure> {
-    let socket = tcp_socket(config, address).map_err(|e| ConnectFailure::io(&e, false))?;
-    let stream = socket.connect(address).await.map_err(|e| ConnectFailure::io(&e, true))?;
+async fn tcp(cluster: &Cluster, address: SocketAddr) -> Result<(Transport, Option<Address>), ConnectFailure> {
+    let config = cluster.config();
+    let socket = tcp_socket(config, address).map_err(|e| ConnectFailure::local(&e))?;
+    if let Some(bind) = &config.bind
+        && let Some(source) = bind.source_for(address)
+        && let Err(e) = bind_source(&socket, source, bind.freebind)
+    {
+        cluster.stats().bind_errors.inc();
+        return Err(ConnectFailure::local(&e));
+    }
+    let stream = socket.connect(address).await.map_err(|e| ConnectFailure::delayed(&e))?;
     let local = stream.local_addr().ok().map(Address::from);
     Ok((Transport::Tcp(stream), local))
 }
@@ -186,19 +202,17 @@ fn tcp_socket(config: &ClusterConfig, address: SocketAddr) -> io::Result<TcpSock
         }
         options.set_tcp_keepalive(&set)?;
     }
-    if let Some(bind) = &config.bind
-        && let Some(source) = bind.source_for(address)
-    {
-        if bind.freebind {
-            if source.is_ipv4() {
-                options.set_freebind_v4(true)?
-            } else {
-                options.set_freebind_v6(true)?
-            };
-        }
-        socket.bind(source)?;
-    }
     Ok(socket)
+}
+
+fn bind_source(socket: &TcpSocket, source: SocketAddr, freebind: bool) -> io::Result<()> {
+    let options = SockRef::from(socket);
+    match source {
+        SocketAddr::V4(_) if freebind => options.set_freebind_v4(true)?,
+        SocketAddr::V6(_) if freebind => options.set_freebind_v6(true)?,
+        _ => {}
+    }
+    socket.bind(source)
 }
 
 /// A leading `@` names the abstract namespace.

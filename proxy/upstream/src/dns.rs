@@ -169,3 +169,38 @@ impl Target {
 fn jitter(up_to: Duration) -> Duration {
     up_to.mul_f64(rand::random::<f64>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn localhost(family: LookupFamily) -> Vec<IpAddr> {
+        let target = Target {
+            cluster: std::sync::Weak::new(),
+            config: Arc::new(DnsConfig {
+                refresh_rate: Duration::from_secs(5),
+                failure_rate: None,
+                respect_ttl: false,
+                min_refresh_rate: Duration::from_secs(1),
+                jitter: Duration::ZERO,
+                family,
+            }),
+            resolver: SharedResolver::default(),
+            name: "localhost".into(),
+            port: 80,
+            at: (0, 0),
+        };
+        let (addresses, _) = target.resolve().await.expect("localhost is always known");
+        addresses.iter().map(|a| a.ip().expect("an IP")).collect()
+    }
+
+    /// As Envoy's c-ares answers, whatever /etc/hosts says.
+    #[tokio::test]
+    async fn localhost_needs_no_server() {
+        let (v4, v6) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1u16]));
+        assert_eq!(localhost(LookupFamily::V4Only).await, [v4]);
+        assert_eq!(localhost(LookupFamily::V6Only).await, [v6]);
+        assert_eq!(localhost(LookupFamily::Auto).await, [v6]);
+        assert_eq!(localhost(LookupFamily::V4Preferred).await, [v4]);
+    }
+}

@@ -121,6 +121,7 @@ pub struct HostStats {
     pub cx_total: HostCounter,
     pub rq_active: HostCounter,
     pub rq_error: HostCounter,
+    pub rq_pending_active: HostCounter,
     pub rq_success: HostCounter,
     pub rq_timeout: HostCounter,
     pub rq_total: HostCounter,
@@ -128,13 +129,14 @@ pub struct HostStats {
 
 impl HostStats {
     /// Names and values in the order of Envoy's text output; `true` marks a gauge.
-    pub fn all(&self) -> [(&'static str, u64, bool); 8] {
+    pub fn all(&self) -> [(&'static str, u64, bool); 9] {
         [
             ("cx_active", self.cx_active.value(), true),
             ("cx_connect_fail", self.cx_connect_fail.value(), false),
             ("cx_total", self.cx_total.value(), false),
             ("rq_active", self.rq_active.value(), true),
             ("rq_error", self.rq_error.value(), false),
+            ("rq_pending_active", self.rq_pending_active.value(), true),
             ("rq_success", self.rq_success.value(), false),
             ("rq_timeout", self.rq_timeout.value(), false),
             ("rq_total", self.rq_total.value(), false),

@@ -99,9 +99,9 @@ impl Drop for ConnectionGuard {
             stats.upstream_cx_destroy_with_active_rq.inc();
             by_active.inc();
         }
+        stats.upstream_cx_length_ms.record(self.start.elapsed().as_millis() as u64);
         if self.connected.get() {
             stats.upstream_rq_per_cx.record(self.requests.get());
-            stats.upstream_cx_length_ms.record(self.start.elapsed().as_millis() as u64);
         }
     }
 }

@@ -80,6 +80,10 @@ fn lease(
         return Err(PoolError::Overflow);
     };
     let streams_before = connection.guard.begin_request();
+    let max = host.cluster().config().http.max_requests_per_connection;
+    if max > 0 && streams_before + 1 >= u64::from(max) {
+        host.core.stats.upstream_cx_max_requests.inc();
+    }
     Ok(H1Lease { connection: Some(connection), pools: pools.clone(), request, streams_before })
 }
 
@@ -263,9 +267,6 @@ impl H1Lease {
         let http = &self.request.host().cluster().config().http;
         let max = http.max_requests_per_connection;
         let worn = max > 0 && connection.guard.requests() >= u64::from(max);
-        if worn {
-            self.request.host().core.stats.upstream_cx_max_requests.inc();
-        }
         let old = http.max_connection_duration.is_some_and(|d| connection.guard.start().elapsed() >= d);
         if old {
             self.request.host().core.stats.upstream_cx_max_duration_reached.inc();

@@ -16,7 +16,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
-use sampan_core::stats::Gauge;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -73,12 +72,13 @@ struct Queue<T>(RefCell<VecDeque<oneshot::Sender<Result<T, PoolError>>>>);
 /// A place in the queue, counted.
 struct Place {
     _permit: Permit,
-    active: Gauge,
+    host: Rc<WorkerHost>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.active.dec();
+        self.host.core.stats.upstream_rq_pending_active.dec();
+        self.host.host.stats.rq_pending_active.dec();
     }
 }
 
@@ -221,7 +221,7 @@ impl WorkerHost {
     }
 
     /// A place in the queue.
-    fn place(&self, priority: Priority) -> Result<Place, PoolError> {
+    fn place(self: &Rc<Self>, priority: Priority) -> Result<Place, PoolError> {
         let stats = &self.core.stats;
         let Some(permit) = self.core.breakers[priority as usize].pending_request() else {
             stats.upstream_rq_pending_overflow.inc();
@@ -229,7 +229,8 @@ impl WorkerHost {
         };
         stats.upstream_rq_pending_total.inc();
         stats.upstream_rq_pending_active.inc();
-        Ok(Place { _permit: permit, active: stats.upstream_rq_pending_active.clone() })
+        self.host.stats.rq_pending_active.inc();
+        Ok(Place { _permit: permit, host: self.clone() })
     }
 
     fn count_connect_failure(&self, failure: &ConnectFailure) {
