@@ -5,8 +5,6 @@
 //! unescaped, and an alias of YAML is an index. Look-ahead is free, which `@type` needs: it may stand anywhere in its
 //! object.
 
-use std::borrow::Cow;
-
 use crate::error::Position;
 
 /// What a node is.
@@ -102,18 +100,12 @@ impl<'s> Tape<'s> {
         self.push(kind, true, start, text.len(), at);
     }
 
-    /// Adds a string: kept as a place in the source if it is one.
-    pub(crate) fn push_text(&mut self, kind: NodeKind, text: Cow<'s, str>, at: usize) {
-        match text {
-            Cow::Borrowed(part) => {
-                let start = (part.as_ptr() as usize).wrapping_sub(self.source.as_ptr() as usize);
-                if self.source.get(start..start.wrapping_add(part.len())).is_some_and(|s| s == part) {
-                    self.push(kind, false, start, part.len(), at);
-                } else {
-                    self.push_owned(kind, part, at);
-                }
-            }
-            Cow::Owned(text) => self.push_owned(kind, &text, at),
+    /// Adds a string that stands at byte `start` of the source, or stood there before the source was rewritten.
+    pub(crate) fn push_text(&mut self, kind: NodeKind, text: &str, start: usize, at: usize) {
+        if self.source.get(start..start.wrapping_add(text.len())) == Some(text) {
+            self.push(kind, false, start, text.len(), at);
+        } else {
+            self.push_owned(kind, text, at);
         }
     }
 

@@ -10,6 +10,8 @@
 //!
 //! Aliases cost an index each here, but the encoder writes their target every time: it bounds the expansion.
 
+mod relax;
+
 use std::{borrow::Cow, collections::HashMap};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
@@ -28,21 +30,26 @@ pub(crate) fn parse(source: &str) -> Result<Tape<'_>, LoadError> {
         return Err(LoadError::new(ErrorKind::TooLarge, "the document is larger than 4 GiB"));
     }
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
-    let mut reader = Reader {
-        tape: Tape::new(source),
-        anchors: Vec::new(),
-        offsets: Offsets { source, ascii: source.is_ascii(), character: 0, byte: 0 },
-    };
-    reader.document(Parser::new_from_str(source))?;
-    Ok(reader.tape)
+    match Reader::read(source, source) {
+        Ok(tape) => Ok(tape),
+        // The parser is stricter than yaml-cpp in places.
+        Err(error) => {
+            relax::relax(source).and_then(|relaxed| Reader::read(source, &relaxed).ok()).ok_or(error)
+        }
+    }
 }
 
-struct Reader<'s> {
+struct Reader<'s, 't> {
     tape: Tape<'s>,
+    /// What is parsed: the source, or a text that differs from it in blanks.
+    text: &'t str,
     /// Node of each anchor, by the number that the parser gave it.
     anchors: Vec<Option<usize>>,
-    offsets: Offsets<'s>,
+    offsets: Offsets<'t>,
 }
+
+/// The text of a scalar.
+type Text<'t> = Cow<'t, str>;
 
 /// The parser counts characters; the tape counts bytes.
 struct Offsets<'s> {
@@ -69,14 +76,35 @@ impl Offsets<'_> {
     }
 }
 
-impl<'s> Reader<'s> {
+impl<'s, 't> Reader<'s, 't> {
+    fn read(source: &'s str, text: &'t str) -> Result<Tape<'s>, LoadError> {
+        let mut reader = Self {
+            tape: Tape::new(source),
+            text,
+            anchors: Vec::new(),
+            offsets: Offsets { source: text, ascii: text.is_ascii(), character: 0, byte: 0 },
+        };
+        reader.document(Parser::new_from_str(text))?;
+        Ok(reader.tape)
+    }
+
+    fn push_text(&mut self, kind: NodeKind, text: &Text<'t>, at: usize) {
+        match text {
+            Cow::Borrowed(part) => {
+                let start = (part.as_ptr() as usize).wrapping_sub(self.text.as_ptr() as usize);
+                self.tape.push_text(kind, part, start, at);
+            }
+            Cow::Owned(text) => self.tape.push_owned(kind, text, at),
+        }
+    }
+
     fn error(&self, kind: ErrorKind, at: usize, reason: impl Into<String>) -> LoadError {
         let mut error = LoadError::new(kind, reason);
         error.position = Some(Position::of(self.tape.source(), at));
         error
     }
 
-    fn document(&mut self, mut parser: Parser<'s, StrInput<'s>>) -> Result<(), LoadError> {
+    fn document(&mut self, mut parser: Parser<'t, StrInput<'t>>) -> Result<(), LoadError> {
         while let Some(next) = parser.next_event() {
             let (event, span) = next.map_err(scan_error)?;
             let at = self.offsets.byte(span.start.index());
@@ -85,7 +113,7 @@ impl<'s> Reader<'s> {
                 Event::StreamEnd | Event::DocumentEnd => return Ok(()),
                 Event::Alias(anchor) => self.alias(anchor, at)?,
                 Event::Scalar(text, style, anchor, tag) => {
-                    self.scalar(text, style, anchor, tag.as_deref(), at)?
+                    self.scalar(&text, style, anchor, tag.as_deref(), at)?
                 }
                 Event::SequenceStart(anchor, _) => self.open(NodeKind::Array, anchor, at)?,
                 Event::MappingStart(anchor, _) => self.open(NodeKind::Object, anchor, at)?,
@@ -160,7 +188,7 @@ impl<'s> Reader<'s> {
 
     fn scalar(
         &mut self,
-        text: Cow<'s, str>,
+        text: &Text<'t>,
         style: ScalarStyle,
         anchor: usize,
         tag: Option<&Tag>,
@@ -170,11 +198,11 @@ impl<'s> Reader<'s> {
         let key = self.is_key();
         self.anchor(anchor);
         if key {
-            let null = plain && tag.is_none() && is_null(&text);
+            let null = plain && tag.is_none() && is_null(text);
             if null {
                 self.tape.push_owned(NodeKind::String, "null", at);
             } else {
-                self.tape.push_text(NodeKind::String, text, at);
+                self.push_text(NodeKind::String, text, at);
             }
             if tag.is_some_and(|tag| tag.handle == "!" && tag.suffix == "ignore") {
                 self.tape.hide(self.tape.len() - 1);
@@ -189,21 +217,21 @@ impl<'s> Reader<'s> {
             }
         };
         if string {
-            self.tape.push_text(NodeKind::String, text, at);
-        } else if plain && tag.is_none() && is_null(&text) {
+            self.push_text(NodeKind::String, text, at);
+        } else if plain && tag.is_none() && is_null(text) {
             self.tape.push_literal(NodeKind::Null, at);
-        } else if let Some(value) = boolean(&text) {
+        } else if let Some(value) = boolean(text) {
             self.tape.push_literal(if value { NodeKind::True } else { NodeKind::False }, at);
-        } else if let Some(value) = integer(&text) {
+        } else if let Some(value) = integer(text) {
             let kind = if i32::try_from(value).is_ok() { NodeKind::Number } else { NodeKind::String };
             let digits = value.to_string();
-            if digits == *text {
-                self.tape.push_text(kind, text, at);
+            if digits == **text {
+                self.push_text(kind, text, at);
             } else {
                 self.tape.push_owned(kind, &digits, at);
             }
         } else {
-            self.tape.push_text(NodeKind::String, text, at);
+            self.push_text(NodeKind::String, text, at);
         }
         Ok(())
     }

@@ -153,11 +153,11 @@ impl<'t> Encoder<'t> {
 
     /// An integer written as a fraction or with an exponent.
     fn whole(&self, place: Place<'_>, text: &str, min: f64, max: f64) -> Result<f64, LoadError> {
-        match text.parse::<f64>() {
-            Ok(value) if value.is_finite() && value.fract() == 0.0 && (min..=max).contains(&value) => {
+        match fraction(text) {
+            Some(value) if value.is_finite() && value.fract() == 0.0 && (min..=max).contains(&value) => {
                 Ok(value)
             }
-            Ok(value) if value < 0.0 && min == 0.0 => {
+            Some(value) if value < 0.0 && min == 0.0 => {
                 Err(self.mismatch(place, "an integer that is not negative"))
             }
             _ => Err(self.mismatch(place, "an integer")),
@@ -167,7 +167,7 @@ impl<'t> Encoder<'t> {
     fn float(&self, place: Place<'_>) -> Result<f64, LoadError> {
         match self.digits(place, "a number")? {
             "NaN" => Ok(f64::NAN),
-            text => text.parse().map_err(|_| self.mismatch(place, "a number")),
+            text => fraction(text.trim_ascii()).ok_or_else(|| self.mismatch(place, "a number")),
         }
     }
 
@@ -250,6 +250,32 @@ impl<'t> Encoder<'t> {
 fn one_of(values: Enum) -> String {
     let names: Vec<&str> = values.values().map(|value| value.name()).collect();
     format!("one of {}", names.join(", "))
+}
+
+/// A number as Abseil reads it: decimal, or hexadecimal with a binary exponent.
+fn fraction(text: &str) -> Option<f64> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) else {
+        return text.parse().ok();
+    };
+    let (mantissa, exponent) = match hex.split_once(['p', 'P']) {
+        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
+        None => (hex, 0),
+    };
+    let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    if whole.is_empty() && part.is_empty() {
+        return None;
+    }
+    let mut value = 0.0f64;
+    for digit in whole.chars().chain(part.chars()) {
+        value = value * 16.0 + f64::from(digit.to_digit(16)?);
+    }
+    let scale = exponent.checked_sub(i32::try_from(part.len()).ok()?.checked_mul(4)?)?;
+    value *= 2f64.powi(scale);
+    Some(if negative { -value } else { value })
 }
 
 fn zigzag(value: i64) -> u64 {

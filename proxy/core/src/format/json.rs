@@ -88,7 +88,7 @@ fn null(omit_empty: bool, out: &mut Vec<u8>) -> bool {
 
 /// Whether a byte cannot stand in a JSON string as it is, or needs a look at the whole string.
 fn needs_care(byte: u8) -> bool {
-    byte < 0x20 || byte >= 0x7f || byte == b'"' || byte == b'\\'
+    !matches!(byte, 0x20..0x7f) || matches!(byte, b'"' | b'\\')
 }
 
 /// Escapes what was written behind `start` so that it can stand in a JSON string.
@@ -139,19 +139,11 @@ pub fn write_json_string(text: impl AsRef<[u8]>, out: &mut Vec<u8>) {
 
 /// A number of a `google.protobuf.Value`: the shorter of plain and scientific notation (`100000` is `1e+05`).
 pub fn write_json_number(number: f64, out: &mut Vec<u8>) {
-    if !number.is_finite() {
+    if number.is_finite() {
+        out.extend_from_slice(crate::stats::streamed(number).as_bytes());
+    } else {
         out.extend_from_slice(b"null");
-        return;
     }
-    let plain = format!("{number}");
-    let scientific = format!("{number:e}");
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let (sign, digits) = match exponent.strip_prefix('-') {
-        Some(digits) => ('-', digits),
-        None => ('+', exponent),
-    };
-    let scientific = format!("{mantissa}e{sign}{digits:0>2}");
-    out.extend_from_slice(if scientific.len() < plain.len() { &scientific } else { &plain }.as_bytes());
 }
 
 /// A `google.protobuf.Value`; the keys of structs are sorted.

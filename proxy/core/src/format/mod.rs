@@ -32,6 +32,8 @@ use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::header::HeaderMap;
 use crate::stream_info::StreamInfo;
 
+pub(crate) use self::op::grpc_status_of;
+
 pub use self::json::{write_json_number, write_json_string, write_json_value};
 
 /// What a format may read. A TCP connection has no headers.

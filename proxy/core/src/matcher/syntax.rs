@@ -53,7 +53,13 @@ impl Set {
 /// What an escape means, in or out of a class.
 enum Escape {
     Byte(u8),
-    Set(Set),
+    Set(Box<Set>),
+}
+
+impl Escape {
+    fn set(pick: impl Fn(u8) -> bool) -> Self {
+        Self::Set(Box::new(Set::of(pick)))
+    }
 }
 
 struct Translator<'a> {
@@ -225,12 +231,12 @@ impl Translator<'_> {
         self.at += 1;
         let Some(c) = self.next() else { return Err("trailing \\".to_owned()) };
         let byte = match c {
-            b'd' => return Ok(Escape::Set(Set::of(|b| b.is_ascii_digit()))),
-            b'D' => return Ok(Escape::Set(Set::of(|b| !b.is_ascii_digit()))),
-            b'w' => return Ok(Escape::Set(Set::of(is_word))),
-            b'W' => return Ok(Escape::Set(Set::of(|b| !is_word(b)))),
-            b's' => return Ok(Escape::Set(Set::of(is_space))),
-            b'S' => return Ok(Escape::Set(Set::of(|b| !is_space(b)))),
+            b'd' => return Ok(Escape::set(|b| b.is_ascii_digit())),
+            b'D' => return Ok(Escape::set(|b| !b.is_ascii_digit())),
+            b'w' => return Ok(Escape::set(is_word)),
+            b'W' => return Ok(Escape::set(|b| !is_word(b))),
+            b's' => return Ok(Escape::set(is_space)),
+            b'S' => return Ok(Escape::set(|b| !is_space(b))),
             b'p' | b'P' => return self.unicode_class(start),
             b'a' => 7,
             b'f' => 12,
@@ -301,7 +307,7 @@ impl Translator<'_> {
         for byte in 0..=255u8 {
             set.0[usize::from(byte)] = class.is_match(char::from(byte).encode_utf8(&mut buffer));
         }
-        Ok(Escape::Set(set))
+        Ok(Escape::Set(Box::new(set)))
     }
 
     fn class(&mut self) -> Result<(), String> {

@@ -167,6 +167,11 @@ impl MetadataMatcher {
         metadata_value(metadata, &self.filter, &self.path)
     }
 
+    /// Whether a value that was found satisfies the condition, `invert` left out (access log filters).
+    pub fn matches_value(&self, value: &Value) -> bool {
+        self.value.matches(Some(value))
+    }
+
     /// Whether metadata satisfies the condition; as in Envoy, `invert` turns the answer for a missing value too.
     pub fn matches(&self, metadata: Option<&Metadata>) -> bool {
         self.value.matches(self.find(metadata)) != self.invert
