@@ -16,7 +16,9 @@ mod command;
 mod json;
 mod op;
 mod parse;
+mod plain;
 mod time;
+mod value;
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +34,7 @@ use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::header::HeaderMap;
 use crate::stream_info::StreamInfo;
 
-pub(crate) use self::op::grpc_status_of;
+pub(crate) use self::value::grpc_status_of;
 
 pub use self::json::{write_json_number, write_json_string, write_json_value};
 

@@ -222,8 +222,63 @@ mod tests {
         for pattern in [
             "a**", "(a", "[a", r"\1", r"a\", "(?=a)", "(?<!a)", r"\q", "a{1001}", "(?x)a", "[z-a]", "*",
             "[[:x:]]",
+            // Balanced only together with the group that anchors: these must not match by halves.
+            "a)|(?:b", ")(", "a)|b",
         ] {
             assert!(Regex::new(pattern).is_err(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn no_pattern_panics() {
+        use rand::{Rng, SeedableRng};
+        const PARTS: &[&str] = &[
+            "a",
+            "\\",
+            "[",
+            "]",
+            "[^",
+            "-",
+            "a-c",
+            "[:alpha:]",
+            "[:",
+            ":]",
+            "(",
+            "(?",
+            "(?i)",
+            "(?P<",
+            ">",
+            ")",
+            "|",
+            "*",
+            "+",
+            "?",
+            "{",
+            "{2}",
+            "{,",
+            "}",
+            "^",
+            ".",
+            "\\Q",
+            "\\E",
+            "\\x",
+            "\\x{",
+            "\\p",
+            "\\p{L",
+            "\\1",
+            "\\0",
+            "é",
+            "\n",
+            "\\C",
+            "9999",
+        ];
+        let mut random = rand::rngs::SmallRng::seed_from_u64(1);
+        for _ in 0..3_000 {
+            let parts = random.random_range(0..8);
+            let pattern: String = (0..parts).map(|_| PARTS[random.random_range(0..PARTS.len())]).collect();
+            if let Ok(regex) = Regex::new(&pattern) {
+                regex.matches("aé\n");
+            }
         }
     }
 

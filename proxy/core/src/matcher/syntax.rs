@@ -66,12 +66,18 @@ struct Translator<'a> {
     pattern: &'a [u8],
     at: usize,
     out: String,
+    /// How many groups are open.
+    open: usize,
 }
 
 /// Rewrites an RE2 pattern; the error is RE2's words.
 pub(super) fn translate(pattern: &str) -> Result<String, String> {
-    let mut t =
-        Translator { pattern: pattern.as_bytes(), at: 0, out: String::with_capacity(pattern.len() + 8) };
+    let mut t = Translator {
+        pattern: pattern.as_bytes(),
+        at: 0,
+        out: String::with_capacity(pattern.len() + 8),
+        open: 0,
+    };
     let mut repeated = false;
     while let Some(byte) = t.peek() {
         let repeat = t.repetition(byte)?;
@@ -82,6 +88,9 @@ pub(super) fn translate(pattern: &str) -> Result<String, String> {
         if !repeat {
             t.item(byte)?;
         }
+    }
+    if t.open > 0 {
+        return Err(format!("missing closing ): {pattern}"));
     }
     Ok(t.out)
 }
@@ -153,7 +162,15 @@ impl Translator<'_> {
             b'\\' => self.escape_outside(),
             b'[' => self.class(),
             b'(' => self.group(),
-            b')' | b'|' | b'.' | b'^' | b'$' => {
+            // One too many would close the group that anchors the pattern at both ends.
+            b')' if self.open == 0 => Err(format!("unexpected ): {}", String::from_utf8_lossy(self.pattern))),
+            b')' => {
+                self.at += 1;
+                self.open -= 1;
+                self.out.push(')');
+                Ok(())
+            }
+            b'|' | b'.' | b'^' | b'$' => {
                 self.at += 1;
                 self.out.push(byte as char);
                 Ok(())
@@ -170,6 +187,7 @@ impl Translator<'_> {
         self.at += 1;
         self.out.push('(');
         if self.peek() != Some(b'?') {
+            self.open += 1;
             return Ok(());
         }
         let start = self.at;
@@ -188,6 +206,7 @@ impl Translator<'_> {
         if !valid {
             return Err(format!("invalid perl operator: ({text}"));
         }
+        self.open += usize::from(!text.ends_with(')'));
         // Without flags `(?)` does nothing in RE2 and is an error in the crate.
         self.out.push_str(if text == "?)" { "?:)" } else { &text });
         self.at = end;
