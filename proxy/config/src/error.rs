@@ -144,11 +144,6 @@ impl<'a> Path<'a> {
         Path { parent: Some(self), step: Step::Key(key) }
     }
 
-    /// Number of steps: bounds recursion.
-    pub fn depth(&self) -> usize {
-        std::iter::successors(Some(self), |path| path.parent).count()
-    }
-
     /// An error at this place.
     pub fn error(&self, kind: ErrorKind, reason: impl Into<String>) -> LoadError {
         LoadError::new(kind, reason).at(self.to_string())

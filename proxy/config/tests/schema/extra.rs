@@ -58,7 +58,7 @@ fn close(open: Open, types: &mut Types) {
 fn amend(types: &mut Types, message: &str, field: &str, rules: &str) {
     let message = types.messages.iter_mut().find(|m| m.name == message).expect("amended message");
     let field = message.fields.iter_mut().find(|f| f.name == field).expect("amended field");
-    field.rules = hex(rules);
+    field.rules = if rules == "-" { Vec::new() } else { hex(rules) };
 }
 
 fn hex(text: &str) -> Vec<u8> {
