@@ -401,7 +401,8 @@ impl Case {
         let wrong = |e: String| Error::Case(format!("{name}: {e}"));
         // `y` and `no` are header values here, not truths.
         let options = serde_saphyr::options! { strict_booleans: true };
-        let tree: Value = serde_saphyr::from_str_with_options(&text, options).map_err(|e| wrong(e.to_string()))?;
+        let tree: Value =
+            serde_saphyr::from_str_with_options(&text, options).map_err(|e| wrong(e.to_string()))?;
         let mut case: Case = serde_json::from_value(tree).map_err(|e| wrong(e.to_string()))?;
         if case.validate.is_empty() && case.expect.is_empty() {
             return case_error(format!("{name}: expects nothing of Envoy"));

@@ -8,6 +8,7 @@ pub mod case;
 pub mod certs;
 pub mod client;
 pub mod config;
+pub mod conformance;
 pub mod error;
 pub mod http1;
 pub mod names;

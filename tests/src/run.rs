@@ -38,6 +38,18 @@ pub struct World {
     pub divergences: String,
 }
 
+/// A subject that runs between its upstreams.
+pub struct Stage {
+    /// Ports and paths.
+    pub names: Names,
+    /// The upstreams by name.
+    pub upstreams: Vec<(String, Rc<Upstream>)>,
+    /// The subject.
+    pub subject: Running,
+    /// The run's folder.
+    pub dir: PathBuf,
+}
+
 /// The outcome of one case.
 pub struct Outcome {
     /// Name of the case.
@@ -51,6 +63,44 @@ pub struct Outcome {
 }
 
 impl World {
+    /// The world that the environment asks for (see `tests/README.md`); says what is missing and gives none without it.
+    pub fn from_environment(root: &Path) -> Result<Option<World>> {
+        let workspace = root.join("..");
+        let path = |variable: &str, usual: &str| {
+            let path = std::env::var_os(variable).map_or_else(|| workspace.join(usual), PathBuf::from);
+            if path.exists() {
+                return Ok(Some(path));
+            }
+            let missing = format!("no {}: see tests/README.md", path.display());
+            std::io::Write::write_all(&mut std::io::stderr(), format!("{missing}\n").as_bytes())
+                .trying("say so")?;
+            Ok::<_, Error>(None)
+        };
+        let Some(envoy) = path("ENVOY_BIN", "target/oracle/envoy")? else { return Ok(None) };
+        let sampan = if std::env::var("SUBJECT").as_deref() == Ok("envoy") {
+            None
+        } else {
+            let Some(binary) = path("SAMPAN_BIN", "target/release/sampan")? else { return Ok(None) };
+            Some(Subject { name: "sampan", binary })
+        };
+        let dir = std::env::temp_dir().join(format!("sampan-{}", std::process::id()));
+        Ok(Some(World {
+            certs: Certs::make(&dir.join("certs"))?,
+            dir,
+            envoy: Subject { name: "envoy", binary: envoy },
+            sampan,
+            show: std::env::var_os("SHOW").is_some(),
+            divergences: fs::read_to_string(workspace.join("docs/divergences.md")).unwrap_or_default(),
+        }))
+    }
+
+    /// Removes the runs' files unless `KEEP` is set.
+    pub fn clean(&self) {
+        if std::env::var_os("KEEP").is_none() {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+
     /// Runs a case with both subjects; a table of verdicts gives one outcome for each row.
     pub async fn judge(&self, case: &Case) -> Vec<Outcome> {
         if !case.validate.is_empty() {
@@ -164,14 +214,15 @@ impl World {
         Ok(dir)
     }
 
-    async fn observe(&self, case: &Case, subject: &Subject, awaited: &Map<String, Value>) -> Result<Value> {
+    /// Starts a subject between the upstreams of a case.
+    pub async fn stage(&self, case: &Case, subject: &Subject) -> Result<Stage> {
         let names = Names::default();
         let dir = self.folder(&case.name, subject.name, &names)?;
         let mut upstreams = Vec::new();
         for (name, script) in &case.upstreams {
             let (upstream, port) = Upstream::start(name, script, &self.certs).await?;
             names.set(format!("upstream.{name}"), port);
-            upstreams.push((name, upstream));
+            upstreams.push((name.clone(), upstream));
         }
         let scripts: Vec<_> = case.upstreams.iter().collect();
         let config = names.fill_tree(&assemble(&case.config, &scripts)?)?;
@@ -180,10 +231,17 @@ impl World {
             .trying("write the configuration")?;
         let args = case.args.iter().map(|a| names.fill(a)).collect::<Result<Vec<_>>>()?;
         let admin = format!("127.0.0.1:{}", names.get("admin")?);
+        let subject = subject.start(&file, admin, &args).await?;
+        Ok(Stage { names, upstreams, subject, dir })
+    }
+
+    async fn observe(&self, case: &Case, subject: &Subject, awaited: &Map<String, Value>) -> Result<Value> {
+        let stage = self.stage(case, subject).await?;
+        let Stage { names, upstreams, subject: running, dir } = stage;
         let mut run = Run {
             client: Client::new(&names, &self.certs),
             names: &names,
-            subject: subject.start(&file, admin, &args).await?,
+            subject: running,
             seen: Map::new(),
             next: 1,
             awaited,
@@ -198,7 +256,7 @@ impl World {
         drop(client);
         settle(&upstreams, awaited).await;
         let requests: Map<String, Value> =
-            upstreams.iter().map(|(name, upstream)| ((*name).clone(), upstream.observation())).collect();
+            upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.observation())).collect();
         let exited = tree.contains_key("exit");
         let said = running.said();
         if running.stop().await && !exited {
@@ -222,12 +280,12 @@ fn failed(error: Error) -> Judged {
 }
 
 /// Gives upstreams the time to note how their connections ended, where that is watched.
-async fn settle(upstreams: &[(&String, Rc<Upstream>)], awaited: &Map<String, Value>) {
+async fn settle(upstreams: &[(String, Rc<Upstream>)], awaited: &Map<String, Value>) {
     let Some(Value::Object(wanted)) = awaited.get("upstream") else { return };
     let deadline = Instant::now() + Duration::from_secs(1);
     let done = || {
         upstreams.iter().all(|(name, upstream)| {
-            let Some(want) = wanted.get(*name) else { return true };
+            let Some(want) = wanted.get(name) else { return true };
             let mut wrong = Vec::new();
             check(want, &upstream.observation(), "", &mut wrong);
             wrong.is_empty()

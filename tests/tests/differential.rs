@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use sampan_tests::case::Case;
-use sampan_tests::certs::Certs;
 use sampan_tests::error::Result;
-use sampan_tests::process::Subject;
 use sampan_tests::run::{Outcome, World};
 
 fn main() -> ExitCode {
@@ -28,32 +26,7 @@ fn main() -> ExitCode {
 
 /// Runs what is asked for; the number of failures.
 fn run(root: &Path) -> Result<usize> {
-    let workspace = root.join("..");
-    let Some(envoy) = envoy(&workspace) else {
-        println!("no Envoy: run tests/setup, or set ENVOY_BIN");
-        return Ok(1);
-    };
-    let sampan = match std::env::var("SUBJECT").as_deref() {
-        Ok("envoy") => None,
-        _ => {
-            let binary =
-                std::env::var_os("SAMPAN_BIN").map_or(workspace.join("target/release/sampan"), PathBuf::from);
-            if !binary.exists() {
-                println!("no {}: build it, set SAMPAN_BIN, or SUBJECT=envoy", binary.display());
-                return Ok(1);
-            }
-            Some(Subject { name: "sampan", binary })
-        }
-    };
-    let dir = std::env::temp_dir().join(format!("sampan-{}", std::process::id()));
-    let world = World {
-        certs: Certs::make(&dir.join("certs"))?,
-        dir: dir.clone(),
-        envoy: Subject { name: "envoy", binary: envoy },
-        sampan,
-        show: std::env::var_os("SHOW").is_some(),
-        divergences: std::fs::read_to_string(workspace.join("docs/divergences.md")).unwrap_or_default(),
-    };
+    let Some(world) = World::from_environment(root)? else { return Ok(1) };
     let filter =
         std::env::var("CASE").ok().or_else(|| std::env::args().nth(1).filter(|a| !a.starts_with('-')));
     let cases: Vec<PathBuf> = Case::find(&root.join("cases"))?
@@ -65,19 +38,8 @@ fn run(root: &Path) -> Result<usize> {
     let started = Instant::now();
     let outcomes = run_all(&world, &root.join("cases"), &cases);
     let failed = report(&outcomes, started);
-    if std::env::var_os("KEEP").is_none() {
-        let _ = std::fs::remove_dir_all(dir);
-    }
+    world.clean();
     Ok(failed)
-}
-
-/// The oracle: `ENVOY_BIN`, or where `tests/setup` puts it.
-fn envoy(workspace: &Path) -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("ENVOY_BIN") {
-        return Some(path.into());
-    }
-    let path = workspace.join("target/oracle/envoy");
-    path.exists().then_some(path)
 }
 
 fn run_all(world: &World, root: &Path, cases: &[PathBuf]) -> Vec<Outcome> {
