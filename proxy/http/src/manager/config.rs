@@ -1,0 +1,552 @@
+//! The model of `HttpConnectionManager`.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
+use ipnet::IpNet;
+use pb::http_connection_manager as hcm;
+use sampan_codec::h1::{HeaderCase, ServerOptions, Underscores};
+use sampan_codec::h2;
+use sampan_core::access_log::AccessLogger;
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_listener::FactoryContext;
+
+use super::local_reply::LocalReplyConfig;
+use super::path::{EscapedSlashes, PathOptions};
+use super::stats::{ListenerStats, ManagerStats};
+use crate::filter::{HttpFilter, HttpFilterContext, HttpFilterKind, HttpFilterRegistry};
+use crate::route::RouteSource;
+use crate::router::RouterConfig;
+
+/// A connection manager, ready to serve; shared by all workers.
+pub struct Manager {
+    /// `codec_type`
+    pub codec: Codec,
+    /// Stats below `http.PREFIX`.
+    pub stats: ManagerStats,
+    /// Stats below the listener.
+    pub listener_stats: ListenerStats,
+    /// HTTP/1
+    pub h1: ServerOptions,
+    /// HTTP/2
+    pub h2: h2::Options,
+    /// Timeouts and counts.
+    pub limits: Limits,
+    /// What is done to a request's headers.
+    pub request: RequestOptions,
+    /// `server_name`
+    pub server_name: String,
+    /// `server_header_transformation`
+    pub server_header: ServerHeader,
+    /// `via`
+    pub via: String,
+    /// `always_set_request_id_in_response`
+    pub request_id_in_response: bool,
+    /// `proxy_100_continue`
+    pub proxy_100_continue: bool,
+    /// `upgrade_configs`, by lower-case type.
+    pub upgrades: HashMap<Box<str>, Upgrade>,
+    /// `http_filters`
+    pub chain: Chain,
+    /// Where routes come from.
+    pub routes: RouteSource,
+    /// `access_log`
+    pub access_log: Vec<Arc<AccessLogger>>,
+    /// `access_log_options.flush_access_log_on_new_request`
+    pub log_on_new_request: bool,
+    /// `local_reply_config`
+    pub local_reply: LocalReplyConfig,
+    /// `per_connection_buffer_limit_bytes` of the listener.
+    pub buffer_limit: u32,
+}
+
+/// `codec_type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// By ALPN, else by the first bytes.
+    Auto,
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Timeouts and counts; `None` is never.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// `common_http_protocol_options.idle_timeout`
+    pub idle_timeout: Option<Duration>,
+    /// `common_http_protocol_options.max_connection_duration`
+    pub max_connection_duration: Option<Duration>,
+    /// `common_http_protocol_options.max_stream_duration`
+    pub max_stream_duration: Option<Duration>,
+    /// `common_http_protocol_options.max_requests_per_connection`; 0 is no limit.
+    pub max_requests_per_connection: u32,
+    /// `stream_idle_timeout`
+    pub stream_idle_timeout: Option<Duration>,
+    /// `request_timeout`
+    pub request_timeout: Option<Duration>,
+    /// `request_headers_timeout`
+    pub request_headers_timeout: Option<Duration>,
+    /// `drain_timeout`
+    pub drain_timeout: Duration,
+    /// `delayed_close_timeout`
+    pub delayed_close_timeout: Duration,
+}
+
+/// What is done to a request's headers before anything reads them.
+#[derive(Debug, Clone)]
+pub struct RequestOptions {
+    /// `use_remote_address`
+    pub use_remote_address: bool,
+    /// `xff_num_trusted_hops`
+    pub xff_num_trusted_hops: u32,
+    /// `skip_xff_append`
+    pub skip_xff_append: bool,
+    /// `internal_address_config.cidr_ranges`
+    pub internal_ranges: Vec<IpNet>,
+    /// `append_x_forwarded_port`
+    pub append_x_forwarded_port: bool,
+    /// `scheme_header_transformation.scheme_to_overwrite`
+    pub scheme: Option<&'static str>,
+    /// `add_user_agent`: the service cluster's name.
+    pub user_agent: Option<String>,
+    /// The node's id, sent with `add_user_agent`.
+    pub node: String,
+    /// `generate_request_id`
+    pub generate_request_id: bool,
+    /// `preserve_external_request_id`
+    pub preserve_external_request_id: bool,
+    /// `request_id_extension`'s `pack_trace_reason`
+    pub pack_trace_reason: bool,
+    /// `forward_client_cert_details`
+    pub xfcc: hcm::ForwardClientCertDetails,
+    /// `set_current_client_cert_details`
+    pub xfcc_details: XfccDetails,
+    /// Path normalisation.
+    pub path: PathOptions,
+    /// `strip_trailing_host_dot`
+    pub strip_trailing_host_dot: bool,
+    /// `strip_matching_host_port`, `strip_any_host_port`
+    pub strip_port: StripPort,
+}
+
+/// `set_current_client_cert_details`
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs, reason = "one flag a field of the message")]
+pub struct XfccDetails {
+    pub subject: bool,
+    pub cert: bool,
+    pub chain: bool,
+    pub dns: bool,
+    pub uri: bool,
+}
+
+/// How the host's port is stripped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StripPort {
+    /// Not.
+    Keep,
+    /// If it is the listener's.
+    Matching,
+    /// Always.
+    Any,
+}
+
+/// `server_header_transformation`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerHeader {
+    /// Ours.
+    Overwrite,
+    /// Ours where there is none.
+    AppendIfAbsent,
+    /// The upstream's, or none.
+    PassThrough,
+}
+
+/// An upgrade that the listener knows.
+pub struct Upgrade {
+    /// Whether routes that say nothing allow it.
+    pub enabled: bool,
+    /// Its own filters, if it has some.
+    pub chain: Option<Chain>,
+}
+
+/// HTTP filters in order, and the router that ends them.
+pub struct Chain {
+    /// All but the last.
+    pub filters: Vec<NamedFilter>,
+    /// The last.
+    pub router: Arc<RouterConfig>,
+}
+
+/// A filter with its name in the chain, by which routes configure it.
+pub struct NamedFilter {
+    /// `http_filters[].name`
+    pub name: Arc<str>,
+    /// The filter.
+    pub filter: Arc<dyn HttpFilter>,
+    /// `disabled`: off unless a route switches it on.
+    pub disabled: bool,
+}
+
+/// A proto duration; negative ones were refused by the constraints.
+pub fn duration(message: &ProtoDuration) -> Duration {
+    Duration::new(message.seconds.max(0) as u64, message.nanos.max(0) as u32)
+}
+
+/// A duration where 0 means never.
+fn or_never(message: Option<&ProtoDuration>, default: Option<Duration>) -> Option<Duration> {
+    match message {
+        Some(d) => Some(duration(d)).filter(|d| !d.is_zero()),
+        None => default,
+    }
+}
+
+fn flag(message: Option<BoolValue>, default: bool) -> bool {
+    message.map_or(default, |b| b.value)
+}
+
+fn number(message: Option<UInt32Value>, default: u32) -> u32 {
+    message.map_or(default, |n| n.value)
+}
+
+/// Refuses a field that is set and that Sampan does not implement.
+fn refuse(set: bool, field: &str) -> ConfigResult<()> {
+    if set { Err(ConfigError::unsupported("this field").at(field)) } else { Ok(()) }
+}
+
+impl Manager {
+    /// Parses the message.
+    pub fn from_proto(
+        message: &pb::HttpConnectionManager,
+        context: &FactoryContext,
+        registry: &HttpFilterRegistry,
+    ) -> ConfigResult<Self> {
+        refuse_unsupported(message)?;
+        let common = message.common_http_protocol_options.clone().unwrap_or_default();
+        let prefix = format!("http.{}", message.stat_prefix);
+        let h1 = http1(message, &common)?;
+        let h2 = http2(message, &common)?;
+        let routes = RouteSource::from_proto(message.route_specifier.as_ref(), context, registry)?;
+        let chain = chain(&message.http_filters, context, registry, &prefix, "http_filters")?;
+        let mut upgrades = HashMap::new();
+        for (i, upgrade) in message.upgrade_configs.iter().enumerate() {
+            let chain = if upgrade.filters.is_empty() {
+                None
+            } else {
+                Some(
+                    self::chain(&upgrade.filters, context, registry, &prefix, "filters")
+                        .at_index("upgrade_configs", i)?,
+                )
+            };
+            let name = upgrade.upgrade_type.to_ascii_lowercase().into_boxed_str();
+            if upgrades.insert(name, Upgrade { enabled: flag(upgrade.enabled, true), chain }).is_some() {
+                return Err(ConfigError::new(format!(
+                    "multiple upgrade configs with the name {:?}",
+                    upgrade.upgrade_type
+                ))
+                .index(i)
+                .at("upgrade_configs"));
+            }
+        }
+        let log = message.access_log_options.unwrap_or_default();
+        Ok(Self {
+            codec: match message.codec_type() {
+                hcm::CodecType::Auto => Codec::Auto,
+                hcm::CodecType::Http1 => Codec::Http1,
+                hcm::CodecType::Http2 => Codec::Http2,
+                hcm::CodecType::Http3 => return Err(ConfigError::unsupported("HTTP3").at("codec_type")),
+            },
+            stats: ManagerStats::new(&context.root_scope().scope(&prefix)),
+            listener_stats: ListenerStats::new(&context.listener_scope.scope(&prefix)),
+            h1,
+            h2,
+            limits: limits(message, &common),
+            request: request_options(message, context)?,
+            server_name: if message.server_name.is_empty() {
+                "envoy".to_owned()
+            } else {
+                message.server_name.clone()
+            },
+            server_header: match message.server_header_transformation() {
+                hcm::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
+                hcm::ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
+                hcm::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
+            },
+            via: message.via.clone(),
+            request_id_in_response: message.always_set_request_id_in_response,
+            proxy_100_continue: message.proxy_100_continue,
+            upgrades,
+            chain,
+            routes,
+            access_log: context.access_loggers(&message.access_log).at("access_log")?,
+            log_on_new_request: message.flush_access_log_on_new_request || log.flush_access_log_on_new_request,
+            local_reply: LocalReplyConfig::from_proto(message.local_reply_config.as_ref(), context)
+                .at("local_reply_config")?,
+            buffer_limit: context.buffer_limit,
+        })
+    }
+}
+
+fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
+    refuse(message.tracing.as_ref().is_some_and(|t| t.provider.is_some()), "tracing.provider")?;
+    refuse(!message.original_ip_detection_extensions.is_empty(), "original_ip_detection_extensions")?;
+    refuse(!message.early_header_mutation_extensions.is_empty(), "early_header_mutation_extensions")?;
+    refuse(message.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher")?;
+    refuse(message.path_normalization_options.is_some(), "path_normalization_options")?;
+    refuse(message.proxy_status_config.is_some(), "proxy_status_config")?;
+    refuse(message.typed_header_validation_config.is_some(), "typed_header_validation_config")?;
+    refuse(message.forward_proto_config.is_some(), "forward_proto_config")?;
+    refuse(message.drain_timeout_jitter.is_some(), "drain_timeout_jitter")?;
+    refuse(
+        message.represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
+    )?;
+    let options = message.access_log_options.unwrap_or_default();
+    refuse(
+        message.access_log_flush_interval.is_some() || options.access_log_flush_interval.is_some(),
+        "access_log_flush_interval",
+    )?;
+    refuse(
+        options.flush_log_on_tunnel_successfully_established,
+        "access_log_options.flush_log_on_tunnel_successfully_established",
+    )
+}
+
+fn limits(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions) -> Limits {
+    let seconds = |s| Some(Duration::from_secs(s));
+    Limits {
+        idle_timeout: or_never(common.idle_timeout.as_ref(), seconds(3600)),
+        max_connection_duration: or_never(common.max_connection_duration.as_ref(), None),
+        max_stream_duration: or_never(common.max_stream_duration.as_ref(), None),
+        max_requests_per_connection: number(common.max_requests_per_connection, 0),
+        stream_idle_timeout: or_never(message.stream_idle_timeout.as_ref(), seconds(300)),
+        request_timeout: or_never(message.request_timeout.as_ref(), None),
+        request_headers_timeout: or_never(message.request_headers_timeout.as_ref(), None),
+        drain_timeout: message.drain_timeout.as_ref().map_or(Duration::from_secs(5), duration),
+        delayed_close_timeout: message.delayed_close_timeout.as_ref().map_or(Duration::from_secs(1), duration),
+    }
+}
+
+/// The spelling of header names from `header_key_format`.
+pub fn header_case(
+    format: Option<&core::http1_protocol_options::HeaderKeyFormat>,
+) -> ConfigResult<HeaderCase> {
+    use core::http1_protocol_options::header_key_format::HeaderFormat;
+    use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3 as preserve;
+    match format.and_then(|f| f.header_format.as_ref()) {
+        None => Ok(HeaderCase::Lower),
+        Some(HeaderFormat::ProperCaseWords(_)) => Ok(HeaderCase::Proper),
+        Some(HeaderFormat::StatefulFormatter(extension)) => {
+            let any = extension.typed_config.clone().unwrap_or_default();
+            let name = crate::filter::message_name(&any);
+            if name != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig" {
+                return Err(ConfigError::unsupported(format!("header formatter type {:?}", any.type_url))
+                    .at("stateful_formatter"));
+            }
+            let config: preserve::PreserveCaseFormatterConfig = crate::filter::decode(&any)?;
+            refuse(config.forward_reason_phrase, "stateful_formatter.typed_config.forward_reason_phrase")?;
+            Ok(match config.formatter_type_on_envoy_headers() {
+                preserve::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders::ProperCase => {
+                    HeaderCase::PreserveOrProper
+                }
+                preserve::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders::Default => {
+                    HeaderCase::Preserve
+                }
+            })
+        }
+    }
+}
+
+fn http1(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions) -> ConfigResult<ServerOptions> {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+    let h1 = message.http_protocol_options.clone().unwrap_or_default();
+    refuse(!h1.ignore_http_11_upgrade.is_empty(), "http_protocol_options.ignore_http_11_upgrade")?;
+    refuse(
+        common.max_connection_duration_jitter.is_some(),
+        "common_http_protocol_options.max_connection_duration_jitter",
+    )?;
+    Ok(ServerOptions {
+        max_header_bytes: number(message.max_request_headers_kb, 60) as usize * 1024,
+        max_headers: number(common.max_headers_count, 100) as usize,
+        accept_http10: h1.accept_http_10,
+        default_host: Some(h1.default_host_for_http_10).filter(|h| !h.is_empty()),
+        allow_absolute_url: flag(h1.allow_absolute_url, true),
+        allow_chunked_length: h1.allow_chunked_length,
+        enable_trailers: h1.enable_trailers,
+        allow_custom_methods: h1.allow_custom_methods,
+        case: header_case(h1.header_key_format.as_ref()).at("header_key_format").at("http_protocol_options")?,
+        underscores: match common.headers_with_underscores_action() {
+            Action::Allow => Underscores::Allow,
+            Action::RejectRequest => Underscores::Reject,
+            Action::DropHeader => Underscores::Drop,
+        },
+    })
+}
+
+fn http2(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions) -> ConfigResult<h2::Options> {
+    let h2 = message.http2_protocol_options.clone().unwrap_or_default();
+    let mut options = h2_options(&h2).at("http2_protocol_options")?;
+    options.max_header_bytes = number(message.max_request_headers_kb, 60) * 1024;
+    options.max_headers = number(common.max_headers_count, 100) as usize;
+    Ok(options)
+}
+
+/// `Http2ProtocolOptions`, for both sides.
+pub fn h2_options(message: &core::Http2ProtocolOptions) -> ConfigResult<h2::Options> {
+    refuse(message.allow_metadata, "allow_metadata")?;
+    refuse(!message.custom_settings_parameters.is_empty(), "custom_settings_parameters")?;
+    let default = h2::Options::default();
+    Ok(h2::Options {
+        max_concurrent_streams: number(message.max_concurrent_streams, default.max_concurrent_streams),
+        stream_window: number(message.initial_stream_window_size, default.stream_window),
+        connection_window: number(message.initial_connection_window_size, default.connection_window),
+        header_table_size: number(message.hpack_table_size, default.header_table_size),
+        max_frame_size: number(message.max_frame_size, 0),
+        allow_connect: message.allow_connect,
+        ..default
+    })
+}
+
+fn request_options(message: &pb::HttpConnectionManager, context: &FactoryContext) -> ConfigResult<RequestOptions> {
+    use hcm::PathWithEscapedSlashesAction as Slashes;
+    let details = message.set_current_client_cert_details.clone().unwrap_or_default();
+    let node = &context.server.node;
+    let internal = message.internal_address_config.clone().unwrap_or_default();
+    let mut internal_ranges = Vec::new();
+    for (i, range) in internal.cidr_ranges.iter().enumerate() {
+        let net = format!("{}/{}", range.address_prefix, range.prefix_len.map_or(32, |n| n.value));
+        let net: IpNet = net.parse().map_err(|_| {
+            ConfigError::new(format!("invalid CIDR range {net:?}"))
+                .index(i)
+                .at("internal_address_config.cidr_ranges")
+        })?;
+        internal_ranges.push(net);
+    }
+    let scheme = message.scheme_header_transformation.as_ref().and_then(|t| t.transformation.as_ref());
+    let strip_any = matches!(message.strip_port_mode, Some(hcm::StripPortMode::StripAnyHostPort(true)));
+    if strip_any && message.strip_matching_host_port {
+        return Err(ConfigError::new(
+            "only one of `strip_matching_host_port` or `strip_any_host_port` can be set",
+        ));
+    }
+    if message.append_x_forwarded_port && !flag(message.use_remote_address, false) && message.skip_xff_append {
+        return Err(ConfigError::new("skip_xff_append can only be used with use_remote_address"));
+    }
+    let (generate, pack) = request_id(message)?;
+    Ok(RequestOptions {
+        use_remote_address: flag(message.use_remote_address, false),
+        xff_num_trusted_hops: message.xff_num_trusted_hops,
+        skip_xff_append: message.skip_xff_append,
+        internal_ranges,
+        append_x_forwarded_port: message.append_x_forwarded_port,
+        scheme: match scheme {
+            Some(core::scheme_header_transformation::Transformation::SchemeToOverwrite(s)) => {
+                Some(if s.eq_ignore_ascii_case("https") { "https" } else { "http" })
+            }
+            None => None,
+        },
+        user_agent: flag(message.add_user_agent, false).then(|| node.cluster.clone()),
+        node: node.id.clone(),
+        generate_request_id: generate,
+        preserve_external_request_id: message.preserve_external_request_id,
+        pack_trace_reason: pack,
+        xfcc: message.forward_client_cert_details(),
+        xfcc_details: XfccDetails {
+            subject: flag(details.subject, false),
+            cert: details.cert,
+            chain: details.chain,
+            dns: details.dns,
+            uri: details.uri,
+        },
+        path: PathOptions {
+            normalize: flag(message.normalize_path, false),
+            merge_slashes: message.merge_slashes,
+            escaped_slashes: match message.path_with_escaped_slashes_action() {
+                Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged => EscapedSlashes::Keep,
+                Slashes::RejectRequest => EscapedSlashes::Reject,
+                Slashes::UnescapeAndRedirect => EscapedSlashes::Redirect,
+                Slashes::UnescapeAndForward => EscapedSlashes::Forward,
+            },
+        },
+        strip_trailing_host_dot: message.strip_trailing_host_dot,
+        strip_port: if strip_any {
+            StripPort::Any
+        } else if message.strip_matching_host_port {
+            StripPort::Matching
+        } else {
+            StripPort::Keep
+        },
+    })
+}
+
+fn request_id(message: &pb::HttpConnectionManager) -> ConfigResult<(bool, bool)> {
+    use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+    let mut pack = true;
+    if let Some(any) = message.request_id_extension.as_ref().and_then(|e| e.typed_config.as_ref()) {
+        if crate::filter::message_name(any) != "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" {
+            return Err(ConfigError::unsupported(format!("request id type {:?}", any.type_url))
+                .at("typed_config")
+                .at("request_id_extension"));
+        }
+        let config: UuidRequestIdConfig = crate::filter::decode(any)?;
+        pack = flag(config.pack_trace_reason, true);
+    }
+    Ok((flag(message.generate_request_id, true), pack))
+}
+
+fn chain(
+    filters: &[pb::HttpFilter],
+    context: &FactoryContext,
+    registry: &HttpFilterRegistry,
+    stat_prefix: &str,
+    field: &str,
+) -> ConfigResult<Chain> {
+    use pb::http_filter::ConfigType;
+    let mut made = Vec::new();
+    let mut router = None;
+    for (i, message) in filters.iter().enumerate() {
+        let config = match &message.config_type {
+            Some(ConfigType::TypedConfig(any)) => any,
+            Some(ConfigType::ConfigDiscovery(_)) => {
+                return Err(ConfigError::unsupported("config_discovery")
+                    .at("config_discovery")
+                    .index(i)
+                    .at(field));
+            }
+            None if message.is_optional => continue,
+            None => return Err(ConfigError::missing("typed_config").index(i).at(field)),
+        };
+        if router.is_some() {
+            return Err(ConfigError::new("a terminal filter must be the last filter in a http filter chain")
+                .index(i - 1)
+                .at(field));
+        }
+        let filter_context = HttpFilterContext { factory: context, stat_prefix, filter_name: &message.name };
+        match registry.make(config, &filter_context) {
+            Ok(HttpFilterKind::Router(config)) => router = Some(config),
+            Ok(HttpFilterKind::Filter(filter)) => made.push(NamedFilter {
+                name: message.name.as_str().into(),
+                filter,
+                disabled: message.disabled,
+            }),
+            Err(e) => return Err(e.at("typed_config").index(i).at(field)),
+        }
+    }
+    let router = router.ok_or_else(|| {
+        let last = filters.last().map_or("", |f| f.name.as_str());
+        ConfigError::new(format!("non-terminal filter {last:?} is the last filter in a http filter chain")).at(field)
+    })?;
+    Ok(Chain { filters: made, router })
+}
+
+/// The options as the codec of one worker's connections takes them.
+pub fn codec_options(manager: &Manager) -> Rc<ServerOptions> {
+    Rc::new(manager.h1.clone())
+}

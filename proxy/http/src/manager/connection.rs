@@ -1,0 +1,453 @@
+//! A connection under the manager: which codec, then exchange after exchange until someone wants to end it.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use sampan_codec::h1::{HeadError, RequestHead, ServerConnection};
+use sampan_codec::{Body, CodecError, h2};
+use sampan_core::drain::{Phase, Signal};
+use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::stream_info::{ConnectionInfo, Protocol, ResponseFlag, StreamInfo};
+use sampan_listener::{Downstream, Worker};
+use sampan_tls::Transport;
+
+use super::config::{Codec, Manager, codec_options};
+use super::exchange::{Exchange, Fate};
+use super::request;
+use super::responder::Responder;
+use crate::filter::LocalReply;
+use crate::stream::Stream;
+use crate::timer::Timer;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2";
+
+/// What all exchanges of a connection share.
+struct Connection {
+    manager: Arc<Manager>,
+    info: Rc<ConnectionInfo>,
+    worker: Rc<Worker>,
+    drain: Signal,
+    start: Instant,
+}
+
+/// Counts the connection for as long as it lives.
+struct Counted<'m> {
+    manager: &'m Manager,
+    tls: bool,
+    h2: bool,
+    start: Instant,
+}
+
+impl<'m> Counted<'m> {
+    fn new(manager: &'m Manager, tls: bool) -> Self {
+        let stats = &manager.stats;
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.inc();
+        if tls {
+            stats.downstream_cx_ssl_total.inc();
+            stats.downstream_cx_ssl_active.inc();
+        }
+        Self { manager, tls, h2: false, start: Instant::now() }
+    }
+
+    fn codec(&mut self, h2: bool) {
+        let stats = &self.manager.stats;
+        self.h2 = h2;
+        if h2 {
+            stats.downstream_cx_http2_total.inc();
+            stats.downstream_cx_http2_active.inc();
+        } else {
+            stats.downstream_cx_http1_total.inc();
+            stats.downstream_cx_http1_active.inc();
+        }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let stats = &self.manager.stats;
+        stats.downstream_cx_active.dec();
+        stats.downstream_cx_destroy.inc();
+        if self.tls {
+            stats.downstream_cx_ssl_active.dec();
+        }
+        if self.h2 {
+            stats.downstream_cx_http2_active.dec();
+        } else {
+            stats.downstream_cx_http1_active.dec();
+        }
+        stats.downstream_cx_length_ms.record(self.start.elapsed().as_millis() as u64);
+    }
+}
+
+/// Serves a connection to its end.
+pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Worker>) {
+    let Downstream { transport, info, drain, held, .. } = downstream;
+    let mut counted = Counted::new(&manager, info.tls.is_some());
+    let h2 = match manager.codec {
+        Codec::Http1 => false,
+        Codec::Http2 => true,
+        Codec::Auto => match detect_h2(&transport, &info, &manager, &drain).await {
+            Some(h2) => h2,
+            None => return,
+        },
+    };
+    counted.codec(h2);
+    let connection =
+        Connection { manager: manager.clone(), info, worker, drain, start: counted.start };
+    if h2 {
+        serve_h2(connection, transport).await;
+    } else {
+        serve_h1(connection, transport).await;
+    }
+    drop(held);
+}
+
+/// Whether the client speaks HTTP/2: by ALPN, by a listener filter's finding, by its first bytes. `None`: it left.
+async fn detect_h2(
+    transport: &Transport,
+    info: &ConnectionInfo,
+    manager: &Manager,
+    drain: &Signal,
+) -> Option<bool> {
+    if let Some(alpn) = info.tls.as_ref().and_then(|tls| tls.alpn.as_deref()) {
+        return Some(alpn == "h2");
+    }
+    let Transport::Tcp(tcp) = transport else { return Some(false) };
+    let timer = Timer::default();
+    let deadline = manager.limits.idle_timeout.map(|d| Instant::now() + d);
+    let mut drain = drain.clone();
+    let mut draining = pin!(drain.reached(Phase::Draining));
+    let mut first = [0u8; PREFACE.len()];
+    let n = {
+        let mut peek = pin!(tcp.peek(&mut first));
+        poll_fn(|cx| {
+            if let Poll::Ready(n) = peek.as_mut().poll(cx) {
+                return Poll::Ready(n.ok());
+            }
+            if draining.as_mut().poll(cx).is_ready() || timer.poll(cx, deadline).is_ready() {
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        })
+        .await?
+    };
+    Some(n == PREFACE.len() && first == PREFACE)
+}
+
+/// How the wait for a request ended.
+enum Next {
+    Request(RequestHead),
+    Refuse(CodecError),
+    HeaderTimeout,
+    End,
+}
+
+async fn serve_h1(connection: Connection, transport: Transport) {
+    let manager = connection.manager.clone();
+    let codec = ServerConnection::new(transport, codec_options(&manager));
+    let timer = Timer::default();
+    let mut drain = connection.drain.clone();
+    let mut draining = pin!(drain.reached(Phase::Draining));
+    let mut registered = false;
+    let mut served = 0u32;
+    let duration_at = manager.limits.max_connection_duration.map(|d| connection.start + d);
+    loop {
+        let limits = &manager.limits;
+        let waiting_since = Instant::now();
+        let idle_at = limits.idle_timeout.map(|d| waiting_since + d);
+        let mut begun_at = codec.has_input().then_some(waiting_since);
+        let next = poll_fn(|cx| {
+            match codec.poll_head(cx) {
+                Poll::Ready(Ok(head)) => return Poll::Ready(Next::Request(head)),
+                Poll::Ready(Err(HeadError::Protocol(e))) => return Poll::Ready(Next::Refuse(e)),
+                Poll::Ready(Err(HeadError::Closed(_) | HeadError::Io(_))) => {
+                    return Poll::Ready(Next::End);
+                }
+                Poll::Pending => {}
+            }
+            if begun_at.is_none() && codec.has_input() {
+                begun_at = Some(Instant::now());
+            }
+            let headers_at = begun_at.zip(limits.request_headers_timeout).map(|(at, d)| at + d);
+            if timer.poll(cx, headers_at).is_ready() {
+                return Poll::Ready(Next::HeaderTimeout);
+            }
+            if begun_at.is_some() {
+                return Poll::Pending;
+            }
+            if timer.poll(cx, idle_at).is_ready() {
+                manager.stats.downstream_cx_idle_timeout.inc();
+                return Poll::Ready(Next::End);
+            }
+            if timer.poll(cx, duration_at).is_ready() {
+                manager.stats.downstream_cx_max_duration_reached.inc();
+                return Poll::Ready(Next::End);
+            }
+            // Registering once is enough: the task and so its waker stay the same.
+            if !registered {
+                registered = draining.as_mut().poll(cx).is_pending();
+            }
+            if connection.drain.is_draining() { Poll::Ready(Next::End) } else { Poll::Pending }
+        })
+        .await;
+        served += 1;
+        let mut responder = Responder::H1(codec.clone());
+        let last = manager.limits.max_requests_per_connection;
+        let last = (last > 0 && served >= last) || duration_at.is_some_and(|at| Instant::now() >= at);
+        let fate = match next {
+            Next::End => break,
+            Next::Request(head) => {
+                let body = if head.end { Body::Empty } else { Body::stream(codec.body()) };
+                // The exchange's state is large and an idle connection must not pay for it: it lives on the heap
+                // for as long as the exchange does.
+                Box::pin(exchange(&connection, head, body, &timer, &mut responder, last)).await
+            }
+            Next::Refuse(error) => {
+                manager.stats.downstream_cx_protocol_error.inc();
+                Box::pin(refuse(&connection, error, &timer, &mut responder)).await;
+                Fate::Close
+            }
+            Next::HeaderTimeout => {
+                manager.stats.downstream_rq_header_timeout.inc();
+                Box::pin(header_timeout(&connection, &timer, &mut responder)).await;
+                Fate::Close
+            }
+        };
+        match fate {
+            Fate::Keep => {}
+            Fate::Close => {
+                close_politely(&codec, &manager, &timer).await;
+                break;
+            }
+            Fate::Abort => break,
+        }
+    }
+    let (read, written) = codec.wire_bytes();
+    manager.stats.downstream_cx_rx_bytes_total.add(read);
+    manager.stats.downstream_cx_tx_bytes_total.add(written);
+}
+
+/// Ends our direction and reads on for a while, so that the client gets to see the last response instead of a reset.
+async fn close_politely(codec: &ServerConnection, manager: &Manager, timer: &Timer) {
+    let delay = manager.limits.delayed_close_timeout;
+    let deadline = Some(Instant::now() + delay);
+    let mut shut = false;
+    let timed_out = poll_fn(|cx| {
+        if !shut {
+            match codec.poll_shutdown(cx) {
+                Poll::Ready(Ok(())) => shut = true,
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending => return timer.poll(cx, deadline).map(|()| true),
+            }
+        }
+        if delay.is_zero() || codec.poll_discard(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        timer.poll(cx, deadline).map(|()| true)
+    })
+    .await;
+    if timed_out {
+        manager.stats.downstream_cx_delayed_close_timeout.inc();
+    }
+}
+
+fn stream(connection: &Connection, request: HeaderMap, body: Body, protocol: Protocol, timer: &Timer) -> Stream {
+    let manager = &connection.manager;
+    let id = connection.worker.random();
+    let info = StreamInfo::new(id, connection.info.clone(), Some(protocol));
+    let limits = &manager.limits;
+    timer.begin(info.start, limits.stream_idle_timeout, limits.max_stream_duration, limits.request_timeout);
+    Stream {
+        grpc: Stream::is_grpc(&request),
+        head_request: request.get(HeaderId::METHOD) == Some(b"HEAD"),
+        upgrade: None,
+        connect_port: None,
+        routes: manager.routes.table(),
+        route: None,
+        worker: connection.worker.clone(),
+        manager: manager.clone(),
+        timer: timer.clone(),
+        request,
+        body,
+        info,
+    }
+}
+
+async fn exchange(
+    connection: &Connection,
+    head: RequestHead,
+    body: Body,
+    timer: &Timer,
+    responder: &mut Responder,
+    last: bool,
+) -> Fate {
+    let RequestHead { headers, protocol, end, upgrade, bytes, .. } = head;
+    let mut stream = stream(connection, headers, body, protocol, timer);
+    stream.info.bytes.header_received = bytes as u64;
+    if end {
+        stream.info.last_downstream_rx = Some(stream.info.start);
+        timer.request_done();
+    }
+    if upgrade {
+        stream.upgrade = Some(upgrade_type(&stream.request));
+    }
+    if last {
+        connection.manager.stats.downstream_cx_max_requests_reached.inc();
+        stream.request.set(HeaderId::CONNECTION, "close");
+    }
+    Exchange::new(stream, responder).serve(responder, &connection.drain).await
+}
+
+/// What the client wants to upgrade to, lower case.
+fn upgrade_type(headers: &HeaderMap) -> Box<str> {
+    let wanted = match headers.get(HeaderId::PSEUDO_PROTOCOL).or_else(|| headers.get(HeaderId::UPGRADE)) {
+        Some(protocol) => protocol,
+        None => b"connect",
+    };
+    String::from_utf8_lossy(wanted).to_ascii_lowercase().into_boxed_str()
+}
+
+/// The text of a status as the body of a codec's refusal.
+fn status_text(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        426 => "Upgrade Required",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        _ => "",
+    }
+}
+
+async fn refuse(connection: &Connection, error: CodecError, timer: &Timer, responder: &mut Responder) -> Fate {
+    let mut stream = stream(connection, HeaderMap::new(), Body::Empty, Protocol::Http11, timer);
+    if error.status == 431 {
+        connection.manager.stats.downstream_rq_too_large.inc();
+    }
+    stream.info.flags.set(ResponseFlag::DownstreamProtocolError);
+    let reply = LocalReply::new(error.status, error.details).body(status_text(error.status));
+    Exchange::new(stream, responder).refuse(reply, responder, &connection.drain).await
+}
+
+async fn header_timeout(connection: &Connection, timer: &Timer, responder: &mut Responder) -> Fate {
+    let stream = stream(connection, HeaderMap::new(), Body::Empty, Protocol::Http11, timer);
+    let reply = LocalReply::new(408, "request_header_timeout").body("request header timeout");
+    Exchange::new(stream, responder).refuse(reply, responder, &connection.drain).await
+}
+
+async fn serve_h2(connection: Connection, transport: Transport) {
+    let manager = connection.manager.clone();
+    let timer = Timer::default();
+    let opened = h2::ServerConnection::handshake(transport, &manager.h2).await;
+    let Ok(mut codec) = opened else {
+        manager.stats.downstream_cx_protocol_error.inc();
+        return;
+    };
+    let connection = Rc::new(connection);
+    let active = Rc::new(std::cell::Cell::new(0u32));
+    let mut drain = connection.drain.clone();
+    let mut draining = pin!(drain.reached(Phase::Draining));
+    let mut closing = false;
+    let mut idle_since = Some(Instant::now());
+    let mut served = 0u32;
+    let duration_at = manager.limits.max_connection_duration.map(|d| connection.start + d);
+    loop {
+        let accepted = poll_fn(|cx| {
+            if let Poll::Ready(accepted) = codec.poll_accept(cx) {
+                return Poll::Ready(Some(accepted));
+            }
+            if active.get() > 0 {
+                idle_since = None;
+            } else if idle_since.is_none() {
+                idle_since = Some(Instant::now());
+            }
+            if closing {
+                return Poll::Pending;
+            }
+            if draining.as_mut().poll(cx).is_ready() {
+                manager.stats.downstream_cx_drain_close.inc();
+                return Poll::Ready(None);
+            }
+            let idle_at = idle_since.zip(manager.limits.idle_timeout).map(|(at, d)| at + d);
+            if timer.poll(cx, idle_at).is_ready() {
+                manager.stats.downstream_cx_idle_timeout.inc();
+                return Poll::Ready(None);
+            }
+            if timer.poll(cx, duration_at).is_ready() {
+                manager.stats.downstream_cx_max_duration_reached.inc();
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        })
+        .await;
+        match accepted {
+            None => {
+                codec.graceful_shutdown();
+                closing = true;
+            }
+            Some(None) => break,
+            Some(Some(Err(error))) => {
+                if error.is_library() {
+                    manager.stats.downstream_cx_protocol_error.inc();
+                }
+                break;
+            }
+            Some(Some(Ok((head, body, respond)))) => {
+                served += 1;
+                let max = manager.limits.max_requests_per_connection;
+                if max > 0 && served >= max && !closing {
+                    manager.stats.downstream_cx_max_requests_reached.inc();
+                    codec.graceful_shutdown();
+                    closing = true;
+                }
+                idle_since = None;
+                let guard = ActiveStream::new(&active);
+                let connection = connection.clone();
+                tokio::task::spawn_local(async move {
+                    serve_stream(&connection, head, body, respond).await;
+                    drop(guard);
+                });
+            }
+        }
+    }
+}
+
+struct ActiveStream(Rc<std::cell::Cell<u32>>);
+
+impl ActiveStream {
+    fn new(count: &Rc<std::cell::Cell<u32>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for ActiveStream {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+async fn serve_stream(
+    connection: &Connection,
+    head: Result<RequestHead, CodecError>,
+    body: Body,
+    respond: h2::Responder,
+) {
+    let timer = Timer::default();
+    let mut responder = Responder::H2(respond);
+    match head {
+        Ok(mut head) => {
+            if request::is_upgrade(&head.headers) {
+                head.headers.remove(HeaderId::UPGRADE);
+            }
+            exchange(connection, head, body, &timer, &mut responder, false).await;
+        }
+        Err(error) => {
+            refuse(connection, error, &timer, &mut responder).await;
+        }
+    }
+}

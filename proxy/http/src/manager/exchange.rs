@@ -1,0 +1,589 @@
+//! One exchange, from a request's head to the last byte of its response: a straight function of named phases.
+//!
+//! ```text
+//!   prepare   checks, normalisation, x-forwarded-*, route           (request.rs)
+//!   process   filters in order, router; filters in reverse          — watched: deadlines, client gone
+//!   send      head, then frames as the client takes them            — watched too
+//!   account   counters, histogram, access log                       (Drop: no exit escapes it)
+//! ```
+
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use sampan_codec::{Body, BodyError, Frame, ResetReason};
+use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::stream_info::{Protocol, ResponseFlag};
+use smallvec::SmallVec;
+
+use super::config::{Chain, ServerHeader};
+use super::request;
+use super::responder::Responder;
+use crate::filter::{LocalReply, Outcome, Response, State};
+use crate::router;
+use crate::stream::Stream;
+use crate::timer::Expired;
+
+/// What becomes of the connection (HTTP/1) behind an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It may carry another.
+    Keep,
+    /// It is closed when what is queued was written.
+    Close,
+    /// It is closed at once.
+    Abort,
+}
+
+/// Why processing ended without a response from the chain.
+enum Failure {
+    Reply(Box<LocalReply>),
+    Expired(Expired),
+    Gone(ResetReason),
+    Reset,
+}
+
+/// An exchange under way; dropping it accounts for it.
+pub struct Exchange {
+    /// What filters see.
+    pub stream: Stream,
+    states: SmallVec<[State; 6]>,
+    response: Option<HeaderMap>,
+    trailers: Option<HeaderMap>,
+    close: bool,
+    wire_before: (u64, u64),
+}
+
+impl Exchange {
+    /// Begins the accounting.
+    pub fn new(stream: Stream, responder: &Responder) -> Self {
+        let stats = &stream.manager.stats;
+        stats.downstream_rq_total.inc();
+        stats.downstream_rq_active.inc();
+        match stream.info.protocol {
+            Some(Protocol::Http2) => stats.downstream_rq_http2_total.inc(),
+            Some(Protocol::Http3) => stats.downstream_rq_http3_total.inc(),
+            _ => stats.downstream_rq_http1_total.inc(),
+        }
+        Self {
+            stream,
+            states: SmallVec::new(),
+            response: None,
+            trailers: None,
+            close: false,
+            wire_before: responder.wire_bytes().unwrap_or_default(),
+        }
+    }
+
+    /// Serves the exchange to its end.
+    pub async fn serve(mut self, responder: &mut Responder, drain: &sampan_core::drain::Signal) -> Fate {
+        let protocol = self.stream.info.protocol.unwrap_or(Protocol::Http11);
+        self.close = request::wants_close(protocol, &self.stream.request);
+        self.answer_expect(responder);
+        let prepared = self.prepare();
+        let result = match prepared {
+            Ok(()) => {
+                let processed = self.process(responder).await;
+                self.finish_response(processed, responder, true).await
+            }
+            Err(reply) => self.finish_response(Err(Failure::Reply(Box::new(reply))), responder, false).await,
+        };
+        match result {
+            Ok(response) => self.send(response, responder, drain).await,
+            Err(reason) => self.gone(reason, responder),
+        }
+    }
+
+    /// A reply to what the codec refused: no filter has seen it.
+    pub async fn refuse(
+        mut self,
+        reply: LocalReply,
+        responder: &mut Responder,
+        drain: &sampan_core::drain::Signal,
+    ) -> Fate {
+        self.close = true;
+        match self.finish_response(Err(Failure::Reply(Box::new(reply))), responder, false).await {
+            Ok(response) => self.send(response, responder, drain).await,
+            Err(reason) => self.gone(reason, responder),
+        }
+    }
+
+    /// `expect: 100-continue` is answered here unless the upstream shall do it.
+    fn answer_expect(&mut self, responder: &mut Responder) {
+        let stream = &mut self.stream;
+        let expects =
+            stream.request.get(HeaderId::EXPECT).is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));
+        if expects && !stream.manager.proxy_100_continue {
+            stream.manager.stats.charge(100);
+            stream.manager.listener_stats.charge(100);
+            responder.send_informational(100, &HeaderMap::new());
+            stream.request.remove(HeaderId::EXPECT);
+        }
+    }
+
+    fn prepare(&mut self) -> Result<(), LocalReply> {
+        let stream = &mut self.stream;
+        let manager = stream.manager.clone();
+        let worker = stream.worker.clone();
+        let table = stream.routes.clone();
+        stream.connect_port = request::prepare(
+            &manager,
+            &mut stream.request,
+            &mut stream.info,
+            table.internal_only_headers(),
+            stream.grpc,
+            || worker.random(),
+        )?;
+        stream.refresh_route();
+        router::note_route(stream);
+        Ok(())
+    }
+
+    /// The chain that serves this request: the listener's, or an upgrade's own.
+    fn chain<'m>(stream: &Stream, manager: &'m super::Manager) -> Result<&'m Chain, LocalReply> {
+        let Some(upgrade) = &stream.upgrade else { return Ok(&manager.chain) };
+        let configured = manager.upgrades.get(upgrade);
+        let by_route = stream.route.as_ref().and_then(|route| route.upgrade_enabled(upgrade));
+        let enabled = by_route.unwrap_or_else(|| configured.is_some_and(|c| c.enabled));
+        if !enabled || (configured.is_none() && by_route.is_none()) {
+            if stream.route.is_none() {
+                return Ok(&manager.chain);
+            }
+            manager.stats.downstream_rq_ws_on_non_ws_route.inc();
+            return Err(LocalReply::new(403, "upgrade_failed"));
+        }
+        manager.stats.downstream_cx_upgrades_total.inc();
+        Ok(configured.and_then(|c| c.chain.as_ref()).unwrap_or(&manager.chain))
+    }
+
+    /// Filters in order, then the router.
+    async fn process(&mut self, responder: &mut Responder) -> Result<Response, Failure> {
+        let manager = self.stream.manager.clone();
+        let chain = match Self::chain(&self.stream, &manager) {
+            Ok(chain) => chain,
+            Err(reply) => {
+                self.close = true;
+                return Err(Failure::Reply(Box::new(reply)));
+            }
+        };
+        self.states.resize_with(chain.filters.len(), || None);
+        let Self { stream, states, .. } = self;
+        let timer = stream.timer.clone();
+        let run = async {
+            for (named, state) in chain.filters.iter().zip(states.iter_mut()) {
+                if stream.filter_disabled(named) {
+                    continue;
+                }
+                match named.filter.on_request(stream, state).outcome().await {
+                    Outcome::Continue => {}
+                    Outcome::Reply(reply) => return Err(Failure::Reply(reply)),
+                    Outcome::Reset => return Err(Failure::Reset),
+                }
+            }
+            router::forward(stream, &chain.router).await.map_err(|end| match end {
+                router::End::Reply(reply) => Failure::Reply(reply),
+                router::End::Reset => Failure::Reset,
+            })
+        };
+        watched(run, responder, &timer).await
+    }
+
+    /// Turns a failure into the reply that it means, then lets the response pass the filters in reverse.
+    async fn finish_response(
+        &mut self,
+        processed: Result<Response, Failure>,
+        responder: &mut Responder,
+        through_filters: bool,
+    ) -> Result<Response, ResetReason> {
+        let mut response = match processed {
+            Ok(response) => response,
+            Err(failure) => {
+                let reply = match failure {
+                    Failure::Gone(reason) => return Err(reason),
+                    Failure::Reset => return Err(ResetReason::LocalReset),
+                    Failure::Reply(reply) => *reply,
+                    Failure::Expired(what) => self.expired(what),
+                };
+                self.local_response(reply)
+            }
+        };
+        if through_filters {
+            router::finalize_response(&self.stream, &mut response);
+            let manager = self.stream.manager.clone();
+            let chain = Self::chain_of(&self.stream, &manager);
+            self.states.resize_with(chain.filters.len(), || None);
+            let Self { stream, states, .. } = self;
+            let timer = stream.timer.clone();
+            let run = async {
+                for (named, state) in chain.filters.iter().zip(states.iter_mut()).rev() {
+                    if stream.filter_disabled(named) {
+                        continue;
+                    }
+                    match named.filter.on_response(stream, &mut response, state).outcome().await {
+                        Outcome::Continue => {}
+                        Outcome::Reply(reply) => return Err(Failure::Reply(reply)),
+                        Outcome::Reset => return Err(Failure::Reset),
+                    }
+                }
+                Ok(response)
+            };
+            response = match watched(run, responder, &timer).await {
+                Ok(response) => response,
+                Err(Failure::Gone(reason)) => return Err(reason),
+                Err(Failure::Reset) => return Err(ResetReason::LocalReset),
+                Err(Failure::Reply(reply)) => self.local_response(*reply),
+                Err(Failure::Expired(what)) => {
+                    let reply = self.expired(what);
+                    self.local_response(reply)
+                }
+            };
+        }
+        Ok(response)
+    }
+
+    /// [`Exchange::chain`] once it was decided.
+    fn chain_of<'m>(stream: &Stream, manager: &'m super::Manager) -> &'m Chain {
+        let own = stream.upgrade.as_ref().and_then(|u| manager.upgrades.get(u)).and_then(|u| u.chain.as_ref());
+        own.unwrap_or(&manager.chain)
+    }
+
+    /// The reply that a deadline means, with its counters.
+    fn expired(&mut self, what: Expired) -> LocalReply {
+        let stats = &self.stream.manager.stats;
+        match what {
+            Expired::Idle => {
+                stats.downstream_rq_idle_timeout.inc();
+                let reply = LocalReply::new(408, "stream_idle_timeout").body("stream timeout");
+                self.close = true;
+                // A request that was wholly received waits for the upstream: that is the gateway's timeout.
+                let status = if self.stream.info.last_downstream_rx.is_some() { 504 } else { 408 };
+                LocalReply { status, ..reply }.flag(ResponseFlag::StreamIdleTimeout)
+            }
+            Expired::MaxDuration => {
+                stats.downstream_rq_max_duration_reached.inc();
+                let done = self.stream.info.last_downstream_rx.is_some();
+                let status = if done { 504 } else { 408 };
+                LocalReply::new(status, "max_duration_timeout")
+                    .body("downstream duration timeout")
+                    .flag(ResponseFlag::DurationTimeout)
+            }
+            Expired::Request => {
+                stats.downstream_rq_timeout.inc();
+                self.close = true;
+                LocalReply::new(408, "request_overall_timeout").body("request timeout")
+            }
+        }
+    }
+
+    /// A local reply as a response, and its traces in the stream info.
+    fn local_response(&mut self, reply: LocalReply) -> Response {
+        let stream = &mut self.stream;
+        if let Some(flag) = reply.flag {
+            stream.info.flags.set(flag);
+        }
+        self.close |= reply.close;
+        stream.info.details = Some(reply.details.clone());
+        let manager = stream.manager.clone();
+        manager.local_reply.respond(reply, stream)
+    }
+
+    /// Writes head and body as the client takes them.
+    async fn send(
+        mut self,
+        mut response: Response,
+        responder: &mut Responder,
+        drain: &sampan_core::drain::Signal,
+    ) -> Fate {
+        let mut end = response.body.is_end();
+        self.decorate(&mut response, responder, drain);
+        let status = response.status;
+        self.stream.manager.stats.charge(status);
+        self.stream.manager.listener_stats.charge(status);
+        self.stream.info.response_code = status;
+        self.stream.info.first_downstream_tx = Some(Instant::now());
+        if self.stream.head_request && !end {
+            // The codec sends no body; the upstream has none either. A local reply's is only measured.
+            response.body = Body::Empty;
+            end = true;
+        }
+        if let Err(reason) = responder.send_head(status, &mut response.headers, end, response.tunnel) {
+            return self.gone(reason, responder);
+        }
+        self.stream.info.bytes.header_sent = response.headers.byte_size() as u64;
+        self.response = Some(response.headers);
+        if response.tunnel {
+            self.stream.manager.stats.downstream_cx_upgrades_active.inc();
+        }
+        let mut body = response.body;
+        let sent = if end { Ok(()) } else { self.pump(&mut body, responder).await };
+        if response.tunnel {
+            self.stream.manager.stats.downstream_cx_upgrades_active.dec();
+            self.close = true;
+        }
+        drop(body);
+        match sent {
+            Ok(()) => self.complete(responder).await,
+            Err(PumpEnd::Client(reason)) => self.gone(reason, responder),
+            Err(PumpEnd::Body(error)) => self.broken(error, responder),
+            Err(PumpEnd::Expired(what)) => {
+                // Counted and flagged as before the head; the stream can only be cut now.
+                let reply = self.expired(what);
+                if let Some(flag) = reply.flag {
+                    self.stream.info.flags.set(flag);
+                }
+                self.stream.info.details = Some(reply.details);
+                self.reset(responder);
+                Fate::Abort
+            }
+        }
+    }
+
+    /// Moves the body until its end.
+    async fn pump(&mut self, body: &mut Body, responder: &mut Responder) -> Result<(), PumpEnd> {
+        let timer = self.stream.timer.clone();
+        let info = &mut self.stream.info;
+        let trailers = &mut self.trailers;
+        poll_fn(|cx| {
+            loop {
+                match responder.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(reason)) => return Poll::Ready(Err(PumpEnd::Client(reason))),
+                    Poll::Pending => return poll_watch(cx, responder, &timer).map(Err),
+                }
+                match body.poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => {
+                        timer.touch();
+                        let mut end = body.is_end();
+                        match &frame {
+                            Frame::Data(data) => info.bytes.sent += data.len() as u64,
+                            Frame::Trailers(t) => {
+                                *trailers = Some(t.clone());
+                                end = true;
+                            }
+                        }
+                        if let Err(reason) = responder.send_frame(Some(frame), end) {
+                            return Poll::Ready(Err(PumpEnd::Client(reason)));
+                        }
+                        if end {
+                            return Poll::Ready(Ok(()));
+                        }
+                    }
+                    Poll::Ready(None) => {
+                        let sent = responder.send_frame(None, true).map_err(PumpEnd::Client);
+                        return Poll::Ready(sent);
+                    }
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(PumpEnd::Body(error))),
+                    Poll::Pending => {
+                        if let Poll::Ready(Err(reason)) = responder.poll_flush(cx) {
+                            return Poll::Ready(Err(PumpEnd::Client(reason)));
+                        }
+                        return poll_watch(cx, responder, &timer).map(Err);
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Everything is queued: it is flushed, and the connection's fate told.
+    async fn complete(mut self, responder: &mut Responder) -> Fate {
+        let timer = self.stream.timer.clone();
+        let flushed = poll_fn(|cx| match responder.poll_flush(cx) {
+            Poll::Ready(result) => Poll::Ready(result),
+            Poll::Pending => timer.poll_expired(cx).map(|_| Err(ResetReason::LocalReset)),
+        })
+        .await;
+        self.stream.info.last_downstream_tx = Some(Instant::now());
+        if flushed.is_err() {
+            self.stream.info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+            return Fate::Abort;
+        }
+        let incomplete = match responder {
+            Responder::H1(connection) => !connection.request_done(),
+            Responder::H2(_) => false,
+        };
+        if self.close || incomplete { Fate::Close } else { Fate::Keep }
+    }
+
+    /// The base headers of every response, and `connection`.
+    fn decorate(&mut self, response: &mut Response, responder: &Responder, drain: &sampan_core::drain::Signal) {
+        let stream = &self.stream;
+        let manager = &stream.manager;
+        let headers = &mut response.headers;
+        if !headers.contains(HeaderId::DATE) {
+            super::date::with(|date| headers.append(HeaderId::DATE, date));
+        }
+        match manager.server_header {
+            ServerHeader::Overwrite => headers.set(HeaderId::SERVER, &manager.server_name),
+            ServerHeader::AppendIfAbsent if !headers.contains(HeaderId::SERVER) => {
+                headers.append(HeaderId::SERVER, &manager.server_name);
+            }
+            ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
+        }
+        if !response.tunnel {
+            headers.remove_if(|id, _, _| {
+                matches!(
+                    id,
+                    HeaderId::CONNECTION
+                        | HeaderId::UPGRADE
+                        | HeaderId::TRANSFER_ENCODING
+                        | HeaderId::KEEP_ALIVE
+                        | HeaderId::PROXY_CONNECTION
+                )
+            });
+        }
+        let forced = manager.request_id_in_response || stream.request.contains(HeaderId::X_ENVOY_FORCE_TRACE);
+        if forced && let Some(id) = stream.request.get(HeaderId::X_REQUEST_ID) {
+            headers.set(HeaderId::X_REQUEST_ID, id);
+        }
+        if !manager.via.is_empty() {
+            headers.append_to_value(HeaderId::VIA, ", ", manager.via.as_bytes());
+        }
+        let Responder::H1(connection) = responder else { return };
+        if drain.is_draining() && !self.close {
+            manager.stats.downstream_cx_drain_close.inc();
+            self.close = true;
+        }
+        if stream.info.protocol == Some(Protocol::Http10) {
+            self.close |= !headers.contains(HeaderId::CONTENT_LENGTH);
+            if !self.close {
+                headers.set(HeaderId::CONNECTION, "keep-alive");
+            }
+        }
+        if !response.tunnel && !connection.request_done() {
+            manager.stats.downstream_rq_response_before_rq_complete.inc();
+            self.close = true;
+        }
+        if self.close && !response.tunnel {
+            headers.set(HeaderId::CONNECTION, "close");
+        }
+    }
+
+    /// The client gave up.
+    fn gone(mut self, reason: ResetReason, responder: &mut Responder) -> Fate {
+        let info = &mut self.stream.info;
+        if reason == ResetReason::LocalReset {
+            self.reset(responder);
+            return Fate::Abort;
+        }
+        let h2_reset = reason == ResetReason::RemoteReset || reason == ResetReason::RemoteRefused;
+        if h2_reset && !responder.is_h1() {
+            self.stream.manager.stats.downstream_rq_rx_reset.inc();
+            info.flags.set(ResponseFlag::DownstreamRemoteReset);
+            info.details.get_or_insert(Cow::Borrowed("http2.remote_reset"));
+        } else {
+            info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+            info.details = Some(Cow::Borrowed("downstream_remote_disconnect"));
+            let stats = &self.stream.manager.stats;
+            if responder.is_h1() {
+                stats.downstream_cx_destroy_remote_active_rq.inc();
+                stats.downstream_cx_destroy_active_rq.inc();
+            }
+        }
+        Fate::Abort
+    }
+
+    /// The response's body broke off.
+    fn broken(mut self, error: BodyError, responder: &mut Responder) -> Fate {
+        let info = &mut self.stream.info;
+        let (flag, reason) = match error {
+            BodyError::Protocol(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
+            BodyError::Reset(ResetReason::RemoteReset) => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
+            BodyError::Reset(reason) => (ResponseFlag::UpstreamConnectionTermination, reason.as_str()),
+        };
+        // A router that knows better (its timeout) has said so already.
+        if info.flags.is_empty() {
+            info.flags.set(flag);
+            info.details = Some(format!("upstream_reset_after_response_started{{{reason}}}").into());
+        }
+        self.reset(responder);
+        Fate::Abort
+    }
+
+    fn reset(&mut self, responder: &mut Responder) {
+        self.stream.manager.stats.downstream_rq_tx_reset.inc();
+        if let Responder::H2(stream) = responder {
+            stream.reset(h2::Reason::INTERNAL_ERROR);
+        }
+    }
+
+    /// What the wire carried for this exchange.
+    pub fn count_wire(&mut self, responder: &Responder) {
+        if let Some((read, written)) = responder.wire_bytes() {
+            self.stream.info.bytes.wire_received = read - self.wire_before.0;
+            self.stream.info.bytes.wire_sent = written - self.wire_before.1;
+        }
+    }
+}
+
+enum PumpEnd {
+    Client(ResetReason),
+    Body(BodyError),
+    Expired(Expired),
+}
+
+/// The client's end and the deadlines, while something else is pending.
+fn poll_watch(cx: &mut Context<'_>, responder: &mut Responder, timer: &crate::timer::Timer) -> Poll<PumpEnd> {
+    if let Poll::Ready(reason) = responder.poll_gone(cx) {
+        return Poll::Ready(PumpEnd::Client(reason));
+    }
+    timer.poll_expired(cx).map(PumpEnd::Expired)
+}
+
+/// Runs `work` while the client stays and no deadline passes; sends informational heads meanwhile.
+async fn watched<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+    responder: &mut Responder,
+    timer: &crate::timer::Timer,
+) -> Result<T, Failure> {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        let done = work.as_mut().poll(cx);
+        for (status, headers) in timer.take_informational() {
+            responder.send_informational(status, &headers);
+        }
+        if let Poll::Ready(result) = done {
+            return Poll::Ready(result);
+        }
+        if let Poll::Ready(Err(reason)) = responder.poll_flush(cx) {
+            return Poll::Ready(Err(Failure::Gone(reason)));
+        }
+        match poll_watch(cx, responder, timer) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(PumpEnd::Expired(what)) => Poll::Ready(Err(Failure::Expired(what))),
+            Poll::Ready(PumpEnd::Client(reason)) => Poll::Ready(Err(Failure::Gone(reason))),
+            Poll::Ready(PumpEnd::Body(_)) => Poll::Ready(Err(Failure::Reset)),
+        }
+    })
+    .await
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let stream = &mut self.stream;
+        let manager = stream.manager.clone();
+        let chain = Self::chain_of(stream, &manager);
+        for (named, state) in chain.filters.iter().zip(self.states.iter_mut()) {
+            if state.is_some() {
+                named.filter.on_end(stream, state);
+            }
+        }
+        let now = Instant::now();
+        stream.info.end = Some(now);
+        manager.stats.downstream_rq_active.dec();
+        manager.stats.downstream_rq_time.record((now - stream.info.start).as_millis() as u64);
+        router::charge_end(stream, self.response.as_ref());
+        for log in &manager.access_log {
+            log.log(&sampan_core::format::FormatContext {
+                request: Some(&stream.request),
+                response: self.response.as_ref(),
+                trailers: self.trailers.as_ref(),
+                info: &stream.info,
+                local_reply_body: "",
+                log_type: sampan_core::format::LogType::DownstreamEnd,
+            });
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The HTTP connection manager: the network filter that serves HTTP.
+//!
+//! [`config`] is its model, `connection` decides the codec and takes requests off it, `exchange` serves one,
+//! `request` and [`path`] normalise it, `responder` writes the response whatever the codec.
+
+mod config;
+mod connection;
+mod date;
+mod exchange;
+mod local_reply;
+pub mod path;
+mod request;
+mod responder;
+mod stats;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use futures_util::future::LocalBoxFuture;
+use sampan_core::error::ConfigResult;
+use sampan_listener::{Downstream, NetworkFilter, NetworkFilterRegistry, TerminalFilter, Worker};
+
+pub use config::{Chain, Manager, NamedFilter, duration, h2_options, header_case};
+pub use request::{has_token, is_upgrade, split_port};
+
+use crate::filter::{HttpFilterRegistry, decode};
+
+/// The manager's type.
+pub const TYPE: &str =
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+
+struct Terminal(Arc<Manager>);
+
+impl TerminalFilter for Terminal {
+    fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()> {
+        Box::pin(connection::serve(self.0.clone(), downstream, worker))
+    }
+}
+
+/// Registers the manager as a network filter that makes its HTTP filters of `filters`.
+pub fn register(registry: &mut NetworkFilterRegistry, filters: Arc<HttpFilterRegistry>) {
+    registry.register(TYPE, move |any, context| -> ConfigResult<NetworkFilter> {
+        let message: HttpConnectionManager = decode(any)?;
+        let manager = Manager::from_proto(&message, context, &filters)?;
+        Ok(NetworkFilter::Terminal(Arc::new(Terminal(Arc::new(manager)))))
+    });
+}

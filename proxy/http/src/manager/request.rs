@@ -1,0 +1,468 @@
+//! What is done to a request's headers before anything reads them: Envoy's
+//! `ConnectionManagerUtility::mutateRequestHeaders`, in its order.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertDetails as Xfcc;
+use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::stream_info::{ConnectionInfo, Protocol, StreamInfo};
+use sampan_core::{Address, HeaderName};
+
+use super::config::{Manager, RequestOptions, StripPort, XfccDetails};
+use super::path::{self, Normalized};
+use crate::filter::LocalReply;
+
+/// Checks, normalises and extends the headers of a request. An error is the reply to it.
+pub fn prepare(
+    manager: &Manager,
+    headers: &mut HeaderMap,
+    info: &mut StreamInfo,
+    internal_only: &[HeaderName],
+    grpc: bool,
+    random: impl Fn() -> u64,
+) -> Result<Option<u16>, LocalReply> {
+    check(manager, headers)?;
+    normalize_path(manager, headers, grpc)?;
+    let options = &manager.request;
+    let connect_port = normalize_host(options, headers, info.connection.local.port());
+    let upgrade = is_upgrade(headers);
+    sanitize(headers, upgrade);
+    let (remote, edge) = remote_address(options, headers, info, internal_only);
+    if let Some(cluster) = &options.user_agent {
+        headers.set(HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER, cluster);
+        if headers.get(HeaderId::USER_AGENT).is_none_or(<[u8]>::is_empty) {
+            headers.set(HeaderId::USER_AGENT, cluster);
+        }
+        if !options.node.is_empty() {
+            headers.set(HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_NODE, &options.node);
+        }
+    }
+    if !manager.via.is_empty() {
+        headers.append_to_value(HeaderId::VIA, ", ", manager.via.as_bytes());
+    }
+    if edge && let Some(ip) = remote.ip() {
+        headers.set(HeaderId::X_ENVOY_EXTERNAL_ADDRESS, ip.to_string());
+    }
+    if options.generate_request_id {
+        request_id(options, headers, edge, random);
+    }
+    forwarded_client_cert(options, headers, &info.connection);
+    info.remote = remote;
+    Ok(connect_port)
+}
+
+fn check(manager: &Manager, headers: &HeaderMap) -> Result<(), LocalReply> {
+    let Some(host) = headers.get(HeaderId::AUTHORITY) else {
+        return Err(LocalReply::new(400, "missing_host_header"));
+    };
+    if !host.iter().all(|c| c.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:@[]".contains(c)) {
+        return Err(LocalReply::new(400, "http.invalid_authority"));
+    }
+    if headers.get(HeaderId::SCHEME).is_some_and(|s| s.contains(&b',')) {
+        return Err(LocalReply::new(400, "http.invalid_scheme"));
+    }
+    let connect = headers.get(HeaderId::METHOD) == Some(b"CONNECT");
+    match headers.get(HeaderId::PATH) {
+        None if connect => Ok(()),
+        None | Some(b"") => Err(LocalReply::new(404, "missing_path_rejected")),
+        Some([b'/', ..]) => Ok(()),
+        Some(_) => {
+            manager.stats.downstream_rq_non_relative_path.inc();
+            Err(LocalReply::new(404, "absolute_path_rejected"))
+        }
+    }
+}
+
+fn normalize_path(manager: &Manager, headers: &mut HeaderMap, grpc: bool) -> Result<(), LocalReply> {
+    const DETAILS: &str = "path_normalization_failed";
+    let Some(now) = headers.get(HeaderId::PATH) else { return Ok(()) };
+    match path::normalize(now, manager.request.path) {
+        Normalized::Same => Ok(()),
+        Normalized::Changed(path) => {
+            headers.set(HeaderId::PATH, path);
+            Ok(())
+        }
+        Normalized::Redirect(path) if !grpc => {
+            manager.stats.downstream_rq_redirected_with_normalized_path.inc();
+            Err(LocalReply::new(307, DETAILS).header(HeaderId::LOCATION, path))
+        }
+        Normalized::Redirect(_) | Normalized::Reject => {
+            manager.stats.downstream_rq_failed_path_normalization.inc();
+            Err(LocalReply::new(400, DETAILS))
+        }
+    }
+}
+
+/// Strips a trailing dot and the port; gives the port that was stripped.
+fn normalize_host(options: &RequestOptions, headers: &mut HeaderMap, listener_port: Option<u16>) -> Option<u16> {
+    if options.strip_trailing_host_dot
+        && let Some(host) = headers.get(HeaderId::AUTHORITY)
+    {
+        let (name, port) = split_port(host);
+        if let Some(stripped) = name.strip_suffix(b".") {
+            let mut stripped = stripped.to_vec();
+            if let Some(port) = port {
+                stripped.push(b':');
+                stripped.extend_from_slice(port);
+            }
+            headers.set(HeaderId::AUTHORITY, stripped);
+        }
+    }
+    if options.strip_port == StripPort::Keep {
+        return None;
+    }
+    let (name, port) = split_port(headers.get(HeaderId::AUTHORITY)?);
+    let port: u16 = std::str::from_utf8(port?).ok()?.parse().ok()?;
+    if options.strip_port == StripPort::Matching && Some(port) != listener_port {
+        return None;
+    }
+    let name = name.to_vec();
+    headers.set(HeaderId::AUTHORITY, name);
+    Some(port)
+}
+
+/// A host's name and port; a bracketed address keeps its colons.
+pub fn split_port(host: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match host.iter().rposition(|c| *c == b':') {
+        Some(at) if !host[at..].contains(&b']') && (host[..at].ends_with(b"]") || !host[..at].contains(&b':')) => {
+            (&host[..at], Some(&host[at + 1..]))
+        }
+        _ => (host, None),
+    }
+}
+
+/// Whether `connection` names `upgrade` and there is one.
+pub fn is_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains(HeaderId::UPGRADE) && has_token(headers, HeaderId::CONNECTION, b"upgrade")
+}
+
+/// Whether a comma-separated header lists a token.
+pub fn has_token(headers: &HeaderMap, id: HeaderId, token: &[u8]) -> bool {
+    headers
+        .get_all(id)
+        .any(|value| value.split(|c| *c == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token)))
+}
+
+/// Hop-by-hop headers go; an upgrade keeps its own.
+fn sanitize(headers: &mut HeaderMap, upgrade: bool) {
+    let mut te_trailers = None;
+    let mut referers = 0;
+    let mut any = false;
+    for (id, _, value) in headers.iter() {
+        match id {
+            HeaderId::CONNECTION
+            | HeaderId::UPGRADE
+            | HeaderId::KEEP_ALIVE
+            | HeaderId::PROXY_CONNECTION
+            | HeaderId::TRANSFER_ENCODING
+            | HeaderId::X_ENVOY_INTERNAL => any = true,
+            HeaderId::TE => {
+                let trailers = value.split(|c| *c == b',').any(|t| t.trim_ascii() == b"trailers");
+                te_trailers = Some(te_trailers.unwrap_or(false) || trailers);
+            }
+            HeaderId::REFERER => referers += if valid_referer(value) { 1 } else { 2 },
+            _ => {}
+        }
+    }
+    if any {
+        headers.remove_if(|id, _, _| match id {
+            HeaderId::CONNECTION | HeaderId::UPGRADE => !upgrade,
+            HeaderId::KEEP_ALIVE
+            | HeaderId::PROXY_CONNECTION
+            | HeaderId::TRANSFER_ENCODING
+            | HeaderId::X_ENVOY_INTERNAL => true,
+            _ => false,
+        });
+    }
+    match te_trailers {
+        Some(true) if !upgrade => headers.set(HeaderId::TE, "trailers"),
+        Some(false) if !upgrade => {
+            headers.remove(HeaderId::TE);
+        }
+        _ => {}
+    }
+    if referers > 1 {
+        headers.remove(HeaderId::REFERER);
+    }
+}
+
+/// A referer is a URL without user information or fragment, or a path.
+fn valid_referer(value: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(value) else { return false };
+    match text.parse::<http::Uri>() {
+        Ok(uri) if uri.scheme().is_some() => uri.authority().is_some_and(|a| !a.as_str().contains('@')),
+        Ok(_) => text.starts_with('/'),
+        Err(_) => false,
+    }
+}
+
+/// Who the client is, and whether this is the edge of the trusted network. `x-forwarded-*` and `:scheme` are set on
+/// the way.
+fn remote_address(
+    options: &RequestOptions,
+    headers: &mut HeaderMap,
+    info: &StreamInfo,
+    internal_only: &[HeaderName],
+) -> (Address, bool) {
+    let connection = &*info.connection;
+    let tls = connection.tls.is_some();
+    let scheme = if tls { "https" } else { "http" };
+    let mut trusted = false;
+    let mut remote = None;
+    if options.use_remote_address {
+        trusted = !headers.contains(HeaderId::X_FORWARDED_FOR);
+        if options.xff_num_trusted_hops > 0 {
+            remote = last_from_xff(headers, options.xff_num_trusted_hops - 1).map(|(address, _)| address);
+        }
+        let remote = remote.get_or_insert_with(|| connection.remote.clone());
+        let _ = remote;
+        if !options.skip_xff_append {
+            append_xff(headers, connection);
+        }
+        if options.xff_num_trusted_hops == 0 || !headers.contains(HeaderId::X_FORWARDED_PROTO) {
+            headers.set(HeaderId::X_FORWARDED_PROTO, scheme);
+        }
+        if options.append_x_forwarded_port
+            && (options.xff_num_trusted_hops == 0 || !headers.contains(HeaderId::X_FORWARDED_PORT))
+            && let Some(port) = connection.local.port()
+        {
+            headers.set(HeaderId::X_FORWARDED_PORT, port.to_string());
+        }
+    } else if let Some((address, single)) = last_from_xff(headers, options.xff_num_trusted_hops) {
+        remote = Some(address);
+        trusted = single && options.xff_num_trusted_hops == 0;
+    }
+    if !headers.contains(HeaderId::X_FORWARDED_PROTO) {
+        headers.append(HeaderId::X_FORWARDED_PROTO, scheme);
+    }
+    if options.append_x_forwarded_port
+        && !headers.contains(HeaderId::X_FORWARDED_PORT)
+        && let Some(port) = connection.local.port()
+    {
+        headers.append(HeaderId::X_FORWARDED_PORT, port.to_string());
+    }
+    set_scheme(options, headers, tls);
+    let internal = trusted && remote.as_ref().is_some_and(|a| is_internal(options, a));
+    let edge = !internal && options.use_remote_address;
+    if internal {
+        headers.append(HeaderId::X_ENVOY_INTERNAL, "true");
+    } else {
+        clean_internal(headers, edge, internal_only);
+    }
+    (remote.unwrap_or_else(|| connection.remote.clone()), edge)
+}
+
+fn set_scheme(options: &RequestOptions, headers: &mut HeaderMap, tls: bool) {
+    if let Some(scheme) = options.scheme {
+        headers.set(HeaderId::SCHEME, scheme);
+        headers.set(HeaderId::X_FORWARDED_PROTO, scheme);
+    }
+    match headers.get(HeaderId::SCHEME) {
+        None => {
+            let scheme = match headers.get(HeaderId::X_FORWARDED_PROTO) {
+                Some(p) if p.eq_ignore_ascii_case(b"http") => "http",
+                Some(p) if p.eq_ignore_ascii_case(b"https") => "https",
+                _ if tls => "https",
+                _ => "http",
+            };
+            headers.insert_first(HeaderId::SCHEME, scheme);
+        }
+        Some(scheme) if scheme.iter().any(u8::is_ascii_uppercase) => {
+            let lower = scheme.to_ascii_lowercase();
+            headers.set(HeaderId::SCHEME, lower);
+        }
+        Some(_) => {}
+    }
+}
+
+fn append_xff(headers: &mut HeaderMap, connection: &ConnectionInfo) {
+    if let Some(ip) = connection.remote.ip() {
+        append_ip(headers, ip);
+    }
+}
+
+fn append_ip(headers: &mut HeaderMap, ip: IpAddr) {
+    use std::io::Write as _;
+    let mut text = [0u8; 46];
+    let mut rest = &mut text[..];
+    // 46 bytes hold the longest address.
+    let _ = write!(rest, "{ip}");
+    let len = 46 - rest.len();
+    headers.append_to_value(HeaderId::X_FORWARDED_FOR, ",", &text[..len]);
+}
+
+/// The address `skip` places before the last of `x-forwarded-for`, and whether it is the only one.
+fn last_from_xff(headers: &HeaderMap, skip: u32) -> Option<(Address, bool)> {
+    let value = match headers.joined(&HeaderName::Known(HeaderId::X_FORWARDED_FOR))? {
+        Cow::Borrowed(v) => Cow::Borrowed(std::str::from_utf8(v).ok()?),
+        Cow::Owned(v) => Cow::Owned(String::from_utf8(v).ok()?),
+    };
+    let mut parts = value.rsplit(',');
+    let part = parts.nth(skip as usize)?;
+    let ip: IpAddr = part.trim().parse().ok()?;
+    let single = !value.contains(',');
+    Some((Address::Ip(std::net::SocketAddr::new(ip, 0)), single))
+}
+
+/// RFC 1918, RFC 4193 and loopback, unless the configuration says otherwise.
+fn is_internal(options: &RequestOptions, address: &Address) -> bool {
+    let Some(ip) = address.ip() else { return false };
+    if !options.internal_ranges.is_empty() {
+        return options.internal_ranges.iter().any(|net| net.contains(&ip));
+    }
+    match ip {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
+        IpAddr::V6(v6) => v6.is_loopback() || (v6.segments()[0] & 0xfe00) == 0xfc00,
+    }
+}
+
+/// Headers that only the mesh itself may send.
+fn clean_internal(headers: &mut HeaderMap, edge: bool, internal_only: &[HeaderName]) {
+    headers.remove_if(|id, name, _| {
+        match id {
+            HeaderId::X_ENVOY_DECORATOR_OPERATION
+            | HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER
+            | HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_NODE
+            | HeaderId::X_ENVOY_ORIGINAL_PATH
+            | HeaderId::X_ENVOY_ORIGINAL_HOST
+                if edge =>
+            {
+                return true;
+            }
+            HeaderId::X_ENVOY_RETRIABLE_STATUS_CODES
+            | HeaderId::X_ENVOY_RETRIABLE_HEADER_NAMES
+            | HeaderId::X_ENVOY_RETRY_ON
+            | HeaderId::X_ENVOY_RETRY_GRPC_ON
+            | HeaderId::X_ENVOY_MAX_RETRIES
+            | HeaderId::X_ENVOY_UPSTREAM_ALT_STAT_NAME
+            | HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS
+            | HeaderId::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS
+            | HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE
+            | HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS
+            | HeaderId::X_ENVOY_FORCE_TRACE
+            | HeaderId::X_ENVOY_IP_TAGS
+            | HeaderId::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT => return true,
+            HeaderId::CUSTOM if name == b"x-envoy-original-url" => return true,
+            _ => {}
+        }
+        internal_only.iter().any(|n| n.as_bytes() == name)
+    });
+}
+
+fn request_id(options: &RequestOptions, headers: &mut HeaderMap, edge: bool, random: impl Fn() -> u64) {
+    if edge && !options.preserve_external_request_id {
+        headers.remove(HeaderId::X_REQUEST_ID);
+    }
+    if headers.contains(HeaderId::X_REQUEST_ID) {
+        return;
+    }
+    headers.append(HeaderId::X_REQUEST_ID, uuid(random(), random()));
+}
+
+/// A version 4 UUID; the 15th character is where Envoy packs the trace reason.
+fn uuid(high: u64, low: u64) -> [u8; 36] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let bits = (u128::from(high) << 64) | u128::from(low);
+    let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let mut out = [b'-'; 36];
+    let mut shift = 128;
+    for (i, c) in out.iter_mut().enumerate() {
+        if !matches!(i, 8 | 13 | 18 | 23) {
+            shift -= 4;
+            *c = HEX[((bits >> shift) & 0xf) as usize];
+        }
+    }
+    out
+}
+
+fn forwarded_client_cert(options: &RequestOptions, headers: &mut HeaderMap, connection: &ConnectionInfo) {
+    const NAME: HeaderId = HeaderId::X_FORWARDED_CLIENT_CERT;
+    if options.xfcc == Xfcc::AlwaysForwardOnly {
+        return;
+    }
+    let tls = connection.tls.as_deref();
+    let peer = tls.and_then(|t| t.peer.as_deref());
+    let (Some(tls), Some(peer)) = (tls, peer) else {
+        headers.remove(NAME);
+        return;
+    };
+    if options.xfcc == Xfcc::Sanitize {
+        headers.remove(NAME);
+        return;
+    }
+    if options.xfcc == Xfcc::ForwardOnly {
+        return;
+    }
+    let mut parts: Vec<String> = Vec::new();
+    if let Some(local) = &tls.local {
+        parts.extend(local.uri_sans.iter().map(|uri| format!("By={uri}")));
+    }
+    parts.push(format!("Hash={}", peer.sha256));
+    let XfccDetails { subject, cert, chain, dns, uri } = options.xfcc_details;
+    if cert && !peer.pem.is_empty() {
+        parts.push(format!("Cert=\"{}\"", peer.pem));
+    }
+    if chain && let Some(chain) = &tls.peer_chain_pem {
+        parts.push(format!("Chain=\"{chain}\""));
+    }
+    if subject {
+        parts.push(format!("Subject=\"{}\"", peer.subject));
+    }
+    if uri && peer.uri_sans.is_empty() {
+        parts.push("URI=".to_owned());
+    }
+    if uri {
+        parts.extend(peer.uri_sans.iter().map(|uri| format!("URI={uri}")));
+    }
+    if dns {
+        parts.extend(peer.dns_sans.iter().map(|dns| format!("DNS={dns}")));
+    }
+    let value = parts.join(";");
+    if options.xfcc == Xfcc::AppendForward {
+        headers.append_to_value(NAME, ",", value.as_bytes());
+    } else {
+        headers.set(NAME, value);
+    }
+}
+
+/// Whether the client asked to close behind this exchange.
+pub fn wants_close(protocol: Protocol, headers: &HeaderMap) -> bool {
+    match protocol {
+        Protocol::Http10 if !has_token(headers, HeaderId::CONNECTION, b"keep-alive") => true,
+        Protocol::Http10 | Protocol::Http11 => {
+            (protocol == Protocol::Http11 && has_token(headers, HeaderId::CONNECTION, b"close"))
+                || has_token(headers, HeaderId::PROXY_CONNECTION, b"close")
+        }
+        Protocol::Http2 | Protocol::Http3 => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_split_off() {
+        assert_eq!(split_port(b"a:80"), (&b"a"[..], Some(&b"80"[..])));
+        assert_eq!(split_port(b"a"), (&b"a"[..], None));
+        assert_eq!(split_port(b"[::1]:80"), (&b"[::1]"[..], Some(&b"80"[..])));
+        assert_eq!(split_port(b"[::1]"), (&b"[::1]"[..], None));
+    }
+
+    #[test]
+    fn uuids_have_their_form() {
+        let id = uuid(u64::MAX, u64::MAX);
+        assert_eq!(&id, b"ffffffff-ffff-4fff-bfff-ffffffffffff");
+    }
+
+    #[test]
+    fn xff_is_read_from_the_right() {
+        let mut h = HeaderMap::new();
+        h.append(HeaderId::X_FORWARDED_FOR, "1.1.1.1, 2.2.2.2");
+        let ip = |skip| last_from_xff(&h, skip).map(|(a, single)| (a.ip().unwrap().to_string(), single));
+        assert_eq!(ip(0), Some(("2.2.2.2".to_owned(), false)));
+        assert_eq!(ip(1), Some(("1.1.1.1".to_owned(), false)));
+        assert_eq!(ip(2), None);
+    }
+}

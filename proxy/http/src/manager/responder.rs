@@ -1,0 +1,104 @@
+//! The way back to the client, the same for all codecs.
+
+use std::task::{Context, Poll, ready};
+
+use sampan_codec::h1::ServerConnection;
+use sampan_codec::{Frame, ResetReason, h2};
+use sampan_core::header::{HeaderId, HeaderMap};
+
+/// Writes one exchange's response.
+pub enum Responder {
+    /// HTTP/1: the connection itself.
+    H1(ServerConnection),
+    /// HTTP/2: a stream.
+    H2(h2::Responder),
+}
+
+impl Responder {
+    /// Sends an informational head.
+    pub fn send_informational(&mut self, status: u16, headers: &HeaderMap) {
+        match self {
+            Self::H1(connection) => connection.send_informational(status, headers),
+            // 101 has no place in HTTP/2.
+            Self::H2(stream) if status != 101 => stream.send_informational(status, headers),
+            Self::H2(_) => {}
+        }
+    }
+
+    /// Queues the response's head.
+    pub fn send_head(
+        &mut self,
+        status: u16,
+        headers: &mut HeaderMap,
+        end: bool,
+        tunnel: bool,
+    ) -> Result<(), ResetReason> {
+        match self {
+            Self::H1(connection) => {
+                connection.send_head(status, headers, end, tunnel);
+                Ok(())
+            }
+            Self::H2(stream) => {
+                // An upgrade that HTTP/1 answers with 101 is answered with 200 here (RFC 8441 section 5).
+                let status = if tunnel && status == 101 { 200 } else { status };
+                headers.remove(HeaderId::CONNECTION);
+                stream.send_head(status, headers, end)
+            }
+        }
+    }
+
+    /// Waits until another frame can be queued.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
+        match self {
+            Self::H1(connection) => {
+                connection.poll_ready(cx).map_err(|_| ResetReason::ConnectionTermination)
+            }
+            Self::H2(stream) => stream.poll_ready(cx),
+        }
+    }
+
+    /// Queues a frame of the body, or its end.
+    pub fn send_frame(&mut self, frame: Option<Frame>, end: bool) -> Result<(), ResetReason> {
+        match self {
+            Self::H1(connection) => {
+                connection.send_frame(frame, end);
+                Ok(())
+            }
+            Self::H2(stream) => stream.send_frame(frame, end),
+        }
+    }
+
+    /// Writes what is queued. HTTP/2 writes by itself.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
+        match self {
+            Self::H1(connection) => {
+                connection.poll_flush(cx).map_err(|_| ResetReason::ConnectionTermination)
+            }
+            Self::H2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Ready once the client has given up.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<ResetReason> {
+        match self {
+            Self::H1(connection) => {
+                ready!(connection.poll_gone(cx));
+                Poll::Ready(ResetReason::ConnectionTermination)
+            }
+            Self::H2(stream) => stream.poll_gone(cx),
+        }
+    }
+
+    /// Bytes read and written on the wire, where the codec tells.
+    pub fn wire_bytes(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::H1(connection) => Some(connection.wire_bytes()),
+            Self::H2(_) => None,
+        }
+    }
+
+    /// Whether this is HTTP/1, where one exchange has the connection for itself.
+    pub fn is_h1(&self) -> bool {
+        matches!(self, Self::H1(_))
+    }
+}

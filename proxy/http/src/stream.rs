@@ -1,0 +1,77 @@
+//! One exchange as filters and the router see it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sampan_codec::Body;
+use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::stream_info::StreamInfo;
+use sampan_listener::Worker;
+
+use crate::filter::RouteConfig;
+use crate::manager::Manager;
+use crate::route::{Selected, SharedTable};
+use crate::timer::Timer;
+
+/// A request under way.
+pub struct Stream {
+    /// Headers, pseudo headers among them.
+    pub request: HeaderMap,
+    /// The body; the router takes it.
+    pub body: Body,
+    /// What is known.
+    pub info: StreamInfo,
+    /// The route table that was in force when the request came.
+    pub routes: SharedTable,
+    /// The route chosen; none where no route matches.
+    pub route: Option<Selected>,
+    /// The worker.
+    pub worker: Rc<Worker>,
+    /// The connection manager.
+    pub manager: Arc<Manager>,
+    /// The task's timer.
+    pub timer: Timer,
+    /// When something last moved, for the stream idle timeout.
+    pub last_activity: Instant,
+    /// `stream_idle_timeout`, or the route's.
+    pub idle_timeout: Option<std::time::Duration>,
+    /// What the client asked to upgrade to, lower case; CONNECT is `connect`.
+    pub upgrade: Option<Box<str>>,
+    /// The request's path before rewrites, its method, for local replies.
+    pub head_request: bool,
+    /// The client speaks gRPC.
+    pub grpc: bool,
+    /// The port that was stripped from a CONNECT's host.
+    pub connect_port: Option<u16>,
+}
+
+impl Stream {
+    /// Something moved.
+    pub fn touch(&mut self) {
+        self.last_activity = Instant::now();
+    }
+
+    /// Picks the route anew; for filters that changed what routes match on.
+    pub fn refresh_route(&mut self) {
+        self.route = self.routes.clone().select(self);
+    }
+
+    /// The most specific configuration of a filter on this stream's route, downcast.
+    pub fn route_config<T: 'static>(&self, filter: &str) -> Option<Arc<T>>
+    where
+        T: Send + Sync,
+    {
+        let config: RouteConfig = self.route.as_ref()?.filter_config(filter)?;
+        config.downcast::<T>().ok()
+    }
+
+    /// Whether the request's content type is gRPC's.
+    pub fn is_grpc(headers: &HeaderMap) -> bool {
+        headers.get(HeaderId::CONTENT_TYPE).is_some_and(|value| {
+            value
+                .strip_prefix(b"application/grpc")
+                .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        })
+    }
+}

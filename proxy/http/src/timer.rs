@@ -1,0 +1,169 @@
+//! What an exchange's task waits for besides its bytes: deadlines, and informational heads on their way down.
+//!
+//! A request has half a dozen deadlines, nearly none of which is ever met. Arming and cancelling a timer for each
+//! would cost more than the rest of the timeout logic. Here a connection has one timer: a deadline behind the armed
+//! instant costs a comparison; the timer fires early at most once per connection and interval and is then set to
+//! what counts.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use sampan_core::header::HeaderMap;
+use tokio::time::Sleep;
+
+/// Shared by everything that runs on one task. Clones share it.
+#[derive(Clone)]
+pub struct Timer(Rc<Inner>);
+
+struct Inner {
+    armed: RefCell<Option<Armed>>,
+    last_activity: Cell<Instant>,
+    idle_timeout: Cell<Option<Duration>>,
+    max_duration_at: Cell<Option<Instant>>,
+    request_at: Cell<Option<Instant>>,
+    informational: RefCell<Vec<(u16, HeaderMap)>>,
+}
+
+struct Armed {
+    sleep: Pin<Box<Sleep>>,
+    until: Instant,
+    /// The sleep has fired and was not set again.
+    fired: bool,
+}
+
+/// Which of an exchange's own deadlines has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expired {
+    /// `stream_idle_timeout`
+    Idle,
+    /// `max_stream_duration`
+    MaxDuration,
+    /// `request_timeout`
+    Request,
+}
+
+impl Default for Timer {
+    fn default() -> Self {
+        Self(Rc::new(Inner {
+            armed: RefCell::new(None),
+            last_activity: Cell::new(Instant::now()),
+            idle_timeout: Cell::new(None),
+            max_duration_at: Cell::new(None),
+            request_at: Cell::new(None),
+            informational: RefCell::new(Vec::new()),
+        }))
+    }
+}
+
+impl Timer {
+    /// Ready once `deadline` has passed; else the task is woken at or before it. `None` never passes.
+    pub fn poll(&self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
+        let Some(deadline) = deadline else { return Poll::Pending };
+        let mut slot = self.0.armed.borrow_mut();
+        let armed = slot.get_or_insert_with(|| Armed {
+            sleep: Box::pin(tokio::time::sleep_until(deadline.into())),
+            until: deadline,
+            fired: false,
+        });
+        loop {
+            if armed.fired || deadline < armed.until {
+                armed.sleep.as_mut().reset(deadline.into());
+                armed.until = deadline;
+                armed.fired = false;
+            }
+            if armed.sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            armed.fired = true;
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// An exchange begins.
+    pub fn begin(
+        &self,
+        now: Instant,
+        idle: Option<Duration>,
+        max_duration: Option<Duration>,
+        request: Option<Duration>,
+    ) {
+        self.0.last_activity.set(now);
+        self.0.idle_timeout.set(idle);
+        self.0.max_duration_at.set(max_duration.map(|d| now + d));
+        self.0.request_at.set(request.map(|d| now + d));
+    }
+
+    /// Something moved.
+    pub fn touch(&self) {
+        if self.0.idle_timeout.get().is_some() {
+            self.0.last_activity.set(Instant::now());
+        }
+    }
+
+    /// `stream_idle_timeout` as the route has it.
+    pub fn set_idle_timeout(&self, idle: Option<Duration>) {
+        self.0.idle_timeout.set(idle);
+    }
+
+    /// `max_stream_duration` as the route has it.
+    pub fn set_max_duration(&self, at: Option<Instant>) {
+        self.0.max_duration_at.set(at);
+    }
+
+    /// The request was wholly received, or its timeout no longer counts.
+    pub fn request_done(&self) {
+        self.0.request_at.set(None);
+    }
+
+    /// Ready once one of the exchange's deadlines has passed.
+    pub fn poll_expired(&self, cx: &mut Context<'_>) -> Poll<Expired> {
+        let idle_at = self.0.idle_timeout.get().map(|idle| self.0.last_activity.get() + idle);
+        for (at, what) in [
+            (self.0.request_at.get(), Expired::Request),
+            (self.0.max_duration_at.get(), Expired::MaxDuration),
+            (idle_at, Expired::Idle),
+        ] {
+            if self.poll(cx, at).is_ready() {
+                return Poll::Ready(what);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// An informational head from upstream.
+    pub fn push_informational(&self, status: u16, headers: HeaderMap) {
+        self.0.informational.borrow_mut().push((status, headers));
+    }
+
+    /// Informational heads that wait to be sent.
+    pub fn take_informational(&self) -> Vec<(u16, HeaderMap)> {
+        std::mem::take(&mut self.0.informational.borrow_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_earliest_deadline_wakes_and_later_ones_still_hold() {
+        let timer = Timer::default();
+        let start = Instant::now();
+        let (near, far) = (start + Duration::from_millis(20), start + Duration::from_millis(60));
+        poll_fn(|cx| {
+            assert!(timer.poll(cx, Some(far)).is_pending());
+            timer.poll(cx, Some(near))
+        })
+        .await;
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        poll_fn(|cx| timer.poll(cx, Some(far))).await;
+        assert!(start.elapsed() >= Duration::from_millis(60));
+    }
+}
