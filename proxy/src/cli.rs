@@ -1,0 +1,516 @@
+//! The command line: Envoy's flags, one table.
+//!
+//! `--flag value`, and `--flag=value` beside it. What older Envoys had and 1.40 dropped is accepted with a warning;
+//! anything else is an error.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Serve.
+    #[default]
+    Serve,
+    /// Check the configuration and exit.
+    Validate,
+    /// Initialise everything and exit.
+    InitOnly,
+}
+
+/// `--drain-strategy`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DrainStrategy {
+    /// Ever more connections over the drain time.
+    #[default]
+    Gradual,
+    /// All at once.
+    Immediate,
+}
+
+/// The parsed command line.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "one field a flag; the flags' help stands in the table below")]
+pub struct Options {
+    pub config_path: Option<PathBuf>,
+    pub config_yaml: Option<String>,
+    pub mode: Mode,
+    pub concurrency: Option<u32>,
+    pub service_cluster: String,
+    pub service_node: String,
+    pub service_zone: String,
+    pub log_level: String,
+    pub component_log_level: String,
+    pub log_format: Option<String>,
+    pub log_format_escaped: bool,
+    pub log_path: Option<PathBuf>,
+    pub drain_time: Duration,
+    pub drain_strategy: DrainStrategy,
+    pub parent_shutdown_time: Duration,
+    pub restart_epoch: u32,
+    pub base_id: u32,
+    pub base_id_path: Option<PathBuf>,
+    pub file_flush_interval: Duration,
+    pub file_flush_min_size: usize,
+    pub admin_address_path: Option<PathBuf>,
+    pub allow_unknown_static: bool,
+    pub reject_unknown_dynamic: bool,
+    pub ignore_unknown_dynamic: bool,
+    pub skip_deprecated_logs: bool,
+    pub stats_tags: Vec<(String, String)>,
+    pub cpuset_threads: bool,
+    /// Flags that were given and have no effect; each becomes a warning in the log.
+    pub without_effect: Vec<String>,
+    /// `argv` as given, for `/server_info`.
+    pub arguments: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            config_path: None,
+            config_yaml: None,
+            mode: Mode::Serve,
+            concurrency: None,
+            service_cluster: String::new(),
+            service_node: String::new(),
+            service_zone: String::new(),
+            log_level: "info".to_owned(),
+            component_log_level: String::new(),
+            log_format: None,
+            log_format_escaped: false,
+            log_path: None,
+            drain_time: Duration::from_secs(600),
+            drain_strategy: DrainStrategy::Gradual,
+            parent_shutdown_time: Duration::from_secs(900),
+            restart_epoch: 0,
+            base_id: 0,
+            base_id_path: None,
+            file_flush_interval: Duration::from_secs(10),
+            file_flush_min_size: 64 * 1024,
+            admin_address_path: None,
+            allow_unknown_static: false,
+            reject_unknown_dynamic: false,
+            ignore_unknown_dynamic: false,
+            skip_deprecated_logs: false,
+            stats_tags: Vec::new(),
+            cpuset_threads: false,
+            without_effect: Vec::new(),
+            arguments: Vec::new(),
+        }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Run with these options.
+    Run(Box<Options>),
+    /// Print this and exit with success.
+    Print(String),
+}
+
+/// A command line that is refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum CliError {
+    /// An unknown flag or a stray argument.
+    #[error("PARSE ERROR: Argument: {0}\n             Couldn't find match for argument")]
+    Unknown(String),
+    /// A flag without its value.
+    #[error("PARSE ERROR: Argument: --{0}\n             Missing a value for this argument!")]
+    MissingValue(&'static str),
+    /// A flag given twice.
+    #[error("PARSE ERROR: Argument: (--{0})\n             Argument already set!")]
+    Twice(&'static str),
+    /// A value of the wrong kind.
+    #[error("PARSE ERROR: Argument: (--{flag})\n             Couldn't read argument value from string '{value}'")]
+    BadValue {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A value out of its range.
+    #[error("error: {0}")]
+    Invalid(String),
+}
+
+/// What a flag does.
+enum Action {
+    Switch(fn(&mut Options)),
+    Text(fn(&mut Options, String) -> Result<(), CliError>),
+    Number(fn(&mut Options, u32) -> Result<(), CliError>),
+    /// Known and without effect; the flag says whether a value follows.
+    NoEffect(bool, &'static str),
+}
+
+struct Flag {
+    name: &'static str,
+    short: Option<&'static str>,
+    action: Action,
+    help: &'static str,
+    repeated: bool,
+}
+
+const fn flag(name: &'static str, action: Action, help: &'static str) -> Flag {
+    Flag { name, short: None, action, help, repeated: false }
+}
+
+const DROPPED: &str = "no longer has an effect in Envoy 1.40";
+const NOT_HERE: &str = "has no effect in Sampan";
+
+static FLAGS: &[Flag] = &[
+    Flag {
+        short: Some("-c"),
+        ..flag(
+            "config-path",
+            Action::Text(|o, v| {
+                o.config_path = Some(v.into());
+                Ok(())
+            }),
+            "Path to the bootstrap: .yaml, .yml, .json, .pb or .pb_text",
+        )
+    },
+    flag(
+        "config-yaml",
+        Action::Text(|o, v| {
+            o.config_yaml = Some(v);
+            Ok(())
+        }),
+        "Inline YAML, merged over the file",
+    ),
+    flag("mode", Action::Text(set_mode), "serve (default), validate or init_only"),
+    flag(
+        "concurrency",
+        Action::Number(|o, n| {
+            o.concurrency = Some(n);
+            Ok(())
+        }),
+        "Number of worker threads; default: one per hardware thread",
+    ),
+    flag(
+        "service-cluster",
+        Action::Text(|o, v| {
+            o.service_cluster = v;
+            Ok(())
+        }),
+        "Cluster name of this node",
+    ),
+    flag(
+        "service-node",
+        Action::Text(|o, v| {
+            o.service_node = v;
+            Ok(())
+        }),
+        "Id of this node",
+    ),
+    flag(
+        "service-zone",
+        Action::Text(|o, v| {
+            o.service_zone = v;
+            Ok(())
+        }),
+        "Zone of this node",
+    ),
+    Flag {
+        short: Some("-l"),
+        ..flag("log-level", Action::Text(set_log_level), "trace, debug, info, warning|warn, error, critical, off")
+    },
+    flag(
+        "component-log-level",
+        Action::Text(|o, v| {
+            o.component_log_level = v;
+            Ok(())
+        }),
+        "component:level,...",
+    ),
+    flag(
+        "log-format",
+        Action::Text(|o, v| {
+            o.log_format = Some(v);
+            Ok(())
+        }),
+        "Pattern of log lines, in spdlog's syntax",
+    ),
+    flag("log-format-escaped", Action::Switch(|o| o.log_format_escaped = true), "Escape control characters"),
+    flag(
+        "log-path",
+        Action::Text(|o, v| {
+            o.log_path = Some(v.into());
+            Ok(())
+        }),
+        "Log to this file instead of stderr",
+    ),
+    flag(
+        "drain-time-s",
+        Action::Number(|o, n| {
+            o.drain_time = Duration::from_secs(n.into());
+            Ok(())
+        }),
+        "Seconds that a drain may take",
+    ),
+    flag("drain-strategy", Action::Text(set_drain_strategy), "gradual (default) or immediate"),
+    flag(
+        "parent-shutdown-time-s",
+        Action::Number(|o, n| {
+            o.parent_shutdown_time = Duration::from_secs(n.into());
+            Ok(())
+        }),
+        "Seconds until a drained process ends",
+    ),
+    flag(
+        "restart-epoch",
+        Action::Number(|o, n| {
+            o.restart_epoch = n;
+            Ok(())
+        }),
+        "Hot restart epoch; only 0 so far",
+    ),
+    flag(
+        "base-id",
+        Action::Number(|o, n| {
+            o.base_id = n;
+            Ok(())
+        }),
+        "Tells several proxies of one host apart",
+    ),
+    flag(
+        "base-id-path",
+        Action::Text(|o, v| {
+            o.base_id_path = Some(v.into());
+            Ok(())
+        }),
+        "File to which the base id is written",
+    ),
+    flag("use-dynamic-base-id", Action::NoEffect(false, NOT_HERE), "Nothing is shared by base id"),
+    flag("disable-hot-restart", Action::Switch(|_| ()), "Hot restart is off"),
+    flag(
+        "local-address-ip-version",
+        Action::Text(|_, v| match v.as_str() {
+            "v4" | "v6" => Ok(()),
+            _ => Err(CliError::Invalid(format!("unknown IP address version '{v}'"))),
+        }),
+        "v4 or v6",
+    ),
+    flag(
+        "file-flush-interval-msec",
+        Action::Number(|o, n| {
+            o.file_flush_interval = Duration::from_millis(n.into());
+            Ok(())
+        }),
+        "Milliseconds between flushes of access logs",
+    ),
+    flag(
+        "file-flush-min-size-kb",
+        Action::Number(|o, n| {
+            o.file_flush_min_size = n as usize * 1024;
+            Ok(())
+        }),
+        "Size at which an access log is flushed",
+    ),
+    flag(
+        "admin-address-path",
+        Action::Text(|o, v| {
+            o.admin_address_path = Some(v.into());
+            Ok(())
+        }),
+        "File to which the admin address is written",
+    ),
+    flag(
+        "allow-unknown-static-fields",
+        Action::Switch(|o| o.allow_unknown_static = true),
+        "Unknown fields of the bootstrap are no error",
+    ),
+    flag("allow-unknown-fields", Action::Switch(|o| o.allow_unknown_static = true), "The same, deprecated"),
+    flag(
+        "reject-unknown-dynamic-fields",
+        Action::Switch(|o| o.reject_unknown_dynamic = true),
+        "Unknown fields of xDS resources are an error",
+    ),
+    flag(
+        "ignore-unknown-dynamic-fields",
+        Action::Switch(|o| o.ignore_unknown_dynamic = true),
+        "Unknown fields of xDS resources are not even counted",
+    ),
+    flag(
+        "skip-deprecated-logs",
+        Action::Switch(|o| o.skip_deprecated_logs = true),
+        "No warnings about deprecated fields",
+    ),
+    Flag { repeated: true, ..flag("stats-tag", Action::Text(add_stats_tag), "tag:value for all stats; may be repeated") },
+    flag("cpuset-threads", Action::Switch(|o| o.cpuset_threads = true), "Count workers from the cpuset"),
+    flag("enable-fine-grain-logging", Action::NoEffect(false, NOT_HERE), "Logging per file"),
+    flag("log-stacktrace-single-entry", Action::NoEffect(false, NOT_HERE), "Form of stack traces"),
+    flag("enable-mutex-tracing", Action::NoEffect(false, NOT_HERE), "Mutex contention"),
+    flag("enable-core-dump", Action::NoEffect(false, NOT_HERE), "Core dumps"),
+    flag("disable-extensions", Action::NoEffect(true, NOT_HERE), "Extensions to leave out"),
+    flag("socket-path", Action::NoEffect(true, NOT_HERE), "Hot restart socket"),
+    flag("socket-mode", Action::NoEffect(true, NOT_HERE), "Hot restart socket's mode"),
+    flag("skip-hot-restart-on-no-parent", Action::NoEffect(false, NOT_HERE), "Hot restart"),
+    flag("skip-hot-restart-parent-stats", Action::NoEffect(false, NOT_HERE), "Hot restart"),
+    flag("v2-config-only", Action::NoEffect(false, DROPPED), "Dropped"),
+    flag("allow-deprecated-v2-api", Action::NoEffect(false, DROPPED), "Dropped"),
+    flag("bootstrap-version", Action::NoEffect(true, DROPPED), "Dropped"),
+    flag("log-format-prefix-with-location", Action::NoEffect(true, DROPPED), "Dropped"),
+    flag("max-obj-name-len", Action::NoEffect(true, DROPPED), "Dropped"),
+    flag("max-stats", Action::NoEffect(true, DROPPED), "Dropped"),
+    flag("use-fake-symbol-table", Action::NoEffect(true, DROPPED), "Dropped"),
+    flag("use-libevent-buffers", Action::NoEffect(true, DROPPED), "Dropped"),
+];
+
+fn set_mode(o: &mut Options, v: String) -> Result<(), CliError> {
+    o.mode = match v.as_str() {
+        "serve" => Mode::Serve,
+        "validate" => Mode::Validate,
+        "init_only" => Mode::InitOnly,
+        _ => return Err(CliError::Invalid(format!("unknown mode '{v}'"))),
+    };
+    Ok(())
+}
+
+fn set_log_level(o: &mut Options, v: String) -> Result<(), CliError> {
+    let levels = ["trace", "debug", "info", "warning", "warn", "error", "critical", "off"];
+    if !levels.contains(&v.as_str()) {
+        return Err(CliError::Invalid(format!("invalid log level specified '{v}'")));
+    }
+    o.log_level = v;
+    Ok(())
+}
+
+fn set_drain_strategy(o: &mut Options, v: String) -> Result<(), CliError> {
+    o.drain_strategy = match v.as_str() {
+        "gradual" => DrainStrategy::Gradual,
+        "immediate" => DrainStrategy::Immediate,
+        _ => return Err(CliError::Invalid(format!("unknown drain-strategy '{v}'"))),
+    };
+    Ok(())
+}
+
+fn add_stats_tag(o: &mut Options, v: String) -> Result<(), CliError> {
+    let Some((tag, value)) = v.split_once(':') else {
+        return Err(CliError::Invalid(format!("misformatted stats-tag '{v}'")));
+    };
+    let name_ok = !tag.is_empty() && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if !name_ok || value.contains('.') {
+        return Err(CliError::Invalid(format!("misformatted stats-tag '{v}' contains invalid characters")));
+    }
+    o.stats_tags.push((tag.to_owned(), value.to_owned()));
+    Ok(())
+}
+
+/// Parses the arguments behind the program's name.
+pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, CliError> {
+    let arguments: Vec<String> = arguments.into_iter().collect();
+    let mut options = Options { arguments: arguments.clone(), ..Options::default() };
+    let mut seen = Vec::new();
+    let mut rest = arguments.into_iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--version" => return Ok(Command::Print(version())),
+            "-h" | "--help" => return Ok(Command::Print(help())),
+            "--hot-restart-version" => return Ok(Command::Print("disabled".to_owned())),
+            "--" | "--ignore_rest" => break,
+            _ => {}
+        }
+        let (name, inline) = match argument.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name, Some(value.to_owned())),
+            _ => (argument.as_str(), None),
+        };
+        let found = FLAGS.iter().find(|f| name.strip_prefix("--") == Some(f.name) || f.short == Some(name));
+        let Some(flag) = found else { return Err(CliError::Unknown(argument)) };
+        if !flag.repeated && seen.contains(&flag.name) {
+            return Err(CliError::Twice(flag.name));
+        }
+        seen.push(flag.name);
+        let mut value = || inline.clone().or_else(|| rest.next()).ok_or(CliError::MissingValue(flag.name));
+        match &flag.action {
+            Action::Switch(_) | Action::NoEffect(false, _) if inline.is_some() => {
+                return Err(CliError::Unknown(argument));
+            }
+            Action::Switch(set) => set(&mut options),
+            Action::Text(set) => set(&mut options, value()?)?,
+            Action::Number(set) => {
+                let value = value()?;
+                let number = value.parse().map_err(|_| CliError::BadValue { flag: flag.name, value })?;
+                set(&mut options, number)?;
+            }
+            Action::NoEffect(takes_value, why) => {
+                if *takes_value {
+                    value()?;
+                }
+                options.without_effect.push(format!("--{} {why}", flag.name));
+            }
+        }
+    }
+    if options.restart_epoch > 0 {
+        return Err(CliError::Invalid("--restart-epoch > 0 needs hot restart, which is not supported yet".to_owned()));
+    }
+    Ok(Command::Run(Box::new(options)))
+}
+
+/// The text of `--version`.
+pub fn version() -> String {
+    format!("sampan  version: {}/{}/Clean/RELEASE/rustls", env!("CARGO_PKG_VERSION"), "1.40.0-compatible")
+}
+
+fn help() -> String {
+    let mut text = "USAGE:\n   sampan [flags]       without flags: a demonstration mesh\n\nFlags:\n".to_owned();
+    for flag in FLAGS {
+        let value = match flag.action {
+            Action::Switch(_) | Action::NoEffect(false, _) => "",
+            Action::Text(_) | Action::NoEffect(true, _) => " <string>",
+            Action::Number(_) => " <uint32_t>",
+        };
+        let short = flag.short.map(|s| format!("{s}, ")).unwrap_or_default();
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "   {short}--{}{value}\n     {}", flag.name, flag.help);
+    }
+    text.push_str("   --version\n   --hot-restart-version\n   -h, --help");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(line: &str) -> Result<Options, CliError> {
+        match parse(line.split_whitespace().map(str::to_owned))? {
+            Command::Run(options) => Ok(*options),
+            Command::Print(text) => panic!("printed {text}"),
+        }
+    }
+
+    #[test]
+    fn takes_what_pilot_agent_passes() {
+        let o = options(
+            "-c etc/istio/proxy/envoy-rev0.json --drain-time-s 45 --drain-strategy immediate \
+             --local-address-ip-version v4 --file-flush-interval-msec 1000 --disable-hot-restart \
+             --allow-unknown-static-fields -l warning --skip-deprecated-logs --concurrency 2 \
+             --component-log-level misc:error --parent-shutdown-time-s 60 --bootstrap-version 3 --max-obj-name-len 189",
+        )
+        .unwrap();
+        assert_eq!(o.drain_time, Duration::from_secs(45));
+        assert_eq!(o.drain_strategy, DrainStrategy::Immediate);
+        assert_eq!(o.concurrency, Some(2));
+        assert!(o.allow_unknown_static);
+        assert_eq!(o.without_effect.len(), 2);
+    }
+
+    #[test]
+    fn refuses_what_envoy_refuses() {
+        assert_eq!(options("--bogus").unwrap_err(), CliError::Unknown("--bogus".into()));
+        assert_eq!(options("--base-id 1 --base-id 2").unwrap_err(), CliError::Twice("base-id"));
+        assert_eq!(options("-c").unwrap_err(), CliError::MissingValue("config-path"));
+        assert!(matches!(options("--concurrency abc"), Err(CliError::BadValue { .. })));
+        assert_eq!(options("--mode x").unwrap_err().to_string(), "error: unknown mode 'x'");
+        assert_eq!(options("-l x").unwrap_err().to_string(), "error: invalid log level specified 'x'");
+    }
+
+    #[test]
+    fn equals_signs_work_too() {
+        assert_eq!(options("--concurrency=3").unwrap().concurrency, Some(3));
+    }
+}
