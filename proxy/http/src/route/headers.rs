@@ -1,0 +1,197 @@
+//! `request_headers_to_add`, `response_headers_to_remove` and their kin: parsed once, applied in order.
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher as StringMatcherMessage;
+use core::header_value_option::HeaderAppendAction;
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::format::{Extensions, FormatContext, Formatter};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
+use sampan_core::matcher::StringMatcher;
+
+/// Header mutations of one level.
+#[derive(Default)]
+pub struct HeaderMutations {
+    operations: Vec<Operation>,
+}
+
+enum Operation {
+    Remove(HeaderName),
+    RemoveMatching(StringMatcher),
+    Add { name: HeaderName, value: Formatter, action: HeaderAppendAction, keep_empty: bool },
+}
+
+/// Headers that no configuration may set or remove.
+fn forbidden(name: &str) -> bool {
+    name.starts_with(':') || name.eq_ignore_ascii_case("host")
+}
+
+impl HeaderMutations {
+    /// The two fields of routes, virtual hosts and so on; `side` is `request` or `response`.
+    pub fn new(add: &[core::HeaderValueOption], remove: &[String], side: &str) -> ConfigResult<Self> {
+        let mut operations = Vec::with_capacity(add.len() + remove.len());
+        for (i, name) in remove.iter().enumerate() {
+            if forbidden(name) {
+                return Err(ConfigError::new(":-prefixed or host headers may not be removed")
+                    .index(i)
+                    .at(&format!("{side}_headers_to_remove")));
+            }
+            operations.push(Operation::Remove(HeaderName::new(name)));
+        }
+        for (i, option) in add.iter().enumerate() {
+            operations.push(Operation::add(option).at_index(&format!("{side}_headers_to_add"), i)?);
+        }
+        Ok(Self { operations })
+    }
+
+    /// The filter `header_mutation`'s list.
+    pub fn from_mutations(
+        messages: &[envoy_types::pb::envoy::config::common::mutation_rules::v3::HeaderMutation],
+        field: &str,
+    ) -> ConfigResult<Self> {
+        use envoy_types::pb::envoy::config::common::mutation_rules::v3::header_mutation::Action;
+        let mut operations = Vec::with_capacity(messages.len());
+        for (i, message) in messages.iter().enumerate() {
+            let operation = match message.action.as_ref() {
+                Some(Action::Remove(name)) => Ok(Operation::Remove(HeaderName::new(name))),
+                Some(Action::Append(option)) => Operation::add(option).at("append"),
+                Some(Action::RemoveOnMatch(on)) => matching(on.key_matcher.as_ref()).at("remove_on_match"),
+                None => Err(ConfigError::missing("action")),
+            };
+            operations.push(operation.at_index(field, i)?);
+        }
+        Ok(Self { operations })
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+
+    /// Applies them; `of` builds what values are formatted from out of the headers as they are.
+    pub fn apply<'c>(&self, headers: &mut HeaderMap, mut of: impl FnMut(&HeaderMap) -> FormatContext<'_> + 'c) {
+        let mut text = Vec::new();
+        for operation in &self.operations {
+            match operation {
+                Operation::Remove(name) => {
+                    headers.remove_name(as_stored(name));
+                }
+                Operation::RemoveMatching(matcher) => {
+                    headers.remove_if(|id, name, _| !id.is_pseudo() && matcher.matches(name));
+                }
+                Operation::Add { name, value, action, keep_empty } => {
+                    let value = match value.as_literal() {
+                        Some(literal) => literal,
+                        None => {
+                            text.clear();
+                            value.write(&of(headers), &mut text);
+                            &text
+                        }
+                    };
+                    if !value.is_empty() || *keep_empty {
+                        set(headers, as_stored(name), value, *action);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `host` lies in the list as `:authority`.
+fn as_stored(name: &HeaderName) -> &HeaderName {
+    static AUTHORITY: HeaderName = HeaderName::Known(HeaderId::AUTHORITY);
+    if name.id() == HeaderId::HOST { &AUTHORITY } else { name }
+}
+
+fn matching(message: Option<&StringMatcherMessage>) -> ConfigResult<Operation> {
+    let message = message.ok_or_else(|| ConfigError::missing("key_matcher"))?;
+    Ok(Operation::RemoveMatching(StringMatcher::from_proto(message).at("key_matcher")?))
+}
+
+fn set(headers: &mut HeaderMap, name: &HeaderName, value: &[u8], action: HeaderAppendAction) {
+    match action {
+        HeaderAppendAction::AppendIfExistsOrAdd => append(headers, name, value),
+        HeaderAppendAction::AddIfAbsent => {
+            if headers.get_name(name).is_none() {
+                headers.append_name(name, value);
+            }
+        }
+        HeaderAppendAction::OverwriteIfExistsOrAdd => headers.set_name(name, value),
+        HeaderAppendAction::OverwriteIfExists => {
+            if headers.get_name(name).is_some() {
+                headers.set_name(name, value);
+            }
+        }
+    }
+}
+
+/// Adds another value. What Envoy keeps as inline headers, of which there can only be one, grows by a comma.
+fn append(headers: &mut HeaderMap, name: &HeaderName, value: &[u8]) {
+    match name.id() {
+        HeaderId::COOKIE => headers.append_to_value(HeaderId::COOKIE, "; ", value),
+        id if is_inline(id) => headers.append_to_value(id, ",", value),
+        _ => headers.append_name(name, value),
+    }
+}
+
+fn is_inline(id: HeaderId) -> bool {
+    id.is_pseudo()
+        || id.name().starts_with("x-envoy-")
+        || matches!(
+            id,
+            HeaderId::CONNECTION
+                | HeaderId::CONTENT_LENGTH
+                | HeaderId::CONTENT_TYPE
+                | HeaderId::DATE
+                | HeaderId::EXPECT
+                | HeaderId::FORWARDED
+                | HeaderId::GRPC_MESSAGE
+                | HeaderId::GRPC_STATUS
+                | HeaderId::GRPC_TIMEOUT
+                | HeaderId::HOST
+                | HeaderId::KEEP_ALIVE
+                | HeaderId::LOCATION
+                | HeaderId::PROXY_CONNECTION
+                | HeaderId::SERVER
+                | HeaderId::TE
+                | HeaderId::TRANSFER_ENCODING
+                | HeaderId::UPGRADE
+                | HeaderId::USER_AGENT
+                | HeaderId::VIA
+                | HeaderId::X_FORWARDED_CLIENT_CERT
+                | HeaderId::X_FORWARDED_FOR
+                | HeaderId::X_FORWARDED_HOST
+                | HeaderId::X_FORWARDED_PORT
+                | HeaderId::X_FORWARDED_PROTO
+                | HeaderId::X_REQUEST_ID
+        )
+}
+
+impl Operation {
+    #[allow(deprecated)] // `append` is deprecated and still taken.
+    fn add(option: &core::HeaderValueOption) -> ConfigResult<Self> {
+        let header = option.header.as_ref().ok_or_else(|| ConfigError::missing("header"))?;
+        if forbidden(&header.key) {
+            return Err(ConfigError::new(":-prefixed or host headers may not be modified").at("header.key"));
+        }
+        if option.append.is_some() && option.append_action() != HeaderAppendAction::AppendIfExistsOrAdd {
+            return Err(ConfigError::new("Both append and append_action are set and it's not allowed"));
+        }
+        let action = match option.append.map(|a| a.value) {
+            Some(false) => HeaderAppendAction::OverwriteIfExistsOrAdd,
+            Some(true) | None => option.append_action(),
+        };
+        let value = if header.value.is_empty() && !header.raw_value.is_empty() {
+            let raw = std::str::from_utf8(&header.raw_value)
+                .map_err(|_| ConfigError::unsupported("raw_value that is not UTF-8").at("header"))?;
+            Formatter::parse_header_value(raw, &Extensions::NONE)
+        } else {
+            Formatter::parse_header_value(&header.value, &Extensions::NONE)
+        };
+        Ok(Self::Add {
+            name: HeaderName::new(&header.key),
+            value: value.at("header.value")?,
+            action,
+            keep_empty: option.keep_empty_value,
+        })
+    }
+}

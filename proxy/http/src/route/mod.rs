@@ -1,0 +1,357 @@
+//! The route table: from a request to what shall be done with it.
+//!
+//! ```text
+//!   hosts     authority -> virtual host: exact, longest suffix, longest prefix, *     (host.rs)
+//!   routes    path, headers, query, … -> the first route that matches               (matching.rs, index.rs)
+//!   action    cluster, redirect, direct response                                    (action.rs)
+//! ```
+//!
+//! A table is compiled once, immutable and shared by all workers; a worker's [`SharedTable`] counts references
+//! without atomics. A stream keeps the table it began with, whatever updates come.
+
+mod action;
+mod headers;
+mod host;
+mod index;
+mod matching;
+mod mirror;
+mod retry;
+mod rewrite;
+mod source;
+
+#[cfg(test)]
+mod tests;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::google::protobuf::Any;
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
+use sampan_core::stream_info::{Metadata, StreamInfo};
+
+pub use action::{
+    Action, ClusterAction, ClusterChoice, DirectResponse, GrpcTimeout, Redirect, WeightedCluster,
+};
+pub use headers::HeaderMutations;
+pub use mirror::Mirror;
+pub use retry::{BackOff, RetryOn, RetryPolicy};
+pub use source::{Decision, RouteContext, RouteSource, Selected, SharedTable};
+
+use crate::filter::RouteConfig;
+use crate::manager::split_port;
+use host::Hosts;
+use index::Index;
+use matching::RouteMatch;
+
+/// A compiled `RouteConfiguration`.
+pub struct RouteTable {
+    /// `name`
+    pub name: Arc<str>,
+    hosts: Hosts,
+    /// Virtual hosts, in their order.
+    pub virtual_hosts: Vec<VirtualHost>,
+    /// `internal_only_headers`
+    pub internal_only_headers: Vec<HeaderName>,
+    mutations: Mutations,
+    most_specific_last: bool,
+    ignore_port: bool,
+    filter_configs: FilterConfigs,
+}
+
+/// A compiled `VirtualHost`.
+pub struct VirtualHost {
+    /// `name`
+    pub name: Arc<str>,
+    require_tls: pb::virtual_host::TlsRequirementType,
+    routes: Vec<Route>,
+    index: Index,
+    mutations: Mutations,
+    filter_configs: FilterConfigs,
+    /// `include_request_attempt_count`
+    pub attempt_count: bool,
+    /// `include_attempt_count_in_response`
+    pub attempt_count_in_response: bool,
+    /// `metadata`
+    pub metadata: Option<Arc<Metadata>>,
+}
+
+/// A compiled `Route`.
+pub struct Route {
+    /// `name`
+    pub name: Arc<str>,
+    matching: RouteMatch,
+    /// What is done with the request.
+    pub action: Action,
+    mutations: Mutations,
+    filter_configs: FilterConfigs,
+    /// `metadata`
+    pub metadata: Option<Arc<Metadata>>,
+    /// `request_body_buffer_limit`, `per_request_buffer_limit_bytes`
+    pub buffer_limit: Option<u64>,
+}
+
+/// Header mutations of one level.
+#[derive(Default)]
+struct Mutations {
+    request: HeaderMutations,
+    response: HeaderMutations,
+}
+
+/// `typed_per_filter_config` of one level.
+#[derive(Default)]
+pub struct FilterConfigs(Vec<FilterConfig>);
+
+struct FilterConfig {
+    name: Box<str>,
+    disabled: bool,
+    config: Option<RouteConfig>,
+}
+
+/// What a request is matched on.
+pub struct RequestView<'a> {
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// What is known of it.
+    pub info: &'a StreamInfo,
+    /// A uniform random number.
+    pub random: u64,
+    /// For runtime fractions.
+    pub runtime: &'a sampan_core::runtime::Runtime,
+}
+
+/// Where in a table a route stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Index of the virtual host.
+    pub virtual_host: u32,
+    /// Index of the route; [`Found::TLS_REDIRECT`] for the redirect that `require_tls` means.
+    pub route: u32,
+}
+
+impl Found {
+    /// See [`Found::route`].
+    pub const TLS_REDIRECT: u32 = u32::MAX;
+}
+
+impl FilterConfigs {
+    fn from_proto(
+        configs: &std::collections::HashMap<String, Any>,
+        context: &RouteContext<'_>,
+    ) -> ConfigResult<Self> {
+        const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
+        let mut all = Vec::new();
+        for (name, any) in configs {
+            let at = |e: ConfigError| e.key(name).at("typed_per_filter_config");
+            let mut one = FilterConfig { name: name.as_str().into(), disabled: false, config: None };
+            if crate::filter::message_name(any) == FILTER_CONFIG {
+                let wrapper: pb::FilterConfig = crate::filter::decode(any).map_err(at)?;
+                one.disabled = wrapper.disabled;
+                match wrapper.config.as_ref().map(|inner| context.registry.route_config(inner)) {
+                    Some(Ok(config)) => one.config = Some(config),
+                    Some(Err(_)) if wrapper.is_optional => continue,
+                    Some(Err(e)) => return Err(at(e.at("config"))),
+                    None => {}
+                }
+            } else {
+                one.config = Some(context.registry.route_config(any).map_err(at)?);
+            }
+            all.push(one);
+        }
+        Ok(Self(all))
+    }
+
+    fn get(&self, name: &str) -> Option<&FilterConfig> {
+        self.0.iter().find(|c| &*c.name == name)
+    }
+}
+
+pub(crate) fn metadata(
+    message: Option<&envoy_types::pb::envoy::config::core::v3::Metadata>,
+) -> Option<Arc<Metadata>> {
+    message.map(|m| Arc::new(m.filter_metadata.clone().into_iter().collect()))
+}
+
+fn refuse(set: bool, field: &str) -> ConfigResult<()> {
+    if set { Err(ConfigError::unsupported("this field").at(field)) } else { Ok(()) }
+}
+
+impl RouteTable {
+    /// Compiles the message.
+    pub fn from_proto(message: &pb::RouteConfiguration, context: &RouteContext<'_>) -> ConfigResult<Self> {
+        refuse(message.vhds.is_some(), "vhds")?;
+        refuse(!message.request_mirror_policies.is_empty(), "request_mirror_policies")?;
+        refuse(!message.cluster_specifier_plugins.is_empty(), "cluster_specifier_plugins")?;
+        let validate = message.validate_clusters.map_or(context.validate_clusters, |v| v.value);
+        let context = &RouteContext { validate_clusters: validate, ..*context };
+        let mut virtual_hosts = Vec::with_capacity(message.virtual_hosts.len());
+        let mut names = std::collections::HashSet::new();
+        for (i, host) in message.virtual_hosts.iter().enumerate() {
+            if !names.insert(host.name.as_str()) {
+                let reason = format!(
+                    "Only unique names for virtual hosts are permitted. Duplicate virtual host entry of {}",
+                    host.name
+                );
+                return Err(ConfigError::new(reason).index(i).at("virtual_hosts"));
+            }
+            virtual_hosts.push(VirtualHost::from_proto(host, context).at_index("virtual_hosts", i)?);
+        }
+        Ok(Self {
+            name: message.name.as_str().into(),
+            hosts: Hosts::new(&message.virtual_hosts)?,
+            virtual_hosts,
+            internal_only_headers: message.internal_only_headers.iter().map(HeaderName::new).collect(),
+            mutations: Mutations {
+                request: HeaderMutations::new(
+                    &message.request_headers_to_add,
+                    &message.request_headers_to_remove,
+                    "request",
+                )?,
+                response: HeaderMutations::new(
+                    &message.response_headers_to_add,
+                    &message.response_headers_to_remove,
+                    "response",
+                )?,
+            },
+            most_specific_last: message.most_specific_header_mutations_wins,
+            ignore_port: message.ignore_port_in_host_matching,
+            filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
+        })
+    }
+
+    /// The route of a request.
+    pub fn find(&self, request: &RequestView<'_>) -> Option<Found> {
+        let authority = request.headers.get(HeaderId::AUTHORITY).unwrap_or_default();
+        let host = if self.ignore_port { split_port(authority).0 } else { authority };
+        let index = self.hosts.find(host)?;
+        let virtual_host = &self.virtual_hosts[index as usize];
+        if virtual_host.requires_redirect(request) {
+            return Some(Found { virtual_host: index, route: Found::TLS_REDIRECT });
+        }
+        let route = virtual_host.find(request)?;
+        Some(Found { virtual_host: index, route })
+    }
+
+    /// Where the levels of a found route stand, most specific first.
+    fn levels(&self, found: Found) -> (&VirtualHost, Option<&Route>) {
+        let host = &self.virtual_hosts[found.virtual_host as usize];
+        (host, host.routes.get(found.route as usize))
+    }
+}
+
+impl VirtualHost {
+    fn from_proto(message: &pb::VirtualHost, context: &RouteContext<'_>) -> ConfigResult<Self> {
+        refuse(message.matcher.is_some(), "matcher")?;
+        refuse(message.cors.is_some(), "cors")?;
+        refuse(!message.rate_limits.is_empty(), "rate_limits")?;
+        refuse(message.hedge_policy.is_some(), "hedge_policy")?;
+        refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
+        refuse(!message.virtual_clusters.is_empty(), "virtual_clusters")?;
+        refuse(message.include_is_timeout_retry_header, "include_is_timeout_retry_header")?;
+        let retry = message.retry_policy.as_ref().map(RetryPolicy::from_proto).transpose().at("retry_policy")?;
+        let mirrors = Mirror::list(&message.request_mirror_policies)?;
+        let limit = message
+            .request_body_buffer_limit
+            .map(|l| l.value)
+            .or(message.per_request_buffer_limit_bytes.map(|l| u64::from(l.value)));
+        let mut routes = Vec::with_capacity(message.routes.len());
+        for (i, route) in message.routes.iter().enumerate() {
+            let inherited = action::Inherited { retry: retry.as_ref(), mirrors: &mirrors };
+            let mut route = Route::from_proto(route, context, &inherited).at_index("routes", i)?;
+            route.buffer_limit = route.buffer_limit.or(limit);
+            routes.push(route);
+        }
+        let index = Index::new(routes.iter().map(|r| r.matching.path()));
+        Ok(Self {
+            name: message.name.as_str().into(),
+            require_tls: message.require_tls(),
+            routes,
+            index,
+            mutations: Mutations {
+                request: HeaderMutations::new(
+                    &message.request_headers_to_add,
+                    &message.request_headers_to_remove,
+                    "request",
+                )?,
+                response: HeaderMutations::new(
+                    &message.response_headers_to_add,
+                    &message.response_headers_to_remove,
+                    "response",
+                )?,
+            },
+            filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
+            attempt_count: message.include_request_attempt_count,
+            attempt_count_in_response: message.include_attempt_count_in_response,
+            metadata: metadata(message.metadata.as_ref()),
+        })
+    }
+
+    fn requires_redirect(&self, request: &RequestView<'_>) -> bool {
+        use pb::virtual_host::TlsRequirementType as Tls;
+        let https = || {
+            request.headers.get(HeaderId::X_FORWARDED_PROTO).is_some_and(|p| p.eq_ignore_ascii_case(b"https"))
+        };
+        match self.require_tls {
+            Tls::None => false,
+            Tls::All => !https(),
+            Tls::ExternalOnly => {
+                !https() && request.headers.get(HeaderId::X_ENVOY_INTERNAL) != Some(b"true")
+            }
+        }
+    }
+
+    fn find(&self, request: &RequestView<'_>) -> Option<u32> {
+        let path = request.headers.get(HeaderId::PATH).unwrap_or_default();
+        let path = matching::without_query(path);
+        self.index.find(path, |i| self.routes[i as usize].matching.matches(path, request))
+    }
+}
+
+impl Route {
+    fn from_proto(
+        message: &pb::Route,
+        context: &RouteContext<'_>,
+        inherited: &action::Inherited<'_>,
+    ) -> ConfigResult<Self> {
+        refuse(!message.stat_prefix.is_empty(), "stat_prefix")?;
+        let matching = message.r#match.as_ref().ok_or_else(|| ConfigError::missing("match"))?;
+        let action = message.action.as_ref().ok_or_else(|| ConfigError::missing("action"))?;
+        let matching = RouteMatch::from_proto(matching).at("match")?;
+        let mut compiled = Action::from_proto(action, context, inherited)?;
+        if let (Action::Cluster(forward), pb::route::Action::Route(m)) = (&mut compiled, action) {
+            forward.bind(m, &matching).at("route")?;
+        }
+        Ok(Self {
+            name: message.name.as_str().into(),
+            matching,
+            action: compiled,
+            mutations: Mutations {
+                request: HeaderMutations::new(
+                    &message.request_headers_to_add,
+                    &message.request_headers_to_remove,
+                    "request",
+                )?,
+                response: HeaderMutations::new(
+                    &message.response_headers_to_add,
+                    &message.response_headers_to_remove,
+                    "response",
+                )?,
+            },
+            filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
+            metadata: metadata(message.metadata.as_ref()),
+            buffer_limit: message
+                .request_body_buffer_limit
+                .map(|l| l.value)
+                .or(message.per_request_buffer_limit_bytes.map(|l| u64::from(l.value))),
+        })
+    }
+
+    /// The path that the match consumed, for prefix rewrites.
+    pub fn matched<'p>(&self, path: &'p [u8]) -> &'p [u8] {
+        self.matching.matched(path)
+    }
+}
+
+/// The table and the indices, as a worker holds them.
+pub(crate) type WorkerTable = Rc<Arc<RouteTable>>;

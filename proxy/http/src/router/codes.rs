@@ -1,0 +1,123 @@
+//! `cluster.NAME.upstream_rq_2xx`, `external.upstream_rq_200` and their kin: counters that exist once a response of
+//! that code was seen. Each worker keeps its handles, so that charging one looks nothing up by name.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+use sampan_core::stats::{Counter, Histogram, Scope, Unit};
+use sampan_upstream::Cluster;
+
+/// The counters of one scope (`cluster.NAME.`, `cluster.NAME.external.` …).
+struct Codes {
+    scope: Scope,
+    completed: Counter,
+    time: Option<Histogram>,
+    classes: [Option<Counter>; 5],
+    codes: HashMap<u16, Counter, FixedState>,
+}
+
+impl Codes {
+    fn new(scope: Scope) -> Self {
+        Self {
+            completed: scope.counter("upstream_rq_completed"),
+            time: None,
+            classes: Default::default(),
+            codes: HashMap::default(),
+            scope,
+        }
+    }
+
+    fn charge(&mut self, status: u16) {
+        self.completed.inc();
+        let class = usize::from(status / 100);
+        if (1..=5).contains(&class) {
+            let scope = &self.scope;
+            self.classes[class - 1]
+                .get_or_insert_with(|| scope.counter(&format!("upstream_rq_{class}xx")))
+                .inc();
+        }
+        let scope = &self.scope;
+        self.codes.entry(status).or_insert_with(|| scope.counter(&format!("upstream_rq_{status}"))).inc();
+    }
+
+    fn time(&mut self, milliseconds: u64) {
+        let scope = &self.scope;
+        self.time
+            .get_or_insert_with(|| scope.histogram("upstream_rq_time", Unit::Milliseconds))
+            .record(milliseconds);
+    }
+}
+
+struct ClusterCodes {
+    cluster: Arc<Cluster>,
+    all: Codes,
+    internal: Option<Codes>,
+    external: Option<Codes>,
+    canary: Option<Codes>,
+}
+
+type Cache = HashMap<usize, Rc<RefCell<ClusterCodes>>, FixedState>;
+
+thread_local! {
+    static CACHE: RefCell<Cache> = RefCell::new(Cache::default());
+}
+
+/// How a response counts besides its code.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    pub(super) internal: bool,
+    pub(super) canary: bool,
+}
+
+fn with<T>(cluster: &Arc<Cluster>, charge: impl FnOnce(&mut ClusterCodes) -> T) -> T {
+    let found = CACHE.with_borrow_mut(|cache| {
+        let key = Arc::as_ptr(cluster).addr();
+        if let Some(found) = cache.get(&key) {
+            return found.clone();
+        }
+        cache.retain(|_, c| c.borrow().cluster.is_current());
+        let fresh = Rc::new(RefCell::new(ClusterCodes {
+            cluster: cluster.clone(),
+            all: Codes::new(cluster.scope().clone()),
+            internal: None,
+            external: None,
+            canary: None,
+        }));
+        cache.insert(key, fresh.clone());
+        fresh
+    });
+    charge(&mut found.borrow_mut())
+}
+
+fn origin(codes: &mut ClusterCodes, internal: bool) -> &mut Codes {
+    let (slot, name) =
+        if internal { (&mut codes.internal, "internal") } else { (&mut codes.external, "external") };
+    let cluster = &codes.cluster;
+    slot.get_or_insert_with(|| Codes::new(cluster.scope().scope(name)))
+}
+
+/// Counts a response's code.
+pub(super) fn charge(cluster: &Arc<Cluster>, status: u16, kind: Kind) {
+    with(cluster, |codes| {
+        codes.all.charge(status);
+        if kind.canary {
+            let cluster = &codes.cluster;
+            codes.canary.get_or_insert_with(|| Codes::new(cluster.scope().scope("canary"))).charge(status);
+        }
+        origin(codes, kind.internal).charge(status);
+    });
+}
+
+/// Records how long the upstream took.
+pub(super) fn time(cluster: &Arc<Cluster>, milliseconds: u64, kind: Kind) {
+    with(cluster, |codes| {
+        codes.all.time(milliseconds);
+        if let Some(canary) = codes.canary.as_mut().filter(|_| kind.canary) {
+            canary.time(milliseconds);
+        }
+        origin(codes, kind.internal).time(milliseconds);
+    });
+}

@@ -1,0 +1,161 @@
+//! One attempt at one upstream connection, the same for HTTP/1 and HTTP/2.
+
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use sampan_codec::h1::ResponseHead;
+use sampan_codec::h2::ClientStream;
+use sampan_codec::{BodyError, Frame, ResetReason};
+use sampan_core::HeaderMap;
+use sampan_core::stream_info::Protocol;
+use sampan_upstream::{ConnectInfo, H1Lease, H2Lease, HttpLease, WorkerHost};
+
+/// A request on its connection. Dropping it before the end closes the connection or resets the stream.
+pub(super) enum Exchange {
+    H1 { lease: Option<H1Lease>, half_closed: bool },
+    H2 { stream: ClientStream, lease: H2Lease, done: bool },
+}
+
+impl Exchange {
+    /// Sends the head.
+    pub(super) fn start(lease: HttpLease, headers: &HeaderMap, end: bool) -> Result<Self, ResetReason> {
+        match lease {
+            HttpLease::H1(mut lease) => {
+                lease.codec().send_head(headers, end);
+                Ok(Self::H1 { lease: Some(lease), half_closed: false })
+            }
+            HttpLease::H2(mut lease) => {
+                let stream = lease.start(headers, end)?;
+                Ok(Self::H2 { stream, lease, done: false })
+            }
+        }
+    }
+
+    pub(super) fn info(lease: &HttpLease) -> (Rc<ConnectInfo>, u64, Rc<WorkerHost>) {
+        match lease {
+            HttpLease::H1(lease) => (lease.info().clone(), lease.streams_before(), lease.host().clone()),
+            HttpLease::H2(lease) => (lease.info().clone(), lease.streams_before(), lease.host().clone()),
+        }
+    }
+
+    pub(super) fn protocol(lease: &HttpLease) -> Protocol {
+        match lease {
+            HttpLease::H1(_) => Protocol::Http11,
+            HttpLease::H2(_) => Protocol::Http2,
+        }
+    }
+
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
+        match self {
+            Self::H1 { lease: Some(lease), .. } => {
+                lease.codec().poll_ready(cx).map_err(|_| ResetReason::ConnectionTermination)
+            }
+            Self::H1 { lease: None, .. } => Poll::Ready(Err(ResetReason::ConnectionTermination)),
+            Self::H2 { stream, .. } => stream.poll_ready(cx),
+        }
+    }
+
+    pub(super) fn send_frame(&mut self, frame: Option<Frame>, end: bool) -> Result<(), ResetReason> {
+        match self {
+            Self::H1 { lease: Some(lease), .. } => {
+                lease.codec().send_frame(frame, end);
+                Ok(())
+            }
+            Self::H1 { lease: None, .. } => Ok(()),
+            Self::H2 { stream, .. } => stream.send_frame(frame, end),
+        }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
+        match self {
+            Self::H1 { lease: Some(lease), .. } => {
+                lease.codec().poll_flush(cx).map_err(|_| ResetReason::ConnectionTermination)
+            }
+            Self::H1 { lease: None, .. } | Self::H2 { .. } => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// In a tunnel the end of our direction is a half-close.
+    pub(super) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Self::H1 { lease: Some(lease), half_closed } = self
+            && !*half_closed
+        {
+            // What went wrong here shows when the other direction is read.
+            let _ = ready!(lease.codec().poll_shutdown(cx));
+            *half_closed = true;
+        }
+        Poll::Ready(())
+    }
+
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, BodyError>> {
+        match self {
+            Self::H1 { lease: Some(lease), .. } => {
+                let head = ready!(lease.codec().poll_head(cx));
+                if matches!(head, Err(BodyError::Reset(_))) {
+                    lease.closed_by_peer();
+                }
+                Poll::Ready(head)
+            }
+            Self::H1 { lease: None, .. } => {
+                Poll::Ready(Err(BodyError::Reset(ResetReason::ConnectionTermination)))
+            }
+            Self::H2 { stream, .. } => stream.poll_head(cx),
+        }
+    }
+
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        match self {
+            Self::H1 { lease: Some(lease), .. } => {
+                let frame = ready!(lease.codec().poll_frame(cx));
+                if matches!(frame, Some(Err(BodyError::Reset(_)))) {
+                    lease.closed_by_peer();
+                }
+                Poll::Ready(frame)
+            }
+            Self::H1 { lease: None, .. } => Poll::Ready(None),
+            Self::H2 { stream, .. } => stream.poll_frame(cx),
+        }
+    }
+
+    pub(super) fn response_done(&mut self) -> bool {
+        match self {
+            Self::H1 { lease: Some(lease), .. } => lease.codec().response_done(),
+            Self::H1 { lease: None, .. } => true,
+            Self::H2 { stream, .. } => stream.response_done(),
+        }
+    }
+
+    /// The response is complete: the connection goes back to its pool, if the request is complete too.
+    pub(super) fn finish(&mut self, request_sent: bool) {
+        match self {
+            Self::H1 { lease, .. } => {
+                if let Some(lease) = lease.take() {
+                    lease.release();
+                }
+            }
+            Self::H2 { stream, done, .. } => {
+                if !request_sent {
+                    stream.reset(h2::Reason::NO_ERROR);
+                }
+                *done = true;
+            }
+        }
+    }
+
+    /// Whether any byte of a response has come.
+    pub(super) fn response_begun(&mut self) -> bool {
+        match self {
+            Self::H1 { lease: Some(lease), .. } => lease.codec().response_begun(),
+            _ => false,
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Self::H2 { stream, done: false, lease } = self {
+            lease.host().cluster_stats().upstream_rq_tx_reset.inc();
+            stream.reset(h2::Reason::CANCEL);
+        }
+    }
+}
