@@ -26,6 +26,9 @@ pub enum BodyError {
     /// The peer broke the framing; Envoy's details.
     #[error("{0}")]
     Protocol(crate::CodecError),
+    /// A deadline of whoever makes the body has passed.
+    #[error("timeout")]
+    Timeout,
 }
 
 /// A source of frames. `None` is the end; after it or an error nobody polls again.

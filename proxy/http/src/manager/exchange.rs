@@ -489,6 +489,7 @@ impl Exchange {
     fn broken(mut self, error: BodyError, responder: &mut Responder) -> Fate {
         let info = &mut self.stream.info;
         let (flag, reason) = match error {
+            BodyError::Timeout => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
             BodyError::Protocol(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
             BodyError::Reset(ResetReason::RemoteReset) => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
             BodyError::Reset(reason) => (ResponseFlag::UpstreamConnectionTermination, reason.as_str()),

@@ -12,7 +12,7 @@ use sampan_upstream::{ConnectInfo, H1Lease, H2Lease, HttpLease, WorkerHost};
 
 /// A request on its connection. Dropping it before the end closes the connection or resets the stream.
 pub(super) enum Exchange {
-    H1 { lease: Option<H1Lease>, half_closed: bool },
+    H1 { lease: Option<H1Lease>, host: Rc<WorkerHost>, half_closed: bool },
     H2 { stream: ClientStream, lease: H2Lease, done: bool },
 }
 
@@ -22,7 +22,8 @@ impl Exchange {
         match lease {
             HttpLease::H1(mut lease) => {
                 lease.codec().send_head(headers, end);
-                Ok(Self::H1 { lease: Some(lease), half_closed: false })
+                let host = lease.host().clone();
+                Ok(Self::H1 { lease: Some(lease), host, half_closed: false })
             }
             HttpLease::H2(mut lease) => {
                 let stream = lease.start(headers, end)?;
@@ -77,7 +78,7 @@ impl Exchange {
 
     /// In a tunnel the end of our direction is a half-close.
     pub(super) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Self::H1 { lease: Some(lease), half_closed } = self
+        if let Self::H1 { lease: Some(lease), half_closed, .. } = self
             && !*half_closed
         {
             // What went wrong here shows when the other direction is read.
@@ -142,12 +143,15 @@ impl Exchange {
         }
     }
 
-    /// Whether any byte of a response has come.
-    pub(super) fn response_begun(&mut self) -> bool {
+    pub(super) fn host(&self) -> &Rc<WorkerHost> {
         match self {
-            Self::H1 { lease: Some(lease), .. } => lease.codec().response_begun(),
-            _ => false,
+            Self::H1 { host, .. } => host,
+            Self::H2 { lease, .. } => lease.host(),
         }
+    }
+
+    pub(super) fn is_h1(&self) -> bool {
+        matches!(self, Self::H1 { .. })
     }
 }
 

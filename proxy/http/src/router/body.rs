@@ -1,0 +1,105 @@
+//! The response's body on its way down, while the rest of the request may still be on its way up.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use sampan_codec::{BodyError, BodyStream, Frame};
+use sampan_upstream::Cluster;
+
+use super::codes::{self, Kind};
+use super::exchange::Exchange;
+use super::timeouts::Timeouts;
+use super::upload::Upload;
+use super::{Failure, poll_upload};
+use crate::timer::Timer;
+
+/// What an upstream body is made of.
+pub(super) struct Parts {
+    pub(super) exchange: Exchange,
+    pub(super) upload: Upload,
+    pub(super) timer: Timer,
+    pub(super) deadline: Timeouts,
+    pub(super) tunnel: bool,
+    /// The response has no body; only the request is still under way.
+    pub(super) complete: bool,
+    pub(super) charge: Option<(Arc<Cluster>, Kind, Instant)>,
+}
+
+/// The upstream's side of a stream behind the response's head.
+pub(super) struct UpstreamBody {
+    parts: Parts,
+    sent: bool,
+    finished: bool,
+}
+
+impl UpstreamBody {
+    pub(super) fn new(mut parts: Parts) -> Self {
+        parts.deadline.response_begun();
+        parts.upload.forget();
+        let sent = parts.upload.is_received() && !parts.tunnel;
+        Self { parts, sent, finished: false }
+    }
+
+    /// Moves the request on; an error is the client's.
+    fn push(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        if self.sent {
+            return Ok(());
+        }
+        let Parts { exchange, upload, timer, tunnel, .. } = &mut self.parts;
+        match poll_upload(upload, exchange, *tunnel, timer, cx) {
+            Poll::Ready(Ok(())) => {
+                if !*tunnel || exchange.poll_half_close(cx).is_ready() {
+                    self.sent = true;
+                    timer.request_done();
+                }
+            }
+            Poll::Ready(Err(Failure::Downstream(error))) => return Err(error),
+            Poll::Ready(Err(_)) | Poll::Pending => {}
+        }
+        let _ = exchange.poll_flush(cx);
+        Ok(())
+    }
+
+    fn finish(&mut self) {
+        if self.finished {
+            return;
+        }
+        self.finished = true;
+        self.parts.exchange.finish(self.sent || self.parts.upload.is_received());
+        if let Some((cluster, kind, since)) = self.parts.charge.take() {
+            codes::time(&cluster, since.elapsed().as_millis() as u64, kind);
+        }
+    }
+}
+
+impl BodyStream for UpstreamBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        if let Err(error) = self.push(cx) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        if self.parts.complete {
+            self.finish();
+            return Poll::Ready(None);
+        }
+        match self.parts.exchange.poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.parts.deadline.moved(&self.parts.timer);
+                if self.parts.exchange.response_done() || matches!(frame, Frame::Trailers(_)) {
+                    self.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                self.finish();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
+            Poll::Pending => self.parts.deadline.poll(&self.parts.timer, cx).map(|_| Some(Err(BodyError::Timeout))),
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        self.finished
+    }
+}
