@@ -19,8 +19,6 @@ mod retry;
 mod rewrite;
 mod source;
 
-#[cfg(test)]
-mod tests;
 
 use std::rc::Rc;
 use std::sync::Arc;
