@@ -219,9 +219,10 @@ impl HttpFilterRegistry {
     pub fn route_config(&self, config: &Any) -> ConfigResult<RouteConfig> {
         match self.routes.get(message_name(config)) {
             Some(parse) => parse(config),
-            None => {
-                Err(ConfigError::unsupported(format_args!("per-route filter configuration {:?}", config.type_url)))
-            }
+            None => Err(ConfigError::unsupported(format_args!(
+                "per-route filter configuration {:?}",
+                config.type_url
+            ))),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use sampan_codec::Body;
 use sampan_core::header::{HeaderId, HeaderMap};
@@ -10,7 +9,7 @@ use sampan_core::stream_info::StreamInfo;
 use sampan_listener::Worker;
 
 use crate::filter::RouteConfig;
-use crate::manager::Manager;
+use crate::manager::{Manager, NamedFilter};
 use crate::route::{Selected, SharedTable};
 use crate::timer::Timer;
 
@@ -32,10 +31,6 @@ pub struct Stream {
     pub manager: Arc<Manager>,
     /// The task's timer.
     pub timer: Timer,
-    /// When something last moved, for the stream idle timeout.
-    pub last_activity: Instant,
-    /// `stream_idle_timeout`, or the route's.
-    pub idle_timeout: Option<std::time::Duration>,
     /// What the client asked to upgrade to, lower case; CONNECT is `connect`.
     pub upgrade: Option<Box<str>>,
     /// The request's path before rewrites, its method, for local replies.
@@ -47,9 +42,10 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Something moved.
-    pub fn touch(&mut self) {
-        self.last_activity = Instant::now();
+    /// Whether a filter of the chain is off on this stream's route.
+    pub fn filter_disabled(&self, named: &NamedFilter) -> bool {
+        let by_route = self.route.as_ref().and_then(|route| route.filter_disabled(&named.name));
+        by_route.unwrap_or(named.disabled)
     }
 
     /// Picks the route anew; for filters that changed what routes match on.

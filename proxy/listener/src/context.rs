@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
+use sampan_core::access_log::{AccessLogManager, AccessLogger, FlushPolicy};
 use sampan_core::drain;
+use sampan_core::error::ConfigResult;
 use sampan_core::runtime::Runtime;
 use sampan_core::stats::{Scope, Store};
 use sampan_tls::StaticSecrets;
@@ -51,6 +53,8 @@ pub struct Server {
     pub node: NodeInfo,
     /// Which clusters exist.
     pub clusters: Arc<dyn KnownClusters>,
+    /// Files that access logs write to.
+    pub access_logs: AccessLogManager,
     /// The next connection's number.
     pub next_connection_id: AtomicU64,
     /// Accepted sockets of all listeners, for `overload.global_downstream_max_connections`.
@@ -67,6 +71,7 @@ impl Server {
         clusters: Arc<dyn KnownClusters>,
     ) -> Self {
         Self {
+            access_logs: AccessLogManager::new(&stats.root(), FlushPolicy::default()),
             stats,
             runtime,
             secrets,
@@ -104,6 +109,15 @@ pub struct FactoryContext {
 }
 
 impl FactoryContext {
+    /// The access loggers of a field of that name.
+    pub fn access_loggers(
+        &self,
+        messages: &[envoy_types::pb::envoy::config::accesslog::v3::AccessLog],
+        field: &str,
+    ) -> ConfigResult<Vec<AccessLogger>> {
+        AccessLogger::list_from_proto(messages, field, &self.server.access_logs, &self.server.runtime)
+    }
+
     /// The scope without a prefix: `http.PREFIX.`, `tcp.PREFIX.`, `cluster.NAME.` start here.
     pub fn root_scope(&self) -> Scope {
         self.server.stats.root()

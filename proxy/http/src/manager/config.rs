@@ -56,7 +56,7 @@ pub struct Manager {
     /// Where routes come from.
     pub routes: RouteSource,
     /// `access_log`
-    pub access_log: Vec<Arc<AccessLogger>>,
+    pub access_log: Vec<AccessLogger>,
     /// `access_log_options.flush_access_log_on_new_request`
     pub log_on_new_request: bool,
     /// `local_reply_config`
@@ -223,6 +223,7 @@ fn refuse(set: bool, field: &str) -> ConfigResult<()> {
 
 impl Manager {
     /// Parses the message.
+    #[allow(deprecated)] // `flush_access_log_on_new_request` is deprecated and still taken.
     pub fn from_proto(
         message: &pb::HttpConnectionManager,
         context: &FactoryContext,
@@ -285,8 +286,9 @@ impl Manager {
             upgrades,
             chain,
             routes,
-            access_log: context.access_loggers(&message.access_log).at("access_log")?,
-            log_on_new_request: message.flush_access_log_on_new_request || log.flush_access_log_on_new_request,
+            access_log: context.access_loggers(&message.access_log, "access_log")?,
+            log_on_new_request: message.flush_access_log_on_new_request
+                || log.flush_access_log_on_new_request,
             local_reply: LocalReplyConfig::from_proto(message.local_reply_config.as_ref(), context)
                 .at("local_reply_config")?,
             buffer_limit: context.buffer_limit,
@@ -294,6 +296,7 @@ impl Manager {
     }
 }
 
+#[allow(deprecated)] // `access_log_flush_interval` is deprecated and still known.
 fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
     refuse(message.tracing.as_ref().is_some_and(|t| t.provider.is_some()), "tracing.provider")?;
     refuse(!message.original_ip_detection_extensions.is_empty(), "original_ip_detection_extensions")?;
@@ -330,7 +333,10 @@ fn limits(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOption
         request_timeout: or_never(message.request_timeout.as_ref(), None),
         request_headers_timeout: or_never(message.request_headers_timeout.as_ref(), None),
         drain_timeout: message.drain_timeout.as_ref().map_or(Duration::from_secs(5), duration),
-        delayed_close_timeout: message.delayed_close_timeout.as_ref().map_or(Duration::from_secs(1), duration),
+        delayed_close_timeout: message
+            .delayed_close_timeout
+            .as_ref()
+            .map_or(Duration::from_secs(1), duration),
     }
 }
 
@@ -346,7 +352,8 @@ pub fn header_case(
         Some(HeaderFormat::StatefulFormatter(extension)) => {
             let any = extension.typed_config.clone().unwrap_or_default();
             let name = crate::filter::message_name(&any);
-            if name != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig" {
+            if name != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
+            {
                 return Err(ConfigError::unsupported(format!("header formatter type {:?}", any.type_url))
                     .at("stateful_formatter"));
             }
@@ -364,7 +371,10 @@ pub fn header_case(
     }
 }
 
-fn http1(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions) -> ConfigResult<ServerOptions> {
+fn http1(
+    message: &pb::HttpConnectionManager,
+    common: &core::HttpProtocolOptions,
+) -> ConfigResult<ServerOptions> {
     use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
     let h1 = message.http_protocol_options.clone().unwrap_or_default();
     refuse(!h1.ignore_http_11_upgrade.is_empty(), "http_protocol_options.ignore_http_11_upgrade")?;
@@ -381,7 +391,9 @@ fn http1(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions
         allow_chunked_length: h1.allow_chunked_length,
         enable_trailers: h1.enable_trailers,
         allow_custom_methods: h1.allow_custom_methods,
-        case: header_case(h1.header_key_format.as_ref()).at("header_key_format").at("http_protocol_options")?,
+        case: header_case(h1.header_key_format.as_ref())
+            .at("header_key_format")
+            .at("http_protocol_options")?,
         underscores: match common.headers_with_underscores_action() {
             Action::Allow => Underscores::Allow,
             Action::RejectRequest => Underscores::Reject,
@@ -390,7 +402,10 @@ fn http1(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions
     })
 }
 
-fn http2(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions) -> ConfigResult<h2::Options> {
+fn http2(
+    message: &pb::HttpConnectionManager,
+    common: &core::HttpProtocolOptions,
+) -> ConfigResult<h2::Options> {
     let h2 = message.http2_protocol_options.clone().unwrap_or_default();
     let mut options = h2_options(&h2).at("http2_protocol_options")?;
     options.max_header_bytes = number(message.max_request_headers_kb, 60) * 1024;
@@ -408,13 +423,15 @@ pub fn h2_options(message: &core::Http2ProtocolOptions) -> ConfigResult<h2::Opti
         stream_window: number(message.initial_stream_window_size, default.stream_window),
         connection_window: number(message.initial_connection_window_size, default.connection_window),
         header_table_size: number(message.hpack_table_size, default.header_table_size),
-        max_frame_size: number(message.max_frame_size, 0),
         allow_connect: message.allow_connect,
         ..default
     })
 }
 
-fn request_options(message: &pb::HttpConnectionManager, context: &FactoryContext) -> ConfigResult<RequestOptions> {
+fn request_options(
+    message: &pb::HttpConnectionManager,
+    context: &FactoryContext,
+) -> ConfigResult<RequestOptions> {
     use hcm::PathWithEscapedSlashesAction as Slashes;
     let details = message.set_current_client_cert_details.clone().unwrap_or_default();
     let node = &context.server.node;
@@ -436,7 +453,8 @@ fn request_options(message: &pb::HttpConnectionManager, context: &FactoryContext
             "only one of `strip_matching_host_port` or `strip_any_host_port` can be set",
         ));
     }
-    if message.append_x_forwarded_port && !flag(message.use_remote_address, false) && message.skip_xff_append {
+    if message.append_x_forwarded_port && !flag(message.use_remote_address, false) && message.skip_xff_append
+    {
         return Err(ConfigError::new("skip_xff_append can only be used with use_remote_address"));
     }
     let (generate, pack) = request_id(message)?;
@@ -541,7 +559,8 @@ fn chain(
     }
     let router = router.ok_or_else(|| {
         let last = filters.last().map_or("", |f| f.name.as_str());
-        ConfigError::new(format!("non-terminal filter {last:?} is the last filter in a http filter chain")).at(field)
+        ConfigError::new(format!("non-terminal filter {last:?} is the last filter in a http filter chain"))
+            .at(field)
     })?;
     Ok(Chain { filters: made, router })
 }

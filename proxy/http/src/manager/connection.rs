@@ -97,8 +97,7 @@ pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Wor
         },
     };
     counted.codec(h2);
-    let connection =
-        Connection { manager: manager.clone(), info, worker, drain, start: counted.start };
+    let connection = Connection { manager: manager.clone(), info, worker, drain, start: counted.start };
     if h2 {
         serve_h2(connection, transport).await;
     } else {
@@ -256,7 +255,13 @@ async fn close_politely(codec: &ServerConnection, manager: &Manager, timer: &Tim
     }
 }
 
-fn stream(connection: &Connection, request: HeaderMap, body: Body, protocol: Protocol, timer: &Timer) -> Stream {
+fn stream(
+    connection: &Connection,
+    request: HeaderMap,
+    body: Body,
+    protocol: Protocol,
+    timer: &Timer,
+) -> Stream {
     let manager = &connection.manager;
     let id = connection.worker.random();
     let info = StreamInfo::new(id, connection.info.clone(), Some(protocol));
@@ -323,7 +328,12 @@ fn status_text(status: u16) -> &'static str {
     }
 }
 
-async fn refuse(connection: &Connection, error: CodecError, timer: &Timer, responder: &mut Responder) -> Fate {
+async fn refuse(
+    connection: &Connection,
+    error: CodecError,
+    timer: &Timer,
+    responder: &mut Responder,
+) -> Fate {
     let mut stream = stream(connection, HeaderMap::new(), Body::Empty, Protocol::Http11, timer);
     if error.status == 431 {
         connection.manager.stats.downstream_rq_too_large.inc();

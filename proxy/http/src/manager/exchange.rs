@@ -13,6 +13,7 @@ use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use sampan_codec::{Body, BodyError, Frame, ResetReason};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::{Protocol, ResponseFlag};
@@ -245,7 +246,8 @@ impl Exchange {
 
     /// [`Exchange::chain`] once it was decided.
     fn chain_of<'m>(stream: &Stream, manager: &'m super::Manager) -> &'m Chain {
-        let own = stream.upgrade.as_ref().and_then(|u| manager.upgrades.get(u)).and_then(|u| u.chain.as_ref());
+        let own =
+            stream.upgrade.as_ref().and_then(|u| manager.upgrades.get(u)).and_then(|u| u.chain.as_ref());
         own.unwrap_or(&manager.chain)
     }
 
@@ -408,7 +410,12 @@ impl Exchange {
     }
 
     /// The base headers of every response, and `connection`.
-    fn decorate(&mut self, response: &mut Response, responder: &Responder, drain: &sampan_core::drain::Signal) {
+    fn decorate(
+        &mut self,
+        response: &mut Response,
+        responder: &Responder,
+        drain: &sampan_core::drain::Signal,
+    ) {
         let stream = &self.stream;
         let manager = &stream.manager;
         let headers = &mut response.headers;
@@ -582,8 +589,8 @@ impl Drop for Exchange {
                 response: self.response.as_ref(),
                 trailers: self.trailers.as_ref(),
                 info: &stream.info,
-                local_reply_body: "",
-                log_type: sampan_core::format::LogType::DownstreamEnd,
+                local_reply_body: b"",
+                log_type: AccessLogType::DownstreamEnd,
             });
         }
     }

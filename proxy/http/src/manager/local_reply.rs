@@ -48,13 +48,17 @@ impl BodyFormat {
 
 impl LocalReplyConfig {
     /// Parses the message.
-    pub fn from_proto(message: Option<&pb::LocalReplyConfig>, context: &FactoryContext) -> ConfigResult<Self> {
+    pub fn from_proto(
+        message: Option<&pb::LocalReplyConfig>,
+        context: &FactoryContext,
+    ) -> ConfigResult<Self> {
         let Some(message) = message else { return Ok(Self::default()) };
         let mut mappers = Vec::new();
         for (i, mapper) in message.mappers.iter().enumerate() {
             mappers.push(Mapper::from_proto(mapper, context).at_index("mappers", i)?);
         }
-        let format = message.body_format.as_ref().map(BodyFormat::from_proto).transpose().at("body_format")?;
+        let format =
+            message.body_format.as_ref().map(BodyFormat::from_proto).transpose().at("body_format")?;
         Ok(Self { mappers, format })
     }
 
@@ -68,7 +72,7 @@ impl LocalReplyConfig {
         stream.info.response_code = reply.status;
         let mut format = self.format.as_ref();
         let mapper = self.mappers.iter().find(|mapper| {
-            mapper.filter.matches(&FormatContext {
+            mapper.filter.passes(&FormatContext {
                 request: Some(&stream.request),
                 response: Some(&headers),
                 ..FormatContext::new(&stream.info)
@@ -78,11 +82,7 @@ impl LocalReplyConfig {
             if let Some(body) = &mapper.body {
                 reply.body = Cow::Owned(body.to_string());
             }
-            mapper.headers.apply(&mut headers, |headers| FormatContext {
-                request: Some(&stream.request),
-                response: Some(headers),
-                ..FormatContext::new(&stream.info)
-            });
+            mapper.headers.apply_to_response(&mut headers, &stream.request, &stream.info);
             if let Some(status) = mapper.status {
                 reply.status = status;
                 stream.info.response_code = status;
@@ -158,9 +158,8 @@ fn percent_encode(text: &[u8]) -> Vec<u8> {
 impl Mapper {
     fn from_proto(message: &pb::ResponseMapper, context: &FactoryContext) -> ConfigResult<Self> {
         let filter = message.filter.as_ref().ok_or_else(|| ConfigError::missing("filter"))?;
-        let _ = context;
         Ok(Self {
-            filter: AccessLogFilter::from_proto(filter).at("filter")?,
+            filter: AccessLogFilter::from_proto(filter, &context.server.runtime).at("filter")?,
             status: message.status_code.map(|s| s.value as u16),
             body: message.body.as_ref().map(read_source).transpose().at("body")?.map(Into::into),
             format: message

@@ -27,8 +27,7 @@ pub use request::{has_token, is_upgrade, split_port};
 use crate::filter::{HttpFilterRegistry, decode};
 
 /// The manager's type.
-pub const TYPE: &str =
-    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+pub const TYPE: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
 struct Terminal(Arc<Manager>);
 

@@ -95,7 +95,11 @@ fn normalize_path(manager: &Manager, headers: &mut HeaderMap, grpc: bool) -> Res
 }
 
 /// Strips a trailing dot and the port; gives the port that was stripped.
-fn normalize_host(options: &RequestOptions, headers: &mut HeaderMap, listener_port: Option<u16>) -> Option<u16> {
+fn normalize_host(
+    options: &RequestOptions,
+    headers: &mut HeaderMap,
+    listener_port: Option<u16>,
+) -> Option<u16> {
     if options.strip_trailing_host_dot
         && let Some(host) = headers.get(HeaderId::AUTHORITY)
     {
@@ -125,7 +129,9 @@ fn normalize_host(options: &RequestOptions, headers: &mut HeaderMap, listener_po
 /// A host's name and port; a bracketed address keeps its colons.
 pub fn split_port(host: &[u8]) -> (&[u8], Option<&[u8]>) {
     match host.iter().rposition(|c| *c == b':') {
-        Some(at) if !host[at..].contains(&b']') && (host[..at].ends_with(b"]") || !host[..at].contains(&b':')) => {
+        Some(at)
+            if !host[at..].contains(&b']') && (host[..at].ends_with(b"]") || !host[..at].contains(&b':')) =>
+        {
             (&host[..at], Some(&host[at + 1..]))
         }
         _ => (host, None),

@@ -50,9 +50,7 @@ impl Responder {
     /// Waits until another frame can be queued.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         match self {
-            Self::H1(connection) => {
-                connection.poll_ready(cx).map_err(|_| ResetReason::ConnectionTermination)
-            }
+            Self::H1(connection) => connection.poll_ready(cx).map_err(|_| ResetReason::ConnectionTermination),
             Self::H2(stream) => stream.poll_ready(cx),
         }
     }
@@ -71,9 +69,7 @@ impl Responder {
     /// Writes what is queued. HTTP/2 writes by itself.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         match self {
-            Self::H1(connection) => {
-                connection.poll_flush(cx).map_err(|_| ResetReason::ConnectionTermination)
-            }
+            Self::H1(connection) => connection.poll_flush(cx).map_err(|_| ResetReason::ConnectionTermination),
             Self::H2(_) => Poll::Ready(Ok(())),
         }
     }

@@ -161,7 +161,9 @@ impl Action {
             pb::route::Action::Route(m) => {
                 Self::Cluster(Box::new(ClusterAction::from_proto(m, context, inherited).at("route")?))
             }
-            pb::route::Action::Redirect(m) => Self::Redirect(Box::new(Redirect::from_proto(m).at("redirect")?)),
+            pb::route::Action::Redirect(m) => {
+                Self::Redirect(Box::new(Redirect::from_proto(m).at("redirect")?))
+            }
             pb::route::Action::DirectResponse(m) => {
                 Self::Direct(Box::new(DirectResponse::from_proto(m).at("direct_response")?))
             }
@@ -299,7 +301,9 @@ impl ClusterAction {
         }
         if let Some(regex) = &message.regex_rewrite {
             if self.path.is_some() {
-                return Err(ConfigError::new("Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy"));
+                return Err(ConfigError::new(
+                    "Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy",
+                ));
             }
             self.path = Some(PathRewrite::Regex(RegexRewrite::from_proto(regex).at("regex_rewrite")?));
         }
@@ -310,9 +314,12 @@ impl ClusterAction {
     pub(super) fn bind(&mut self, message: &pb::RouteAction, matching: &RouteMatch) -> ConfigResult<()> {
         if let Some(policy) = &message.path_rewrite_policy {
             if self.path.is_some() {
-                return Err(ConfigError::new("Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy"));
+                return Err(ConfigError::new(
+                    "Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy",
+                ));
             }
-            let rewrite = TemplateRewrite::rewriting(policy, matching.template()).at("path_rewrite_policy")?;
+            let rewrite =
+                TemplateRewrite::rewriting(policy, matching.template()).at("path_rewrite_policy")?;
             self.path = Some(PathRewrite::Template(rewrite));
         }
         Ok(())
@@ -385,7 +392,13 @@ impl ClusterAction {
     }
 
     /// Rewrites path and host.
-    pub fn rewrite(&self, route: &Route, weighted: Option<u32>, headers: &mut HeaderMap, keep_original: bool) {
+    pub fn rewrite(
+        &self,
+        route: &Route,
+        weighted: Option<u32>,
+        headers: &mut HeaderMap,
+        keep_original: bool,
+    ) {
         if let Some(host) = self.new_host(weighted, headers) {
             self.set_host(headers, &host, keep_original);
         }
@@ -439,7 +452,10 @@ fn refuse_unsupported(message: &pb::RouteAction) -> ConfigResult<()> {
     refuse(message.internal_redirect_policy.is_some(), "internal_redirect_policy")?;
     refuse(message.internal_redirect_action != 0, "internal_redirect_action")?;
     refuse(message.hedge_policy.is_some(), "hedge_policy")?;
-    refuse(message.upgrade_configs.iter().any(|u| u.connect_config.is_some()), "upgrade_configs.connect_config")
+    refuse(
+        message.upgrade_configs.iter().any(|u| u.connect_config.is_some()),
+        "upgrade_configs.connect_config",
+    )
 }
 
 #[allow(deprecated)] // `max_grpc_timeout` is deprecated and still taken.
@@ -453,9 +469,13 @@ fn old_grpc_timeout(message: &pb::RouteAction) -> GrpcTimeout {
 fn host_rewrite(message: &pb::RouteAction) -> ConfigResult<Option<HostRewrite>> {
     Ok(match &message.host_rewrite_specifier {
         None => None,
-        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => Some(HostRewrite::Literal(host.as_str().into())),
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+            Some(HostRewrite::Literal(host.as_str().into()))
+        }
         Some(HostRewriteSpecifier::AutoHostRewrite(on)) => on.value.then_some(HostRewrite::Auto),
-        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => Some(HostRewrite::Header(HeaderName::new(name))),
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
+            Some(HostRewrite::Header(HeaderName::new(name)))
+        }
         Some(HostRewriteSpecifier::HostRewritePathRegex(regex)) => {
             Some(HostRewrite::PathRegex(RegexRewrite::from_proto(regex).at("host_rewrite_path_regex")?))
         }
@@ -477,7 +497,8 @@ fn choice(message: &pb::RouteAction, context: &RouteContext<'_>) -> ConfigResult
             Err(ConfigError::unsupported("cluster_specifier_plugin").at("cluster_specifier_plugin"))
         }
         ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
-            Err(ConfigError::unsupported("inline_cluster_specifier_plugin").at("inline_cluster_specifier_plugin"))
+            Err(ConfigError::unsupported("inline_cluster_specifier_plugin")
+                .at("inline_cluster_specifier_plugin"))
         }
     }
 }
@@ -492,7 +513,10 @@ fn weighted(message: &pb::WeightedCluster, context: &RouteContext<'_>) -> Config
     }
     let total: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
     if total > u64::from(u32::MAX) {
-        return Err(ConfigError::new(format!("The sum of weights of all weighted clusters exceeds {}", u32::MAX)));
+        return Err(ConfigError::new(format!(
+            "The sum of weights of all weighted clusters exceeds {}",
+            u32::MAX
+        )));
     }
     if total == 0 {
         return Err(ConfigError::new("Sum of weights in the weighted_cluster must be greater than 0."));
@@ -515,7 +539,9 @@ impl Redirect {
     }
 
     fn from_proto(message: &pb::RedirectAction) -> ConfigResult<Self> {
-        use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode as Code, SchemeRewriteSpecifier};
+        use pb::redirect_action::{
+            PathRewriteSpecifier, RedirectResponseCode as Code, SchemeRewriteSpecifier,
+        };
         let (https, scheme) = match &message.scheme_rewrite_specifier {
             Some(SchemeRewriteSpecifier::HttpsRedirect(https)) => (*https, ""),
             Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => (false, scheme.as_str()),
@@ -536,7 +562,12 @@ impl Redirect {
             path: match &message.path_rewrite_specifier {
                 None => None,
                 Some(PathRewriteSpecifier::PathRedirect(p)) => Some(RedirectPath::Path(p.as_str().into())),
-                Some(PathRewriteSpecifier::PrefixRewrite(p)) => Some(RedirectPath::Prefix(p.as_bytes().into())),
+                Some(PathRewriteSpecifier::PrefixRewrite(p)) => {
+                    Some(RedirectPath::Prefix(p.as_bytes().into()))
+                }
+                Some(PathRewriteSpecifier::PathRewrite(_)) => {
+                    return Err(ConfigError::unsupported("path_rewrite").at("path_rewrite"));
+                }
                 Some(PathRewriteSpecifier::RegexRewrite(r)) => {
                     Some(RedirectPath::Regex(RegexRewrite::from_proto(r).at("regex_rewrite")?))
                 }

@@ -1,12 +1,13 @@
 //! `request_headers_to_add`, `response_headers_to_remove` and their kin: parsed once, applied in order.
 
+use core::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher as StringMatcherMessage;
-use core::header_value_option::HeaderAppendAction;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::format::{Extensions, FormatContext, Formatter};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_core::matcher::StringMatcher;
+use sampan_core::stream_info::StreamInfo;
 
 /// Header mutations of one level.
 #[derive(Default)]
@@ -67,8 +68,18 @@ impl HeaderMutations {
         self.operations.is_empty()
     }
 
-    /// Applies them; `of` builds what values are formatted from out of the headers as they are.
-    pub fn apply<'c>(&self, headers: &mut HeaderMap, mut of: impl FnMut(&HeaderMap) -> FormatContext<'_> + 'c) {
+    /// Applies them to a request.
+    pub fn apply_to_request(&self, request: &mut HeaderMap, info: &StreamInfo) {
+        self.apply(request, None, info);
+    }
+
+    /// Applies them to a response.
+    pub fn apply_to_response(&self, response: &mut HeaderMap, request: &HeaderMap, info: &StreamInfo) {
+        self.apply(response, Some(request), info);
+    }
+
+    /// `request` is there where `headers` are a response's.
+    fn apply(&self, headers: &mut HeaderMap, request: Option<&HeaderMap>, info: &StreamInfo) {
         let mut text = Vec::new();
         for operation in &self.operations {
             match operation {
@@ -83,7 +94,12 @@ impl HeaderMutations {
                         Some(literal) => literal,
                         None => {
                             text.clear();
-                            value.write(&of(headers), &mut text);
+                            let context = FormatContext {
+                                request: Some(request.unwrap_or(headers)),
+                                response: request.is_some().then_some(&*headers),
+                                ..FormatContext::new(info)
+                            };
+                            value.write(&context, &mut text);
                             &text
                         }
                     };

@@ -51,7 +51,9 @@ impl Hosts {
                     let reason = if lower == "*" {
                         "Only a single wildcard domain is permitted".to_owned()
                     } else {
-                        format!("Only unique values for domains are permitted. Duplicate entry of domain {domain}")
+                        format!(
+                            "Only unique values for domains are permitted. Duplicate entry of domain {domain}"
+                        )
                     };
                     return Err(ConfigError::new(reason).index(d).at("domains").index(i).at("virtual_hosts"));
                 }

@@ -45,16 +45,17 @@ impl RouteMatch {
     pub(super) fn from_proto(message: &pb::RouteMatch) -> ConfigResult<Self> {
         refuse(!message.cookies.is_empty(), "cookies")?;
         let bytes = |s: &str| s.as_bytes().into();
-        let path = match message.path_specifier.as_ref().ok_or_else(|| ConfigError::missing("path_specifier"))? {
-            PathSpecifier::Prefix(p) => Path::Prefix(bytes(p)),
-            PathSpecifier::Path(p) => Path::Exact(bytes(p)),
-            PathSpecifier::PathSeparatedPrefix(p) => Path::Separated(bytes(p)),
-            PathSpecifier::SafeRegex(r) => Path::Regex(Regex::from_proto(r).at("safe_regex")?),
-            PathSpecifier::ConnectMatcher(_) => Path::Connect,
-            PathSpecifier::PathMatchPolicy(policy) => {
-                Path::Template(Template::matching(policy).at("path_match_policy")?)
-            }
-        };
+        let path =
+            match message.path_specifier.as_ref().ok_or_else(|| ConfigError::missing("path_specifier"))? {
+                PathSpecifier::Prefix(p) => Path::Prefix(bytes(p)),
+                PathSpecifier::Path(p) => Path::Exact(bytes(p)),
+                PathSpecifier::PathSeparatedPrefix(p) => Path::Separated(bytes(p)),
+                PathSpecifier::SafeRegex(r) => Path::Regex(Regex::from_proto(r).at("safe_regex")?),
+                PathSpecifier::ConnectMatcher(_) => Path::Connect,
+                PathSpecifier::PathMatchPolicy(policy) => {
+                    Path::Template(Template::matching(policy).at("path_match_policy")?)
+                }
+            };
         let indexed = |list: ConfigResult<Vec<MetadataMatcher>>| list.at("dynamic_metadata");
         Ok(Self {
             path,
@@ -62,7 +63,10 @@ impl RouteMatch {
             headers: HeaderMatcher::list_from_proto(&message.headers, "headers")?,
             query: QueryParameterMatcher::list_from_proto(&message.query_parameters, "query_parameters")?,
             grpc: message.grpc.is_some(),
-            tls: message.tls_context.as_ref().map(|t| (t.presented.map(|b| b.value), t.validated.map(|b| b.value))),
+            tls: message
+                .tls_context
+                .as_ref()
+                .map(|t| (t.presented.map(|b| b.value), t.validated.map(|b| b.value))),
             fraction: message.runtime_fraction.as_ref().map(Fraction::from_proto),
             metadata: indexed(message.dynamic_metadata.iter().map(MetadataMatcher::from_proto).collect())?,
             filter_state: message
@@ -84,8 +88,9 @@ impl RouteMatch {
     }
 
     fn starts_with(&self, path: &[u8], prefix: &[u8]) -> bool {
-        path.get(..prefix.len())
-            .is_some_and(|start| if self.ignore_case { start.eq_ignore_ascii_case(prefix) } else { start == prefix })
+        path.get(..prefix.len()).is_some_and(|start| {
+            if self.ignore_case { start.eq_ignore_ascii_case(prefix) } else { start == prefix }
+        })
     }
 
     fn path_matches(&self, path: &[u8], request: &RequestView<'_>) -> bool {

@@ -19,7 +19,6 @@ mod retry;
 mod rewrite;
 mod source;
 
-
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -247,7 +246,8 @@ impl VirtualHost {
         refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
         refuse(!message.virtual_clusters.is_empty(), "virtual_clusters")?;
         refuse(message.include_is_timeout_retry_header, "include_is_timeout_retry_header")?;
-        let retry = message.retry_policy.as_ref().map(RetryPolicy::from_proto).transpose().at("retry_policy")?;
+        let retry =
+            message.retry_policy.as_ref().map(RetryPolicy::from_proto).transpose().at("retry_policy")?;
         let mirrors = Mirror::list(&message.request_mirror_policies)?;
         let limit = message
             .request_body_buffer_limit
@@ -293,9 +293,7 @@ impl VirtualHost {
         match self.require_tls {
             Tls::None => false,
             Tls::All => !https(),
-            Tls::ExternalOnly => {
-                !https() && request.headers.get(HeaderId::X_ENVOY_INTERNAL) != Some(b"true")
-            }
+            Tls::ExternalOnly => !https() && request.headers.get(HeaderId::X_ENVOY_INTERNAL) != Some(b"true"),
         }
     }
 

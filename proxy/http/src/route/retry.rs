@@ -154,7 +154,9 @@ impl RetryPolicy {
                 None => "",
             };
             match name {
-                "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate" => avoid_previous_hosts = true,
+                "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate" => {
+                    avoid_previous_hosts = true
+                }
                 _ => {
                     let what = format!("retry host predicate {:?} ({name})", predicate.name);
                     return Err(ConfigError::unsupported(what).index(i).at("retry_host_predicate"));
@@ -166,7 +168,11 @@ impl RetryPolicy {
             on,
             retries: message.num_retries.map_or(1, |n| n.value),
             per_try_timeout: message.per_try_timeout.as_ref().map(duration).filter(|d| !d.is_zero()),
-            per_try_idle_timeout: message.per_try_idle_timeout.as_ref().map(duration).filter(|d| !d.is_zero()),
+            per_try_idle_timeout: message
+                .per_try_idle_timeout
+                .as_ref()
+                .map(duration)
+                .filter(|d| !d.is_zero()),
             status_codes: message.retriable_status_codes.iter().map(|c| *c as u16).collect(),
             headers: HeaderMatcher::list_from_proto(&message.retriable_headers, "retriable_headers")?,
             request_headers: HeaderMatcher::list_from_proto(
@@ -187,7 +193,9 @@ fn back_off(message: Option<&pb::retry_policy::RetryBackOff>) -> ConfigResult<Ba
     let base = base.max(Duration::from_millis(1));
     let max = message.max_interval.as_ref().map_or(base * 10, duration);
     if max < base {
-        return Err(ConfigError::new("retry_policy.max_interval must greater than or equal to the base_interval"));
+        return Err(ConfigError::new(
+            "retry_policy.max_interval must greater than or equal to the base_interval",
+        ));
     }
     Ok(BackOff { base, max })
 }
@@ -196,7 +204,11 @@ fn rate_limited(message: Option<&pb::retry_policy::RateLimitedRetryBackOff>) -> 
     let message = message?;
     let unix = pb::retry_policy::ResetHeaderFormat::UnixTimestamp;
     Some(RateLimited {
-        headers: message.reset_headers.iter().map(|h| (HeaderName::new(&h.name), h.format() == unix)).collect(),
+        headers: message
+            .reset_headers
+            .iter()
+            .map(|h| (HeaderName::new(&h.name), h.format() == unix))
+            .collect(),
         max: message.max_interval.as_ref().map_or(Duration::from_secs(300), duration),
     })
 }

@@ -30,7 +30,9 @@ impl Template {
     pub(super) fn matching(policy: &TypedExtensionConfig) -> ConfigResult<Self> {
         let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
         if message_name(any) != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" {
-            return Err(ConfigError::unsupported(format!("path match type {:?}", any.type_url)).at("typed_config"));
+            return Err(
+                ConfigError::unsupported(format!("path match type {:?}", any.type_url)).at("typed_config")
+            );
         }
         let config: UriTemplateMatchConfig = decode(any)?;
         Self::parse(&config.path_template).at("typed_config.path_template")
@@ -47,7 +49,10 @@ impl Template {
                 let end = tail.find('}').ok_or_else(|| invalid(template))?;
                 let (name, inner) = tail[..end].split_once('=').unwrap_or((&tail[..end], "*"));
                 let first_ok = name.starts_with(|c: char| c.is_ascii_alphabetic());
-                if !first_ok || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') || name.len() > 16 {
+                if !first_ok
+                    || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+                    || name.len() > 16
+                {
                     return Err(invalid(template));
                 }
                 pattern.push_str(&format!("(?P<{name}>{})", glob(inner, template)?));
@@ -87,7 +92,10 @@ fn glob(pattern: &str, template: &str) -> ConfigResult<String> {
 }
 
 impl TemplateRewrite {
-    pub(super) fn rewriting(policy: &TypedExtensionConfig, template: Option<&Template>) -> ConfigResult<Self> {
+    pub(super) fn rewriting(
+        policy: &TypedExtensionConfig,
+        template: Option<&Template>,
+    ) -> ConfigResult<Self> {
         let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
         if message_name(any) != "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig" {
             return Err(
@@ -96,7 +104,9 @@ impl TemplateRewrite {
         }
         let config: UriTemplateRewriteConfig = decode(any)?;
         let template = template.ok_or_else(|| {
-            ConfigError::new("unable to use uri_template rewrite extension without uri_template match extension")
+            ConfigError::new(
+                "unable to use uri_template rewrite extension without uri_template match extension",
+            )
         })?;
         let mut parts = Vec::new();
         let mut rest = config.path_template_rewrite.as_str();
@@ -126,7 +136,9 @@ impl TemplateRewrite {
         for part in &self.0 {
             match part {
                 Part::Literal(text) => out.extend_from_slice(text.as_bytes()),
-                Part::Variable(name) => out.extend_from_slice(captures.name(name).map_or(b"", |m| m.as_bytes())),
+                Part::Variable(name) => {
+                    out.extend_from_slice(captures.name(name).map_or(b"", |m| m.as_bytes()))
+                }
             }
         }
         Some(out)

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
-use sampan_core::format::FormatContext;
 use sampan_core::header::{HeaderMap, HeaderName};
+use sampan_core::stream_info::StreamInfo;
 use sampan_listener::{FactoryContext, KnownClusters};
 
 use super::action::{Action, ClusterAction, Redirect};
@@ -53,7 +53,8 @@ impl RouteSource {
     ) -> ConfigResult<Self> {
         let table = match message {
             Some(RouteSpecifier::RouteConfig(config)) => {
-                let context = RouteContext { registry, clusters: &*context.server.clusters, validate_clusters: true };
+                let context =
+                    RouteContext { registry, clusters: &*context.server.clusters, validate_clusters: true };
                 RouteTable::from_proto(config, &context).at("route_config")?
             }
             Some(RouteSpecifier::Rds(_)) => return Err(ConfigError::unsupported("rds").at("rds")),
@@ -110,7 +111,8 @@ impl SharedTable {
         let view = RequestView { headers: &stream.request, info: &stream.info, random, runtime };
         let found = self.0.find(&view)?;
         let selected = Selected { table: self, found, weighted: None };
-        let weighted = selected.cluster_action().and_then(|action| action.pick(stream.worker.random(), runtime));
+        let weighted =
+            selected.cluster_action().and_then(|action| action.pick(stream.worker.random(), runtime));
         Some(Selected { weighted, ..selected })
     }
 }
@@ -191,29 +193,16 @@ impl Selected {
 
 impl Selected {
     /// Header mutations of the request, then rewrites.
-    pub fn finalize_request(&self, stream_headers: &mut HeaderMap, info: &sampan_core::stream_info::StreamInfo, keep_original: bool) {
-        self.each_level(false, |mutations| {
-            mutations.apply(stream_headers, |headers| FormatContext { request: Some(headers), ..FormatContext::new(info) });
-        });
+    pub fn finalize_request(&self, headers: &mut HeaderMap, info: &StreamInfo, keep_original: bool) {
+        self.each_level(false, |mutations| mutations.apply_to_request(headers, info));
         if let (Some(route), Some(action)) = (self.route(), self.cluster_action()) {
-            action.rewrite(route, self.weighted, stream_headers, keep_original);
+            action.rewrite(route, self.weighted, headers, keep_original);
         }
     }
 
     /// Header mutations of the response.
-    pub fn finalize_response(
-        &self,
-        request: &HeaderMap,
-        response: &mut HeaderMap,
-        info: &sampan_core::stream_info::StreamInfo,
-    ) {
-        self.each_level(true, |mutations| {
-            mutations.apply(response, |headers| FormatContext {
-                request: Some(request),
-                response: Some(headers),
-                ..FormatContext::new(info)
-            });
-        });
+    pub fn finalize_response(&self, request: &HeaderMap, response: &mut HeaderMap, info: &StreamInfo) {
+        self.each_level(true, |mutations| mutations.apply_to_response(response, request, info));
     }
 
     fn each_level(&self, response: bool, mut apply: impl FnMut(&super::HeaderMutations)) {

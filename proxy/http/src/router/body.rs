@@ -95,7 +95,9 @@ impl BodyStream for UpstreamBody {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
-            Poll::Pending => self.parts.deadline.poll(&self.parts.timer, cx).map(|_| Some(Err(BodyError::Timeout))),
+            Poll::Pending => {
+                self.parts.deadline.poll(&self.parts.timer, cx).map(|_| Some(Err(BodyError::Timeout)))
+            }
         }
     }
 

@@ -33,7 +33,8 @@ use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stats::{Counter, Scope};
 use sampan_core::stream_info::ResponseFlag;
 use sampan_upstream::{
-    ConnectFailure, ConnectOptions, Host, HttpLease, LbContext, PoolError, Priority, WorkerCluster, WorkerHost,
+    ConnectFailure, ConnectOptions, Host, HttpLease, LbContext, PoolError, Priority, WorkerCluster,
+    WorkerHost,
 };
 
 use crate::filter::{HttpFilterContext, HttpFilterKind, LocalReply, Response, decode};
@@ -85,7 +86,10 @@ enum Failure {
     /// The upstream reset the stream before it did anything.
     Refused,
     /// The stream ended; whether anything of the request may have been processed.
-    Reset { reason: ResetReason, sent: bool },
+    Reset {
+        reason: ResetReason,
+        sent: bool,
+    },
     Protocol(CodecError),
     PerTryTimeout,
     PerTryIdleTimeout,
@@ -224,7 +228,11 @@ fn answer(stream: &Stream, config: &RouterConfig, selected: &Selected, action: &
     }
 }
 
-fn find_cluster(stream: &mut Stream, selected: &Selected, action: &ClusterAction) -> Option<Rc<WorkerCluster>> {
+fn find_cluster(
+    stream: &mut Stream,
+    selected: &Selected,
+    action: &ClusterAction,
+) -> Option<Rc<WorkerCluster>> {
     let name = action.cluster_name(selected.weighted(), &stream.request)?;
     let cluster = stream.worker.clusters.get(&name)?;
     stream.info.cluster = Some(name);
@@ -238,7 +246,9 @@ fn check_strict(stream: &Stream, config: &RouterConfig) -> Result<(), LocalReply
     for id in &config.strict_headers {
         let Some(value) = stream.request.get_str(*id) else { continue };
         let ok = match *id {
-            HeaderId::X_ENVOY_RETRY_ON | HeaderId::X_ENVOY_RETRY_GRPC_ON => crate::route::RetryOn::parse(value).1,
+            HeaderId::X_ENVOY_RETRY_ON | HeaderId::X_ENVOY_RETRY_GRPC_ON => {
+                crate::route::RetryOn::parse(value).1
+            }
             _ => value.parse::<u64>().is_ok(),
         };
         if !ok {
@@ -437,8 +447,12 @@ impl<'s> Forward<'s> {
                         timer.touch();
                     }
                     Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
-                    Poll::Ready(Err(BodyError::Protocol(e))) => return Poll::Ready(Err(Failure::Protocol(e))),
-                    Poll::Ready(Err(BodyError::Reset(reason))) => return Poll::Ready(Err(reset(reason, true))),
+                    Poll::Ready(Err(BodyError::Protocol(e))) => {
+                        return Poll::Ready(Err(Failure::Protocol(e)));
+                    }
+                    Poll::Ready(Err(BodyError::Reset(reason))) => {
+                        return Poll::Ready(Err(reset(reason, true)));
+                    }
                     Poll::Ready(Err(BodyError::Timeout)) => return Poll::Ready(Err(Failure::Timeout)),
                     Poll::Pending => break,
                 }
@@ -635,8 +649,10 @@ impl<'s> Forward<'s> {
         };
         info.flags.set(flag);
         let mut details = reason.to_owned();
-        let mut body =
-            format!("upstream connect error or disconnect/reset before headers. reset reason: {}", reason.replace('_', " "));
+        let mut body = format!(
+            "upstream connect error or disconnect/reset before headers. reset reason: {}",
+            reason.replace('_', " ")
+        );
         if info.attempts > 1 {
             body = body.replace("headers. reset", "headers. retried and the latest reset");
         }
@@ -677,7 +693,11 @@ impl<'s> Forward<'s> {
     /// A local reply in the upstream's place counts as its code.
     fn charge_local(&self, status: u16) {
         if self.config.dynamic_stats {
-            codes::charge(self.cluster.cluster(), status, codes::Kind { internal: self.internal, canary: false });
+            codes::charge(
+                self.cluster.cluster(),
+                status,
+                codes::Kind { internal: self.internal, canary: false },
+            );
         }
     }
 }
@@ -712,7 +732,8 @@ fn reset_flag(reason: ResetReason) -> ResponseFlag {
 fn downstream_failed(error: BodyError) -> End {
     match error {
         BodyError::Protocol(error) => {
-            let mut reply = LocalReply::new(error.status, error.details).flag(ResponseFlag::DownstreamProtocolError);
+            let mut reply =
+                LocalReply::new(error.status, error.details).flag(ResponseFlag::DownstreamProtocolError);
             reply.close = true;
             reply.body("Bad Request").into()
         }
