@@ -7,7 +7,6 @@
 //!   worker      per worker: name -> WorkerCluster, WorkerHost       (Rc)
 //!   lb          which host
 //!   pool        which connection to it: HTTP/1, HTTP/2, TCP; connect makes one
-//!   status      what /clusters shows
 //! ```
 //!
 //! The control thread swaps a cluster's hosts as a whole; each worker sees the changed generation at its next pick
@@ -22,7 +21,6 @@ pub mod lb;
 pub mod manager;
 pub mod pool;
 pub mod stats;
-pub mod status;
 pub mod worker;
 
 mod dns;

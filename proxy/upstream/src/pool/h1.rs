@@ -8,7 +8,7 @@ use sampan_codec::h1::{ClientConnection, ClientOptions};
 use sampan_core::stream_info::Protocol;
 use tokio::sync::oneshot;
 
-use super::{ConnectionGuard, PoolError, PoolSet, Queue, RequestGuard};
+use super::{Age, ConnectionGuard, PoolError, PoolSet, Queue, RequestGuard};
 use crate::circuit::Priority;
 use crate::connect::{self, ConnectInfo};
 use crate::worker::WorkerHost;
@@ -187,6 +187,7 @@ impl PoolSet {
         if !pool.waiting.is_empty() {
             match pool.waiting.give(connection) {
                 Ok(()) => return,
+                Err(_) if host.removed.get() => return,
                 Err(back) => connection = back,
             }
         }
@@ -200,12 +201,13 @@ impl Pool {
         drop(std::mem::take(&mut *self.idle.borrow_mut()));
     }
 
-    /// Closes idle connections that ended, waited or lived too long. Returns whether any is left.
-    pub(super) fn sweep(&self, cx: &mut Context<'_>, now: u64, host: &WorkerHost) -> bool {
+    /// Closes idle connections that ended, waited or lived too long. Returns when the next one will have, by the
+    /// sweeper's clock; `None` where none is left.
+    pub(super) fn sweep(&self, cx: &mut Context<'_>, now: u64, host: &WorkerHost) -> Option<u64> {
         let http = &host.cluster().config().http;
-        let idle_timeout = http.idle_timeout.map(|d| d.as_millis() as u64);
         let stats = &host.core.stats;
         let mut closed = Vec::new();
+        let mut next = None;
         let mut idle = self.idle.borrow_mut();
         let mut i = 0;
         while i < idle.len() {
@@ -213,20 +215,22 @@ impl Pool {
             let since = *connection.idle_since.get_or_insert(now);
             if connection.codec.poll_stale(cx).is_ready() {
                 connection.guard.closed_by_peer();
-            } else if idle_timeout.is_some_and(|limit| now - since >= limit) {
-                stats.upstream_cx_idle_timeout.inc();
-            } else if http.max_connection_duration.is_some_and(|d| connection.guard.start().elapsed() >= d) {
-                stats.upstream_cx_max_duration_reached.inc();
             } else {
-                i += 1;
-                continue;
+                match super::age(http, now, since, &connection.guard) {
+                    Age::Idle => stats.upstream_cx_idle_timeout.inc(),
+                    Age::Old => stats.upstream_cx_max_duration_reached.inc(),
+                    Age::Young(deadline) => {
+                        next = Some(next.unwrap_or(u64::MAX).min(deadline));
+                        i += 1;
+                        continue;
+                    }
+                }
             }
             closed.push(idle.remove(i));
         }
-        let left = !idle.is_empty();
         drop(idle);
         drop(closed);
-        left
+        next
     }
 }
 

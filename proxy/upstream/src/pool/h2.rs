@@ -15,7 +15,7 @@ use sampan_core::HeaderMap;
 use sampan_core::stream_info::Protocol;
 use tokio::sync::oneshot;
 
-use super::{ConnectionGuard, PoolError, PoolSet, Queue, RequestGuard};
+use super::{Age, ConnectionGuard, PoolError, PoolSet, Queue, RequestGuard};
 use crate::circuit::Priority;
 use crate::connect::{self, ConnectFailure, ConnectFailureKind, ConnectInfo};
 use crate::worker::WorkerHost;
@@ -263,27 +263,28 @@ impl Pool {
         }
     }
 
-    /// Retires connections that were without streams for too long. Returns whether any is idle.
-    pub(super) fn sweep(&self, now: u64, host: &WorkerHost) -> bool {
+    /// Retires connections that were without streams for too long. Returns when the next one will be.
+    pub(super) fn sweep(&self, now: u64, host: &WorkerHost) -> Option<u64> {
         let http = &host.cluster().config().http;
-        let mut idle = false;
+        let stats = &host.core.stats;
+        let mut next = None;
         for connection in self.connections.borrow().iter().filter(|c| c.active.get() == 0) {
             if connection.handle.borrow().is_none() {
                 continue;
             }
             let since = connection.idle_since.get().unwrap_or(now);
             connection.idle_since.set(Some(since));
-            if http.idle_timeout.is_some_and(|d| now - since >= d.as_millis() as u64) {
-                host.core.stats.upstream_cx_idle_timeout.inc();
-                connection.retire();
-            } else if http.max_connection_duration.is_some_and(|d| connection.guard.start().elapsed() >= d) {
-                host.core.stats.upstream_cx_max_duration_reached.inc();
-                connection.retire();
-            } else {
-                idle = true;
+            match super::age(http, now, since, &connection.guard) {
+                Age::Idle => stats.upstream_cx_idle_timeout.inc(),
+                Age::Old => stats.upstream_cx_max_duration_reached.inc(),
+                Age::Young(deadline) => {
+                    next = Some(next.unwrap_or(u64::MAX).min(deadline));
+                    continue;
+                }
             }
+            connection.retire();
         }
-        idle
+        next
     }
 }
 

@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use crate::circuit::{Permit, Priority};
-use crate::config::HttpProtocol;
+use crate::config::{HttpConfig, HttpProtocol};
 use crate::connect::{ConnectFailure, ConnectOptions};
 use crate::worker::WorkerHost;
 
@@ -64,6 +64,34 @@ pub(crate) struct PoolSet {
     h1: [h1::Pool; 2],
     h2: [h2::Pool; 2],
     listed: Cell<bool>,
+}
+
+/// How an idle connection stands to its limits.
+enum Age {
+    /// Idle for too long.
+    Idle,
+    /// Alive for too long.
+    Old,
+    /// Neither before this time of the sweeper's clock.
+    Young(u64),
+}
+
+fn age(http: &HttpConfig, now: u64, idle_since: u64, guard: &ConnectionGuard) -> Age {
+    let mut deadline = u64::MAX;
+    if let Some(limit) = http.idle_timeout {
+        deadline = idle_since.saturating_add(limit.as_millis() as u64);
+        if now >= deadline {
+            return Age::Idle;
+        }
+    }
+    if let Some(limit) = http.max_connection_duration {
+        let left = limit.saturating_sub(guard.start().elapsed());
+        if left.is_zero() {
+            return Age::Old;
+        }
+        deadline = deadline.min(now + (left.as_millis() as u64).max(1));
+    }
+    Age::Young(deadline)
 }
 
 /// Requests that wait for a connection.

@@ -2,7 +2,7 @@
 //!
 //! It runs while there are idle connections. Each sweep polls every idle connection with the sweeper's own waker, so
 //! that a peer's close wakes it at once. A connection that was released since the last sweep is seen at the next one,
-//! at most [`SHORT`] later; if there was none the sweeper sleeps [`LONG`].
+//! at most [`SHORT`] later; if there was none the sweeper sleeps until the next one's time is up.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -16,7 +16,7 @@ use super::PoolSet;
 use crate::worker::WorkerHost;
 
 const SHORT: Duration = Duration::from_millis(50);
-const LONG: Duration = Duration::from_millis(500);
+const LONG: Duration = Duration::from_secs(3600);
 
 /// The pools with idle connections.
 #[derive(Default)]
@@ -50,52 +50,53 @@ impl Sweeper {
         let start = Instant::now();
         let mut timer: std::pin::Pin<Box<Sleep>> = Box::pin(sleep(SHORT));
         poll_fn(|cx| {
+            // Woken by a release while sleeping long: from now on short.
+            if self.fresh.get() && timer.deadline() > Instant::now() + SHORT {
+                timer.as_mut().reset(Instant::now() + SHORT);
+            }
+            let mut next = None;
             loop {
-                // Woken by a release while sleeping long: from now on short.
-                if self.fresh.get() && timer.deadline() > Instant::now() + SHORT {
-                    timer.as_mut().reset(Instant::now() + SHORT);
-                }
                 let due = timer.as_mut().poll(cx).is_ready();
                 if due {
                     self.fresh.set(false);
                 }
-                let now = start.elapsed().as_millis() as u64;
-                if !self.sweep(cx, now) {
+                if due || next.is_none() {
+                    let now = start.elapsed().as_millis() as u64;
+                    next = self.sweep(cx, now).map(|deadline| deadline.saturating_sub(now).max(1));
+                }
+                let Some(wait) = next else {
                     self.running.set(false);
                     self.fresh.set(false);
                     return Poll::Ready(());
-                }
+                };
                 if !due {
                     *self.sleeper.borrow_mut() = Some(cx.waker().clone());
                     return Poll::Pending;
                 }
-                timer.as_mut().reset(Instant::now() + if self.fresh.get() { SHORT } else { LONG });
+                timer.as_mut().reset(Instant::now() + Duration::from_millis(wait).min(LONG));
             }
         })
         .await;
     }
 
-    /// Returns whether any connection is left idle.
-    fn sweep(&self, cx: &mut Context<'_>, now: u64) -> bool {
+    /// Returns when the next connection will have been idle or alive for too long; `None` where none is idle.
+    fn sweep(&self, cx: &mut Context<'_>, now: u64) -> Option<u64> {
         let listed = std::mem::take(&mut *self.pools.borrow_mut());
         let mut left = Vec::with_capacity(listed.len());
+        let mut next: Option<u64> = None;
         for weak in listed {
             let Some(pools) = weak.upgrade() else { continue };
             let Some(host) = pools.host.upgrade() else { continue };
-            let mut any = false;
-            for pool in &pools.h1 {
-                any |= pool.sweep(cx, now, &host);
-            }
-            for pool in &pools.h2 {
-                any |= pool.sweep(now, &host);
-            }
-            pools.listed.set(any);
-            if any {
+            let h1 = pools.h1.iter().filter_map(|pool| pool.sweep(cx, now, &host)).min();
+            let h2 = pools.h2.iter().filter_map(|pool| pool.sweep(now, &host)).min();
+            let deadline = h1.into_iter().chain(h2).min();
+            pools.listed.set(deadline.is_some());
+            if let Some(deadline) = deadline {
+                next = Some(next.unwrap_or(u64::MAX).min(deadline));
                 left.push(weak);
             }
         }
-        let mut pools = self.pools.borrow_mut();
-        pools.append(&mut left);
-        !pools.is_empty()
+        self.pools.borrow_mut().append(&mut left);
+        next
     }
 }

@@ -145,7 +145,6 @@ fn a_released_connection_is_used_again() {
         assert_eq!(stats.upstream_rq_pending_active.value(), 0);
         let host = world.host().host.clone();
         assert_eq!((host.stats.cx_active.value(), host.stats.rq_total.value()), (1, 3));
-        assert!(world.manager.clusters().to_text().contains("::rq_total::3\n"));
     });
 }
 
@@ -188,7 +187,7 @@ fn the_idle_timeout_closes() {
         lease.release();
         tokio::time::sleep(Duration::from_millis(60)).await;
         assert_eq!(world.stats().upstream_cx_active.value(), 1);
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::time::sleep(Duration::from_millis(150)).await;
         assert_eq!(world.stats().upstream_cx_idle_timeout.value(), 1);
         assert_eq!(world.stats().upstream_cx_destroy_local.value(), 1);
     });
