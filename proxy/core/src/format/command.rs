@@ -8,7 +8,7 @@ use super::plain::{address_without_port, plain};
 use super::time::TimeFormat;
 use super::value::query_parameters_text;
 use crate::error::{ConfigError, ConfigResult};
-use crate::header::HeaderName;
+use crate::header::{HeaderId, HeaderName};
 
 /// What an operator takes behind its name.
 #[derive(Clone, Copy, PartialEq)]
@@ -120,8 +120,13 @@ fn header(from: From, parameters: &str, strip_query: bool) -> ConfigResult<What>
             "Invalid header configuration. Format string contains invalid characters.",
         ));
     }
-    let alternative = (!alternative.is_empty()).then(|| HeaderName::new(alternative));
-    Ok(What::Header { from, name: HeaderName::new(name), alternative, strip_query })
+    // A request's `host` is its `:authority`, under either name.
+    let named = |name: &str| match (from, HeaderName::new(name)) {
+        (From::Request, HeaderName::Known(HeaderId::HOST)) => HeaderId::AUTHORITY.into(),
+        (_, name) => name,
+    };
+    let alternative = (!alternative.is_empty()).then(|| named(alternative));
+    Ok(What::Header { from, name: named(name), alternative, strip_query })
 }
 
 fn option_error(name: &str, option: &str, allowed: &str) -> ConfigError {

@@ -141,7 +141,7 @@ fn operators_of_a_request() {
     for (format, expected) in [
         ("%REQ(:METHOD)% %%", "GET %"),
         ("%REQ(X-NO?:PATH):4%", "/d?a"),
-        ("%REQ(x-dup)% %REQ(no)%", "1 -"),
+        ("%REQ(x-dup)% %REQ(no)% %REQ(Host)%", "1 - h.com:8080"),
         ("%RESP(X-A)% %TRAILER(grpc-status)% %STREAM_INFO_REQ(:method)%", "b 7 GET"),
         ("%START_TIME%", "2026-11-21T04:46:56.478Z"),
         ("%START_TIME(%s.%6f)%", "1795236416.478000"),

@@ -4,6 +4,7 @@
 //! `%3f`, `%*f`). What is not known stands as it is. All but the fraction of a second stays the same for a
 //! second and is kept per thread.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -209,7 +210,7 @@ fn split(format: &str) -> Vec<TimePiece> {
             continue;
         }
         let (fraction, replacement, used) = specifier(rest);
-        text.push_str(replacement);
+        text.push_str(&replacement);
         rest = &rest[used..];
         if let Some(piece) = fraction {
             if !text.is_empty() {
@@ -225,36 +226,56 @@ fn split(format: &str) -> Vec<TimePiece> {
 }
 
 /// The specifier at the head of `rest`: a fraction, the text before it, how many bytes it was.
-fn specifier(rest: &str) -> (Option<TimePiece>, &'static str, usize) {
+fn specifier(rest: &str) -> (Option<TimePiece>, Cow<'static, str>, usize) {
     let fraction = |digits, dot| Some(TimePiece::Fraction { digits, dot });
     match *rest.as_bytes() {
-        [_, b'f', ..] => return (fraction(9, false), "", 2),
+        [_, b'f', ..] => return (fraction(9, false), "".into(), 2),
         [_, digit, b'f', ..] => {
             if let Some(digits) = digits_of(digit) {
-                return (fraction(digits, false), "", 3);
+                return (fraction(digits, false), "".into(), 3);
             }
         }
-        [_, b'E', b'4', b'Y', ..] => return (None, "%Y", 4),
-        [_, b'E', b'*', b'z', ..] => return (None, "%::z", 4),
-        [_, b'E', b'0', b'S', ..] => return (None, "%S", 4),
-        [_, b'E', b'z', ..] => return (None, "%:z", 3),
-        [_, b'E', b'T', ..] => return (None, "T", 3),
+        [_, b'E', b'4', b'Y', ..] => return (None, "%Y".into(), 4),
+        [_, b'E', b'*', b'z', ..] => return (None, "%::z".into(), 4),
+        [_, b'E', b'0', b'S', ..] => return (None, "%S".into(), 4),
+        [_, b'E', b'z', ..] => return (None, "%:z".into(), 3),
+        [_, b'E', b'T', ..] => return (None, "T".into(), 3),
         [_, b'E', digit, b'S', ..] => {
             if let Some(digits) = digits_of(digit) {
-                return (fraction(digits, true), "%S", 4);
+                return (fraction(digits, true), "%S".into(), 4);
             }
         }
         [_, b'E', digit, b'f', ..] => {
             if let Some(digits) = digits_of(digit) {
-                return (fraction(digits, false), "", 4);
+                return (fraction(digits, false), "".into(), 4);
             }
         }
         _ => {}
     }
     match rest.chars().nth(1).and_then(simple) {
-        Some(replacement) => (None, replacement, 2),
-        None => (None, "%%", 1),
+        Some(replacement) => (None, replacement.into(), 2),
+        None => padded(rest).map_or((None, "%%".into(), 1), |(text, used)| (None, text.into(), used)),
     }
+}
+
+/// `%-d`, `%5Y`, `%^a`, `%Od`: a specifier with flags, a width or a modifier that means nothing in the C locale.
+fn padded(rest: &str) -> Option<(String, usize)> {
+    let body = &rest[1..];
+    let flags = body.bytes().take_while(|b| matches!(b, b'-' | b'_' | b'0' | b'^' | b'#')).count();
+    let width = body[flags..].bytes().take_while(u8::is_ascii_digit).count();
+    let modifier = usize::from(body[flags + width..].starts_with('O'));
+    let specifier = simple(body[flags + width + modifier..].chars().next()?)?;
+    let used = 2 + flags + width + modifier;
+    // Wider than any number: not worth the blanks.
+    if width > 2 {
+        return None;
+    }
+    // What is made of several specifiers is not padded.
+    let text = match specifier.len() {
+        2 => format!("%{}{}", &body[..flags + width], &specifier[1..]),
+        _ => specifier.to_owned(),
+    };
+    Some((text, used))
 }
 
 #[cfg(test)]
@@ -286,6 +307,12 @@ mod tests {
             "2026|+00:00|T|46|Sat Nov 21 04:50:34 2026| 4| 4|AM|11/21/26|2026-11-21|04:50:34|04:50|6|6|20|26|Nov\
              |11/21/26|04:50:34|2026|26|47|46|04:50:34 AM|04|Saturday|November|%q|34|%E|%"
         );
+    }
+
+    #[test]
+    fn flags_and_widths() {
+        assert_eq!(format("%-d|%5Y|%%|%Od|%^a", 1_795_236_416_478), "21|02026|%|21|SAT");
+        assert_eq!(format("%-d|%_d|%-", 1_793_664_000_000), "3| 3|%-");
     }
 
     #[test]

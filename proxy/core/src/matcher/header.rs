@@ -4,7 +4,7 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 
 use super::{Regex, StringMatcher};
 use crate::error::{AtField, ConfigError, ConfigResult};
-use crate::header::{HeaderMap, HeaderName};
+use crate::header::{HeaderId, HeaderMap, HeaderName};
 
 /// A condition on one header of a list.
 #[derive(Debug, Clone)]
@@ -58,8 +58,10 @@ impl HeaderMatcher {
             }
             Some(S::StringMatch(m)) => What::String(StringMatcher::from_proto(m).at("string_match")?),
         };
+        let name = HeaderName::new(&message.name);
         Ok(Self {
-            name: HeaderName::new(&message.name),
+            // A request's `host` is its `:authority`, under either name.
+            name: if name.id() == HeaderId::HOST { HeaderId::AUTHORITY.into() } else { name },
             what,
             invert: message.invert_match,
             missing_as_empty: message.treat_missing_header_as_empty,
@@ -167,6 +169,16 @@ mod tests {
         assert!(!check(text(P::Exact("a".into())), true, false, &[]));
         assert!(check(text(P::Exact("a".into())), true, true, &[]));
         assert!(check(text(P::Exact(String::new())), false, true, &[]));
+    }
+
+    #[test]
+    fn host_is_the_authority() {
+        let matcher =
+            HeaderMatcher::from_proto(&pb::HeaderMatcher { name: "Host".into(), ..Default::default() });
+        let mut headers = HeaderMap::new();
+        assert!(!matcher.as_ref().unwrap().matches(&headers));
+        headers.append(HeaderId::AUTHORITY, "h.com");
+        assert!(matcher.unwrap().matches(&headers));
     }
 
     #[test]
