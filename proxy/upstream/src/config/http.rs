@@ -81,17 +81,17 @@ impl HttpConfig {
             || m.upstream_http_protocol_options.is_some()
             || m.max_requests_per_connection.is_some()
             || m.protocol_selection != 0;
+        let mut extension = None;
         for (key, any) in &m.typed_extension_protocol_options {
-            let known = type_name(any) == EXTENSION;
-            if !known {
-                return Err(ConfigError::unsupported(type_name(any))
-                    .key(key)
-                    .at("typed_extension_protocol_options"));
+            let path = |e: ConfigError| e.key(key).at("typed_extension_protocol_options");
+            if type_name(any) != EXTENSION {
+                return Err(path(ConfigError::unsupported(type_name(any))));
             }
-            return unpack(Some(any))
-                .and_then(|options| Self::from_extension(&options))
-                .map(Arc::new)
-                .map_err(|e| e.key(key).at("typed_extension_protocol_options"));
+            let options: ext::HttpProtocolOptions = unpack(Some(any)).map_err(path)?;
+            extension = Some(Self::from_extension(&options).map(Arc::new).map_err(path)?);
+        }
+        if let Some(config) = extension {
+            return Ok(config);
         }
         if !deprecated {
             return Ok(DEFAULT.clone());

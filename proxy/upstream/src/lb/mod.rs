@@ -169,7 +169,7 @@ impl LoadBalancer {
             if self.fail_on_panic {
                 return None;
             }
-            return self.from_source(&chosen.all).map(|host| Pick { host, panic: true });
+            return self.host_of(&chosen.all).map(|host| Pick { host, panic: true });
         }
         let (source, weighted) = match health {
             Health::Degraded => (&chosen.degraded, &chosen.degraded_weighted),
@@ -182,10 +182,10 @@ impl LoadBalancer {
                 weighted.sources.get(index)?
             }
         };
-        self.from_source(source).map(|host| Pick { host, panic: false })
+        self.host_of(source).map(|host| Pick { host, panic: false })
     }
 
-    fn from_source(&self, source: &Source) -> Option<Rc<WorkerHost>> {
+    fn host_of(&self, source: &Source) -> Option<Rc<WorkerHost>> {
         let count = source.hosts.len();
         if count == 0 {
             return None;
@@ -227,7 +227,7 @@ impl LoadBalancer {
                 (best, fewest, equals) = (i, active, 1);
             } else if active == fewest {
                 equals += 1;
-                if self.random.next() % equals == 0 {
+                if self.random.next().is_multiple_of(equals) {
                     best = i;
                 }
             }

@@ -26,6 +26,10 @@ pub(super) struct Connection {
 #[derive(Default)]
 pub(super) struct Pool {
     /// The last released is the first taken: the others can grow old and go.
+    #[allow(
+        clippy::vec_box,
+        reason = "a connection moves between stack, queue and lease: the box moves, not it"
+    )]
     idle: RefCell<Vec<Box<Connection>>>,
     waiting: Queue<Box<Connection>>,
     /// Connections on their way.

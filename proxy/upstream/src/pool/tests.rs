@@ -344,3 +344,115 @@ fn http2_streams_share_a_connection() {
         assert_eq!(stats.upstream_rq_active.value(), 0);
     });
 }
+
+#[test]
+fn tcp_connections_are_fresh_and_limited() {
+    run(async {
+        let one = Some(UInt32Value { value: 1 });
+        let message = with_breakers(message(upstream(1).await), |t| t.max_connections = one);
+        let world = world(&message);
+        let host = world.host();
+        let options = ConnectOptions::default();
+        let first = host.tcp(Priority::Default, &options).await.unwrap();
+        assert!(first.transport.as_ref().unwrap().plain_tcp().is_some());
+        assert_eq!(*first.info.remote, *host.host.address());
+        let second = host.tcp(Priority::Default, &options).await;
+        assert_eq!(second.err(), Some(PoolError::Overflow));
+        let stats = world.stats();
+        assert_eq!(stats.upstream_cx_overflow.value(), 1);
+        assert_eq!((stats.upstream_rq_total.value(), stats.upstream_rq_active.value()), (1, 1));
+        first.count_bytes(10, 20);
+        first.closed_by_peer();
+        drop(first);
+        assert_eq!(stats.upstream_cx_rx_bytes_total.value(), 10);
+        assert_eq!(stats.upstream_cx_destroy_remote_with_active_rq.value(), 1);
+        assert_eq!(stats.upstream_rq_active.value(), 0);
+        drop(host.tcp(Priority::Default, &options).await.unwrap());
+        assert_eq!(stats.upstream_cx_total.value(), 2);
+    });
+}
+
+#[test]
+fn a_missing_unix_socket_is_envoys_immediate_error() {
+    run(async {
+        let mut message = message(1);
+        let endpoints = &mut message.load_assignment.as_mut().unwrap().endpoints;
+        let pb::lb_endpoint::HostIdentifier::Endpoint(endpoint) =
+            endpoints[0].lb_endpoints[0].host_identifier.as_mut().unwrap()
+        else {
+            panic!("no endpoint")
+        };
+        endpoint.address.as_mut().unwrap().address = Some(core_pb::address::Address::Pipe(core_pb::Pipe {
+            path: "/nonexistent/nosuch.sock".into(),
+            ..Default::default()
+        }));
+        let world = world(&message);
+        let Err(PoolError::Connect(failure)) = world.host().http(Priority::Default, false, None).await else {
+            panic!("no connect failure")
+        };
+        assert_eq!(
+            &*failure.reason,
+            "immediate connect error: No such file or directory|remote address:/nonexistent/nosuch.sock"
+        );
+        assert_eq!(failure.reset_reason(), "remote_connection_failure");
+        assert_eq!(world.stats().upstream_cx_destroy_remote.value(), 1);
+    });
+}
+
+#[test]
+fn max_requests_counts_when_the_last_begins() {
+    run(async {
+        let mut message = message(upstream(100).await);
+        #[allow(deprecated)]
+        {
+            message.max_requests_per_connection = Some(UInt32Value { value: 2 });
+        }
+        let world = world(&message);
+        for total in [1, 1, 2, 2] {
+            let mut lease = world.h1().await;
+            exchange(&mut lease).await;
+            lease.release();
+            assert_eq!(world.stats().upstream_cx_total.value(), total);
+        }
+        assert_eq!(world.stats().upstream_cx_max_requests.value(), 2);
+        assert_eq!(world.stats().upstream_cx_destroy_local.value(), 2);
+        assert_eq!(world.stats().upstream_cx_active.value(), 0);
+    });
+}
+
+#[test]
+fn a_retry_budget_grows_with_the_active_requests() {
+    use crate::circuit::Breakers;
+    use crate::config::{RetryBudget, Thresholds};
+    let budget = RetryBudget { percent: 50.0, min_concurrency: 1 };
+    let thresholds = Thresholds { retry_budget: Some(budget), ..Default::default() };
+    let breakers = Arc::new(Breakers::new(&thresholds, &Store::new().root()));
+    let first = breakers.retry();
+    assert!(first.is_some());
+    assert!(breakers.retry().is_none(), "nothing is active: one at most");
+    let active: Vec<_> = (0..4).map(|_| breakers.request().unwrap()).collect();
+    let second = breakers.retry();
+    assert!(second.is_some());
+    assert!(breakers.retry().is_none(), "half of four are two");
+    drop((first, second, active));
+    assert_eq!(breakers.retries().current(), 0);
+}
+
+/// What a cluster costs that nobody uses: the model, the host, the slot.
+#[test]
+fn an_unused_cluster_is_small() {
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let manager = ClusterManager::new(&Store::new().root(), Default::default());
+    let before = resident();
+    for i in 0..2000 {
+        let mut message = message(80);
+        message.name = format!("cluster_{i}");
+        manager.add(ClusterConfig::from_proto(&message, false).unwrap()).unwrap();
+    }
+    let each = resident().saturating_sub(before) / 2000;
+    assert!(each < 4096, "{each} bytes each");
+    assert!(manager.clusters().all().iter().all(|c| !c.is_used()));
+}
