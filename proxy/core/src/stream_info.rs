@@ -167,6 +167,8 @@ pub struct UpstreamInfo {
     pub first_rx: Option<Instant>,
     /// See `first_rx`.
     pub last_rx: Option<Instant>,
+    /// First body byte from the upstream (`US_RX_BODY_BEG`).
+    pub first_body_rx: Option<Instant>,
     /// Metadata of the endpoint.
     pub host_metadata: Option<Arc<Metadata>>,
     /// Locality zone of the endpoint.
@@ -263,6 +265,8 @@ pub struct StreamInfo {
     pub start: Instant,
     /// See `start`.
     pub start_system: SystemTime,
+    /// When the request's headers were received (`DS_RX_HDR_END`).
+    pub headers_downstream_rx: Option<Instant>,
     /// When the request was wholly received.
     pub last_downstream_rx: Option<Instant>,
     /// First and last byte sent downstream.
@@ -336,6 +340,7 @@ impl StreamInfo {
             connection,
             start: Instant::now(),
             start_system: SystemTime::now(),
+            headers_downstream_rx: None,
             last_downstream_rx: None,
             first_downstream_tx: None,
             last_downstream_tx: None,

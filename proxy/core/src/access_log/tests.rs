@@ -392,3 +392,11 @@ fn wrong_filters_are_refused() {
     assert!(error(S::AndFilter(pb::AndFilter { filters: Vec::new() })).starts_with("and_filter.filters"));
     assert!(error(S::StatusCodeFilter(pb::StatusCodeFilter { comparison: None })).contains("comparison"));
 }
+
+#[test]
+fn loggers_are_shared_by_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<AccessLogger>();
+    shared::<AccessLogManager>();
+    shared::<Formatter>();
+}

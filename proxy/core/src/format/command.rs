@@ -170,7 +170,10 @@ fn server_name(parameters: &str) -> ConfigResult<What> {
 
 fn time_point(name: &str) -> TimePoint {
     match name {
+        "DS_CX_BEG" => TimePoint::DownstreamConnectBegin,
+        "DS_HS_END" => TimePoint::DownstreamHandshakeEnd,
         "DS_RX_BEG" => TimePoint::DownstreamRxBegin,
+        "DS_RX_HDR_END" => TimePoint::DownstreamRxHeadersEnd,
         "DS_RX_END" => TimePoint::DownstreamRxEnd,
         "US_CX_BEG" => TimePoint::UpstreamConnectBegin,
         "US_CX_END" => TimePoint::UpstreamConnectEnd,
@@ -178,10 +181,11 @@ fn time_point(name: &str) -> TimePoint {
         "US_TX_BEG" => TimePoint::UpstreamTxBegin,
         "US_TX_END" => TimePoint::UpstreamTxEnd,
         "US_RX_BEG" => TimePoint::UpstreamRxBegin,
+        "US_RX_BODY_BEG" => TimePoint::UpstreamRxBodyBegin,
         "US_RX_END" => TimePoint::UpstreamRxEnd,
         "DS_TX_BEG" => TimePoint::DownstreamTxBegin,
         "DS_TX_END" => TimePoint::DownstreamTxEnd,
-        // Any other name is one that a filter might set; none does.
+        // `DS_CX_END` and `DS_HS_BEG` are not measured; any other name is one that a filter might set, none does.
         _ => TimePoint::Never,
     }
 }

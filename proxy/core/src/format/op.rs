@@ -58,7 +58,9 @@ pub(super) enum TimeSource {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum TimePoint {
+    DownstreamConnectBegin,
     DownstreamRxBegin,
+    DownstreamRxHeadersEnd,
     DownstreamRxEnd,
     UpstreamConnectBegin,
     UpstreamConnectEnd,
@@ -66,6 +68,7 @@ pub(super) enum TimePoint {
     UpstreamTxBegin,
     UpstreamTxEnd,
     UpstreamRxBegin,
+    UpstreamRxBodyBegin,
     UpstreamRxEnd,
     DownstreamTxBegin,
     DownstreamTxEnd,
@@ -317,7 +320,9 @@ impl TimePoint {
     fn of(self, info: &StreamInfo) -> Option<Instant> {
         let upstream = info.upstream.as_deref();
         match self {
+            Self::DownstreamConnectBegin => Some(info.connection.start),
             Self::DownstreamRxBegin => Some(info.start),
+            Self::DownstreamRxHeadersEnd => info.headers_downstream_rx,
             Self::DownstreamRxEnd => info.last_downstream_rx,
             Self::DownstreamTxBegin => info.first_downstream_tx,
             Self::DownstreamTxEnd => info.last_downstream_tx,
@@ -328,6 +333,7 @@ impl TimePoint {
             Self::UpstreamTxBegin => upstream?.first_tx,
             Self::UpstreamTxEnd => upstream?.last_tx,
             Self::UpstreamRxBegin => upstream?.first_rx,
+            Self::UpstreamRxBodyBegin => upstream?.first_body_rx,
             Self::UpstreamRxEnd => upstream?.last_rx,
             Self::End => Some(info.end.unwrap_or_else(Instant::now)),
             Self::Never => None,
@@ -346,7 +352,7 @@ fn duration(
     let length = match end.checked_duration_since(begin) {
         Some(length) => length,
         // A handshake lies before the streams that follow it: Envoy prints the negative distance.
-        None if to == TimePoint::DownstreamHandshakeEnd => {
+        None if to == TimePoint::DownstreamHandshakeEnd && from == TimePoint::DownstreamRxBegin => {
             let millis = begin.saturating_duration_since(end).as_millis();
             if millis > 0 {
                 out.push(b'-');
@@ -371,8 +377,16 @@ impl AddressPart {
             return matches!(self, Self::Port) || write!(out, "{address}").is_ok();
         };
         match self {
-            Self::Whole => write!(out, "{socket}").is_ok(),
-            Self::Host => write!(out, "{}", socket.ip()).is_ok(),
+            Self::Whole => {
+                let std::net::SocketAddr::V4(v4) = socket else { return write!(out, "{socket}").is_ok() };
+                octets(v4.ip().octets(), out);
+                out.push(b':');
+                number(v4.port().into(), out)
+            }
+            Self::Host => match socket.ip() {
+                IpAddr::V4(ip) => octets(ip.octets(), out),
+                IpAddr::V6(ip) => write!(out, "{ip}").is_ok(),
+            },
             Self::Port => number(socket.port().into(), out),
             Self::Network(bits) => {
                 let longest = if matches!(socket.ip(), IpAddr::V4(_)) { 32 } else { 128 };
@@ -381,6 +395,17 @@ impl AddressPart {
             }
         }
     }
+}
+
+/// An IPv4 address, a third of what the general formatting costs: addresses are on every line.
+fn octets(octets: [u8; 4], out: &mut Vec<u8>) -> bool {
+    for (i, octet) in octets.into_iter().enumerate() {
+        if i > 0 {
+            out.push(b'.');
+        }
+        number(octet.into(), out);
+    }
+    true
 }
 
 impl MetadataSource {

@@ -147,7 +147,7 @@ fn operators_of_a_request() {
         ("%START_TIME(%s.%6f)%", "1795236416.478000"),
         ("%DURATION% %RESPONSE_DURATION% %REQUEST_TX_DURATION%", "12 3 -"),
         ("%COMMON_DURATION(DS_RX_BEG:US_RX_BEG:us)%", "3500"),
-        ("%COMMON_DURATION(foo:bar)%", "-"),
+        ("%COMMON_DURATION(foo:bar)% %COMMON_DURATION(DS_CX_BEG:DS_CX_BEG)%", "- 0"),
         ("%PROTOCOL% %UPSTREAM_PROTOCOL% %RESPONSE_CODE% %BYTES_SENT%", "HTTP/1.1 - 200 100000"),
         ("%RESPONSE_CODE_DETAILS% %RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)%", "via_upstream via upstream"),
         ("%RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG% [%CUSTOM_FLAGS%]", "- - []"),
