@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::listener::connection_balance_config::BalanceType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 use sampan_core::Address;
+use sampan_core::access_log::AccessLogger;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::stats::Scope;
 use sampan_tls::ServerContext;
@@ -52,6 +53,7 @@ pub struct ListenerConfig {
     /// Connections of all workers, from accept to close.
     pub(crate) open: AtomicU64,
     pub(crate) buffer_limit: u32,
+    pub(crate) access_log: Vec<AccessLogger>,
     pub(crate) filters: Vec<ListenerFilterEntry>,
     pub(crate) filters_timeout: Option<Duration>,
     pub(crate) continue_on_timeout: bool,
@@ -148,6 +150,7 @@ impl ListenerConfig {
             ignore_global_limit: message.ignore_global_conn_limit,
             open: AtomicU64::new(0),
             buffer_limit: context.buffer_limit,
+            access_log: context.access_loggers(&message.access_log, "access_log")?,
             filters: listener_filters(message, &context, use_original_dst)?,
             filters_timeout,
             continue_on_timeout: message.continue_on_listener_filters_timeout,

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use sampan_core::stream_info::{ConnectionInfo, ResponseFlag, StreamInfo};
 use sampan_tls::Transport;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
@@ -19,7 +20,7 @@ use crate::accept::Open;
 use crate::config::{FilterChain, ListenerConfig};
 use crate::context::Worker;
 use crate::filters::{Accepted, Step};
-use crate::network::{Downstream, Held, TerminalFilter, Verdict};
+use crate::network::{Downstream, Held, TerminalFilter, Verdict, ended, log};
 use crate::peek;
 
 type Ready = (Arc<dyn TerminalFilter>, Downstream);
@@ -87,11 +88,11 @@ async fn filtered(
     };
     let transport = match outcome {
         Ok(true) => transport,
-        Ok(false) => return None,
+        Ok(false) => return refused(&config, accepted.info, |_| {}),
         Err(_elapsed) => {
             counters.downstream_pre_cx_timeout.inc();
             if !config.continue_on_timeout {
-                return None;
+                return refused(&config, accepted.info, |_| {});
             }
             peek::rearm(transport).ok()?
         }
@@ -177,13 +178,16 @@ fn established(open: Open, transport: Transport, accepted: Accepted) -> Option<(
         None if config.default_chain.is_some() => Chain::Default,
         None => {
             config.stats.counters.no_filter_chain_match.inc();
-            return None;
+            return refused(config, info, |stream| {
+                stream.flags.set(ResponseFlag::NoRouteFound);
+                stream.details = Some("filter_chain_not_found".into());
+            });
         }
     };
     info.listener = config.name.clone();
     info.filter_chain = chain.of(config).name.clone();
     let drain = open.0.worker.drain.clone();
-    let downstream = Downstream {
+    let mut downstream = Downstream {
         buffer_limit: config.buffer_limit,
         transport,
         metadata: (!metadata.is_empty()).then(|| Box::new(metadata)),
@@ -191,7 +195,22 @@ fn established(open: Open, transport: Transport, accepted: Accepted) -> Option<(
         info: Rc::new(info),
         drain,
     };
+    downstream.held.log_at_end(&downstream.info);
     Some((chain, downstream))
+}
+
+/// Writes to the listener's access log of a connection that is closed before it was established.
+fn refused<T>(
+    config: &ListenerConfig,
+    info: ConnectionInfo,
+    more: impl FnOnce(&mut StreamInfo),
+) -> Option<T> {
+    if !config.access_log.is_empty() {
+        let mut stream = ended(Rc::new(info));
+        more(&mut stream);
+        log(config, &stream);
+    }
+    None
 }
 
 /// Ends TLS and runs the filters before the last.
@@ -221,9 +240,11 @@ async fn secured(chain: Chain, mut downstream: Downstream) -> Option<Ready> {
             }
             Err(failure) => {
                 info.transport_failure = Some(failure.0);
+                downstream.held.log_at_end(&downstream.info);
                 return None;
             }
         }
+        downstream.held.log_at_end(&downstream.info);
     }
     for filter in &chain.filters {
         if filter.on_new_connection(&mut downstream, &worker).await == Verdict::Close {

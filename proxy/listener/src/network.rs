@@ -13,10 +13,12 @@ use envoy_types::pb::google::protobuf::Any;
 use futures_util::future::LocalBoxFuture;
 use sampan_core::drain;
 use sampan_core::error::{ConfigError, ConfigResult};
-use sampan_core::stream_info::{ConnectionInfo, Metadata};
+use sampan_core::format::FormatContext;
+use sampan_core::stream_info::{ConnectionInfo, Metadata, StreamInfo};
 use sampan_tls::Transport;
 
 use crate::accept::Open;
+use crate::config::ListenerConfig;
 use crate::context::{FactoryContext, Worker};
 
 /// A connection from a client, handed to the network filters. Dropping it closes it.
@@ -35,11 +37,13 @@ pub struct Downstream {
     pub held: Held,
 }
 
-/// Keeps a connection counted; the counters of its end are written when it is dropped.
+/// Keeps a connection counted; the counters of its end and the listener's access log are written when it is dropped.
 pub struct Held {
     pub(crate) open: Open,
     start: Instant,
     _drain: drain::Guard,
+    /// For the listener's access log, where it has one and nobody has written to it yet.
+    to_log: Option<Rc<ConnectionInfo>>,
 }
 
 impl Held {
@@ -50,8 +54,28 @@ impl Held {
         counters.downstream_cx_active.inc();
         listener.counters.downstream_cx_total.inc();
         listener.counters.downstream_cx_active.inc();
-        Self { open, start, _drain: drain }
+        Self { open, start, _drain: drain, to_log: None }
     }
+
+    /// Makes the drop write to the listener's access log.
+    pub(crate) fn log_at_end(&mut self, info: &Rc<ConnectionInfo>) {
+        if !self.open.0.config.access_log.is_empty() {
+            self.to_log = Some(info.clone());
+        }
+    }
+
+    /// Writes to the listener's access log what a filter knows of the connection, in place of what the drop would.
+    pub fn log(&mut self, info: &StreamInfo) {
+        if self.to_log.take().is_some() {
+            log(&self.open.0.config, info);
+        }
+    }
+}
+
+/// The listener's access log.
+pub(crate) fn log(config: &ListenerConfig, info: &StreamInfo) {
+    let context = FormatContext::new(info);
+    config.access_log.iter().for_each(|l| l.log(&context));
 }
 
 impl Drop for Held {
@@ -62,7 +86,16 @@ impl Drop for Held {
         stats.counters.downstream_cx_destroy.inc();
         listener.counters.downstream_cx_active.dec();
         stats.length_ms.record(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX));
+        if let Some(connection) = self.to_log.take() {
+            log(&listener.config, &ended(connection));
+        }
     }
+}
+
+/// A connection of which nothing but its own facts is known.
+pub(crate) fn ended(connection: Rc<ConnectionInfo>) -> StreamInfo {
+    let (start, start_system) = (connection.start, connection.start_system);
+    StreamInfo { start, start_system, end: Some(Instant::now()), ..StreamInfo::new(0, connection, None) }
 }
 
 /// What a [`ConnectionFilter`] decides.

@@ -11,9 +11,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::future::LocalBoxFuture;
+use sampan_core::access_log::AccessLogger;
 use sampan_core::error::ConfigResult;
+use sampan_core::format::FormatContext;
 use sampan_core::stream_info::{DetectedClose, ResponseFlag, StreamInfo, UpstreamAttempt};
 use sampan_tls::Transport;
 use sampan_upstream::circuit::Priority;
@@ -23,7 +26,7 @@ use tokio::io::Interest;
 use tokio::time::{sleep, sleep_until};
 
 use crate::context::{FactoryContext, Worker};
-use crate::network::{Downstream, NetworkFilter, NetworkFilterRegistry, TerminalFilter};
+use crate::network::{Downstream, Held, NetworkFilter, NetworkFilterRegistry, TerminalFilter};
 use crate::stats::stats;
 
 mod config;
@@ -60,15 +63,18 @@ pub(crate) fn register(registry: &mut NetworkFilterRegistry) {
 }
 
 fn make(config: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
-    let config = TcpProxyConfig::from_proto(&crate::proto::decode(config)?)?;
+    let message = crate::proto::decode(config)?;
+    let config = TcpProxyConfig::from_proto(&message)?;
+    let access_log = context.access_loggers(&message.access_log, "access_log")?;
     let counters = Counters::new(&context.root_scope().scope("tcp").scope(&config.stat_prefix));
-    Ok(NetworkFilter::Terminal(Arc::new(TcpProxy { config, counters })))
+    Ok(NetworkFilter::Terminal(Arc::new(TcpProxy { config, counters, access_log })))
 }
 
 /// The filter, shared by all its connections.
 struct TcpProxy {
     config: TcpProxyConfig,
     counters: Counters,
+    access_log: Vec<AccessLogger>,
 }
 
 impl TerminalFilter for TcpProxy {
@@ -78,17 +84,21 @@ impl TerminalFilter for TcpProxy {
             self.counters.downstream_cx_total.inc();
             let mut info = StreamInfo::new(worker.random(), info, None);
             info.dynamic_metadata = metadata;
+            (info.start, info.start_system) = (info.connection.start, info.connection.start_system);
             let session = Session {
                 proxy: self,
                 info: RefCell::new(info),
                 lease: RefCell::new(None),
                 moved: Default::default(),
                 last: Cell::new(Instant::now()),
+                held,
             };
+            if session.proxy.config.log_on_start {
+                session.log(AccessLogType::TcpConnectionStart);
+            }
             session.run(&mut transport, &worker).await;
-            // The client's connection first, then the count of it, then the log.
+            // The client's connection ends before the log tells of it.
             drop(transport);
-            drop(held);
         })
     }
 }
@@ -101,6 +111,7 @@ struct Session {
     /// Bytes to the host, bytes to the client.
     moved: [Cell<u64>; 2],
     last: Cell<Instant>,
+    held: Held,
 }
 
 impl Progress for Session {
@@ -122,19 +133,35 @@ impl Progress for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.lease.get_mut().take();
-        let info = self.info.get_mut();
+        self.info.get_mut().end = Some(Instant::now());
+        self.log(AccessLogType::TcpConnectionEnd);
+        self.held.log(self.info.get_mut());
+    }
+}
+
+impl Session {
+    /// Writes to the filter's access log what is known so far.
+    fn log(&self, log_type: AccessLogType) {
+        let mut info = self.info.borrow_mut();
         let [up, down] = [self.moved[0].get(), self.moved[1].get()];
-        info.end = Some(Instant::now());
         info.bytes.received = up;
         info.bytes.wire_received = up;
         info.bytes.upstream_wire_sent = up;
         info.bytes.sent = down;
         info.bytes.wire_sent = down;
         info.bytes.upstream_wire_received = down;
+        let context = FormatContext { log_type, ..FormatContext::new(&info) };
+        self.proxy.access_log.iter().for_each(|l| l.log(&context));
     }
-}
 
-impl Session {
+    async fn log_periodically(&self) {
+        let Some(interval) = self.proxy.config.log_interval else { return std::future::pending().await };
+        loop {
+            sleep(interval).await;
+            self.log(AccessLogType::TcpPeriodic);
+        }
+    }
+
     /// The session under its two clocks.
     async fn run(&self, down: &mut Transport, worker: &Rc<Worker>) {
         let config = &self.proxy.config;
@@ -144,6 +171,7 @@ impl Session {
             () = self.proxy(down, worker) => return,
             () = self.idle(config.idle_timeout) => Outcome::Idle,
             () = after(longest) => Outcome::TooLong,
+            () = self.log_periodically() => return,
         };
         let counters = &self.proxy.counters;
         let mut info = self.info.borrow_mut();
@@ -170,6 +198,9 @@ impl Session {
             }
         };
         let Some(mut up) = up else { return };
+        if self.proxy.config.log_on_connected {
+            self.log(AccessLogType::TcpUpstreamConnected);
+        }
         match relay(down, &mut up, self).await {
             Ok(()) => self.closed_by_upstream(),
             Err(Broken { side: Side::Up, reset }) => {

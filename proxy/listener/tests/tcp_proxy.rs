@@ -4,10 +4,14 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, circuit_breakers::Thresholds};
 use envoy_types::pb::envoy::config::core::v3 as core_pb;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{
+    FileAccessLog, file_access_log::AccessLogFormat,
+};
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
 use envoy_types::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
 use socket2::SockRef;
@@ -201,4 +205,73 @@ fn resets_are_passed_on() {
             Err(std::io::ErrorKind::ConnectionReset)
         );
     });
+}
+
+fn file_log(path: &str, format: &str) -> AccessLog {
+    let message = FileAccessLog {
+        path: path.to_owned(),
+        access_log_format: Some(AccessLogFormat::LogFormat(core_pb::SubstitutionFormatString {
+            format: Some(core_pb::substitution_format_string::Format::TextFormatSource(
+                core_pb::DataSource {
+                    specifier: Some(core_pb::data_source::Specifier::InlineString(format.to_owned())),
+                    ..Default::default()
+                },
+            )),
+            ..Default::default()
+        })),
+    };
+    AccessLog {
+        name: "f".into(),
+        config_type: Some(ConfigType::TypedConfig(any(
+            "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            &message,
+        ))),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn access_logs_of_filter_and_listener() {
+    let path = std::env::temp_dir().join(format!("sampan-tcp-{}.log", std::process::id()));
+    let path = path.to_str().unwrap().to_owned();
+    let facts = "%ACCESS_LOG_TYPE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT%";
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = server(&[]);
+    let mut message = proxy(|m| {
+        m.access_log = vec![file_log(&path, &format!("T {facts}\n"))];
+        m.access_log_options = Some(tcp_proxy::TcpAccessLogOptions {
+            flush_access_log_on_connected: true,
+            ..Default::default()
+        });
+    });
+    message.access_log = vec![file_log(&path, &format!("L {facts} %RESPONSE_CODE_DETAILS%\n"))];
+    let good = cluster(&[upstream(|mut s| {
+        s.read_exact(&mut [0; 5]).unwrap();
+        s.write_all(b"abc").unwrap();
+    })]);
+    let client = |at: &[sampan_core::Address]| {
+        let mut s = connect(&at[0]);
+        s.write_all(b"hello").unwrap();
+        read(s);
+    };
+    let _kept = serve_clusters(&message, &server, &[good], client);
+    let _kept = serve_clusters(&message, &server, &[cluster(&[closed])], client);
+    message.filter_chains[0].filter_chain_match.as_mut().unwrap().source_ports = vec![1];
+    let _kept = serve_clusters(&message, &server, &[], client);
+    server.access_logs.flush();
+    let deadline = std::time::Instant::now() + Duration::from_secs(3);
+    let lines = loop {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if text.lines().count() >= 6 || std::time::Instant::now() > deadline {
+            break text;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(
+        lines,
+        "T TcpUpstreamConnected - 0 0 up 1\nT TcpConnectionEnd - 5 3 up 1\nL NotSet - 5 3 up 1 -\n\
+         T TcpConnectionEnd UF,URX 0 0 up 1\nL NotSet UF,URX 0 0 up 1 -\n\
+         L NotSet NR 0 0 - 0 filter_chain_not_found\n"
+    );
 }

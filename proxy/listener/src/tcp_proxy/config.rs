@@ -22,6 +22,12 @@ pub(super) struct TcpProxyConfig {
     /// Up to so much of the duration is added, as a share of it.
     jitter: f64,
     clusters: Clusters,
+    /// Log when the client has connected.
+    pub(super) log_on_start: bool,
+    /// Log when the host has connected.
+    pub(super) log_on_connected: bool,
+    /// Log every so often.
+    pub(super) log_interval: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -32,6 +38,7 @@ enum Clusters {
 }
 
 impl TcpProxyConfig {
+    #[allow(deprecated, reason = "Envoy still honours the deprecated fields")]
     pub(super) fn from_proto(m: &pb::TcpProxy) -> ConfigResult<Self> {
         refuse_unsupported(m)?;
         if m.stat_prefix.is_empty() {
@@ -41,6 +48,8 @@ impl TcpProxyConfig {
             None => Some(DEFAULT_IDLE_TIMEOUT),
             given => nonzero(given.as_ref(), "idle_timeout")?,
         };
+        let options = m.access_log_options.unwrap_or_default();
+        let interval = options.access_log_flush_interval.or(m.access_log_flush_interval);
         let jitter = m.max_downstream_connection_duration_jitter_percentage.as_ref().map_or(0.0, |p| p.value);
         Ok(Self {
             stat_prefix: m.stat_prefix.clone(),
@@ -52,6 +61,9 @@ impl TcpProxyConfig {
             )?,
             jitter: jitter / 100.0,
             clusters: Clusters::from_proto(m.cluster_specifier.as_ref())?,
+            log_on_start: options.flush_access_log_on_start,
+            log_on_connected: options.flush_access_log_on_connected || m.flush_access_log_on_connected,
+            log_interval: nonzero(interval.as_ref(), "access_log_flush_interval")?,
         })
     }
 
@@ -118,10 +130,17 @@ fn refuse_unsupported(m: &pb::TcpProxy) -> ConfigResult<()> {
     refuse(m.upstream_connect_mode() != pb::UpstreamConnectMode::Immediate, "upstream_connect_mode")?;
     refuse(m.max_early_data_bytes.is_some(), "max_early_data_bytes")?;
     refuse(m.check_drain_close.is_some_and(|b| b.value), "check_drain_close")?;
-    refuse(!m.access_log.is_empty(), "access_log")?;
-    refuse(m.access_log_options.is_some(), "access_log_options")?;
-    refuse(m.access_log_flush_interval.is_some(), "access_log_flush_interval")?;
-    refuse(m.flush_access_log_on_connected, "flush_access_log_on_connected")
+    let options = m.access_log_options.is_some();
+    let twice = |field| format!("Only one of {field} or access_log_options can be specified.");
+    match options {
+        true if m.flush_access_log_on_connected => {
+            Err(ConfigError::new(twice("flush_access_log_on_connected")))
+        }
+        true if m.access_log_flush_interval.is_some() => {
+            Err(ConfigError::new(twice("access_log_flush_interval")))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
