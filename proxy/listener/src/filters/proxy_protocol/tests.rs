@@ -93,11 +93,7 @@ fn version_2_with_tlvs() {
         tlv_type: 0xea,
         on_tlv_present: Some(KeyValuePair { key: "vpc".into(), ..Default::default() }),
     };
-    let pass = PassThrough {
-        match_type: PassTlVsMatchType::Include as i32,
-        tlv_type: vec![0x05],
-        ..Default::default()
-    };
+    let pass = PassThrough { match_type: PassTlVsMatchType::Include as i32, tlv_type: vec![0x05] };
     let (f, _store) =
         filter(&Message { rules: vec![rule], pass_through_tlvs: Some(pass), ..Default::default() });
     let tlvs = [&V4[..], &[0xea, 0, 3, b'a', 0xff, b'b'], &[0x05, 0, 1, 9], &[0x06, 0, 0]].concat();
