@@ -1,4 +1,5 @@
 //! `tcp_proxy` between real sockets.
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
