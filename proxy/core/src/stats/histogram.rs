@@ -167,7 +167,8 @@ impl Statistics<'_> {
                 if high == 0.0 { 0.0 } else { *n as f64 * (2.0 * (low * high) / (low + high)) }
             })
             .sum();
-        sum / self.scale()
+        // The sum of nothing is -0.0.
+        (sum + 0.0) / self.scale()
     }
 
     /// The values at [`QUANTILES`]; NaN where there is no value. Within a bin the values are taken to be spread

@@ -234,3 +234,47 @@ fn output_is_envoys() {
             .contains("envoy_cluster_version_text{envoy_cluster_name=\"c1\",text_value=\"v\\\"1\"} 0\n")
     );
 }
+
+/// What Envoy 1.40 printed for one moment of a small mesh (testdata/), put into a store and printed again.
+#[test]
+fn a_real_envoys_output_comes_out_byte_for_byte() {
+    let store = Store::new();
+    let root = store.root();
+    let (counters, gauges) = (include_str!("testdata/counters.txt"), include_str!("testdata/gauges.txt"));
+    let histograms = include_str!("testdata/histograms.txt");
+    let pairs = |text: &'static str| text.lines().filter_map(|l| l.rsplit_once(": "));
+    for (name, value) in pairs(counters) {
+        root.counter(name).add(value.parse().unwrap());
+    }
+    for (name, value) in pairs(gauges) {
+        root.gauge(name).set(value.parse().unwrap());
+    }
+    let mut current = root.histogram("none", Unit::Milliseconds);
+    for line in histograms.lines() {
+        if let Some(bins) = line.strip_prefix("  totals=") {
+            for bin in bins.split(", ") {
+                let (bin, count) = bin.split_once(':').unwrap();
+                let low = bin.split_once(',').unwrap().0.parse().unwrap();
+                (0..count.parse::<u32>().unwrap()).for_each(|_| current.record(low));
+            }
+        } else if !line.starts_with("  ") {
+            current = root.histogram(line.split(": ").next().unwrap().trim_end_matches(':'), Unit::Milliseconds);
+        }
+    }
+    store.flush();
+    let filter = Some(regex::Regex::new("^none$").unwrap());
+    let params = Params { filter, invert_filter: true, ..Params::default() };
+    let only = |stat_type| Params { stat_type, ..params.clone() };
+    assert_eq!(text(&store, &only(StatType::Counters)), counters);
+    assert_eq!(text(&store, &only(StatType::Gauges)), gauges);
+    let detailed = Params { buckets: BucketMode::Detailed, ..only(StatType::Histograms) };
+    assert_eq!(text(&store, &detailed), histograms);
+    let (ours, theirs) = (prometheus(&store, &params), include_str!("testdata/prometheus.txt"));
+    for (ours, theirs) in ours.lines().zip(theirs.lines()) {
+        assert_eq!(ours, theirs);
+    }
+    assert_eq!(ours.len(), theirs.len());
+    let buckets = Params { buckets: BucketMode::Cumulative, ..only(StatType::Histograms) };
+    assert_eq!(text(&store, &buckets), include_str!("testdata/cumulative.txt"));
+    assert_eq!(json(&store, &params), include_str!("testdata/stats.json"));
+}
