@@ -12,6 +12,7 @@
 
 mod clusters;
 mod config_dump;
+mod counters;
 mod endpoints;
 mod html;
 mod logging;

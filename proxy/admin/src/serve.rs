@@ -21,10 +21,10 @@ use hyper::{Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use sampan_core::Address;
 use sampan_core::log::{Component, Level};
-use sampan_core::stats::{Counter, Gauge, Scope};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
+use crate::counters::{Connection, Stats};
 use crate::source::AccessEntry;
 use crate::{Admin, Reply, Request};
 
@@ -72,66 +72,6 @@ impl Listener {
     }
 }
 
-/// The few of Envoy's `http.admin.*` and `listener.admin.*` that are counted.
-struct Stats {
-    cx_total: [Counter; 3],
-    cx_active: [Gauge; 3],
-    cx_destroy: [Counter; 2],
-    rq_total: [Counter; 2],
-    rq_active: Gauge,
-    rq_completed: [Counter; 2],
-    rq_xx: [[Counter; 2]; 5],
-}
-
-impl Stats {
-    fn new(root: &Scope) -> Rc<Self> {
-        let http = root.scope("http").scope("admin");
-        let listener = root.scope("listener").scope("admin");
-        let per_listener = listener.scope("http").scope("admin");
-        Rc::new(Self {
-            cx_total: [
-                http.counter("downstream_cx_total"),
-                http.counter("downstream_cx_http1_total"),
-                listener.counter("downstream_cx_total"),
-            ],
-            cx_active: [
-                http.gauge("downstream_cx_active"),
-                http.gauge("downstream_cx_http1_active"),
-                listener.gauge("downstream_cx_active"),
-            ],
-            cx_destroy: [http.counter("downstream_cx_destroy"), listener.counter("downstream_cx_destroy")],
-            rq_total: [http.counter("downstream_rq_total"), http.counter("downstream_rq_http1_total")],
-            rq_active: http.gauge("downstream_rq_active"),
-            rq_completed: [
-                http.counter("downstream_rq_completed"),
-                per_listener.counter("downstream_rq_completed"),
-            ],
-            rq_xx: [1, 2, 3, 4, 5].map(|class| {
-                let name = format!("downstream_rq_{class}xx");
-                [http.counter(&name), per_listener.counter(&name)]
-            }),
-        })
-    }
-}
-
-/// One connection, counted until it is gone.
-struct Connection(Rc<Stats>);
-
-impl Connection {
-    fn new(stats: &Rc<Stats>) -> Self {
-        stats.cx_total.iter().for_each(Counter::inc);
-        stats.cx_active.iter().for_each(Gauge::inc);
-        Self(stats.clone())
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.cx_active.iter().for_each(Gauge::dec);
-        self.0.cx_destroy.iter().for_each(Counter::inc);
-    }
-}
-
 /// Serves until the future is dropped. Must run inside a `LocalSet`: connections are tasks of this thread.
 pub async fn serve(listener: Listener, admin: Rc<Admin>) {
     let stats = Stats::new(&admin.stats.root());
@@ -164,7 +104,7 @@ async fn connection(
     admin: Rc<Admin>,
     counted: Connection,
 ) {
-    let stats = counted.0.clone();
+    let stats = counted.stats();
     let service = service_fn(move |request| {
         let (admin, stats) = (admin.clone(), stats.clone());
         async move { Ok::<_, Infallible>(respond(&admin, &stats, peer, request).await) }
@@ -186,8 +126,7 @@ async fn respond(
     request: hyper::Request<Incoming>,
 ) -> Response<Once> {
     let start = Instant::now();
-    stats.rq_total.iter().for_each(Counter::inc);
-    stats.rq_active.inc();
+    stats.request();
     let (head, body) = request.into_parts();
     let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
     let authority = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
@@ -204,11 +143,7 @@ async fn respond(
             }
         }
     };
-    stats.rq_active.dec();
-    stats.rq_completed.iter().for_each(Counter::inc);
-    if let Some(class) = stats.rq_xx.get(usize::from(reply.status / 100).wrapping_sub(1)) {
-        class.iter().for_each(Counter::inc);
-    }
+    stats.response(reply.status, start.elapsed());
     admin.source.accessed(&AccessEntry {
         method: head.method.as_str(),
         path,

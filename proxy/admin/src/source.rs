@@ -44,8 +44,9 @@ pub trait AdminSource {
     fn reopen_logs(&self);
     /// `/quitquitquit`; the answer is on its way when the process ends if the program waits a moment.
     fn quit(&self);
-    /// Brings the stats that are computed when read (`server.uptime`, memory) up to date.
-    fn refresh_stats(&self) {}
+    /// Brings the stats that are computed when read (`server.uptime`, memory) up to date; without `used_only` it
+    /// also makes those that are made at their first use.
+    fn refresh_stats(&self, _used_only: bool) {}
     /// Told of every request, for the admin's access log.
     fn accessed(&self, _entry: &AccessEntry<'_>) {}
 }

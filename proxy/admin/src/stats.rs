@@ -68,8 +68,8 @@ pub(crate) fn stats(admin: &Admin, query: &Query) -> Reply {
     if parsed.native && format != "prometheus" {
         return Reply::error(400, "Invalid histogram_buckets type for non prometheus stats type");
     }
-    admin.source.refresh_stats();
     let params = &parsed.params;
+    admin.source.refresh_stats(params.used_only);
     match format {
         "text" => Reply::text(stats::text(&admin.stats, params)),
         "json" => Reply::json(stats::json(&admin.stats, params)),
@@ -86,7 +86,7 @@ pub(crate) fn stats(admin: &Admin, query: &Query) -> Reply {
 pub(crate) fn prometheus(admin: &Admin, query: &Query) -> Reply {
     match parse(query) {
         Ok(parsed) => {
-            admin.source.refresh_stats();
+            admin.source.refresh_stats(parsed.params.used_only);
             prometheus_of(admin, &parsed)
         }
         Err(reply) => reply,

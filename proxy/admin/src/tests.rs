@@ -388,6 +388,8 @@ async fn the_wire_looks_like_envoys() {
             let old = exchange(&mut stream, "GET /ready HTTP/1.0\r\n\r\n", "Upgrade Required").await;
             assert!(old.contains(" 426 Upgrade Required\r\n"), "{old}");
             assert_eq!(store.value("http.admin.downstream_rq_total"), Some(3));
+            assert_eq!(store.value("listener.admin.http.admin.downstream_rq_2xx"), Some(2));
+            assert_eq!(store.value("http.admin.downstream_rq_4xx"), Some(1));
         })
         .await;
 }

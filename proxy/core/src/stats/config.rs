@@ -84,6 +84,22 @@ impl StatsModel {
     }
 }
 
+/// `stats_sinks` of the bootstrap: none is implemented, so each is refused by its type.
+pub fn refuse_sinks(sinks: &[pb::StatsSink]) -> ConfigResult<()> {
+    match sinks.first() {
+        None => Ok(()),
+        Some(sink) => {
+            let error = match &sink.config_type {
+                Some(pb::stats_sink::ConfigType::TypedConfig(any)) => {
+                    ConfigError::unsupported(&any.type_url).at("typed_config")
+                }
+                None => ConfigError::unsupported(&sink.name).at("name"),
+            };
+            Err(error.index(0).at("stats_sinks"))
+        }
+    }
+}
+
 fn bucket_setting(setting: &pb::HistogramBucketSettings) -> ConfigResult<Option<(StringMatcher, Vec<f64>)>> {
     let Some(matcher) = &setting.r#match else { return Err(ConfigError::missing("match")) };
     let matcher = StringMatcher::from_proto(matcher).at("match")?;

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 
-pub use config::StatsModel;
+pub use config::{StatsModel, refuse_sinks};
 pub use histogram::{DEFAULT_BUCKETS, Merged, QUANTILES, Statistics};
 pub use number::{general, shortest, streamed};
 pub use prometheus::prometheus;
@@ -196,45 +196,69 @@ impl Store {
 
     /// Brings the histograms up to date; the control thread calls it every `stats_flush_interval`.
     pub fn flush(&self) {
-        for (_, _, entry) in self.entries(|kind| matches!(kind, Kind::Histogram(_))) {
-            let counts = slab::lock().bins(entry.id);
-            if !counts.is_empty() {
-                lock(&self.0.merged).entry(entry.id).or_default().update(counts);
-            }
-        }
+        self.visit(
+            |kind| matches!(kind, Kind::Histogram(_)),
+            |_, stats, _| {
+                for entry in stats {
+                    let counts = slab::lock().bins(entry.id);
+                    if !counts.is_empty() {
+                        lock(&self.0.merged).entry(entry.id).or_default().update(counts);
+                    }
+                }
+            },
+        );
     }
 
     /// Sets all counters to 0, as `/reset_counters` does.
     pub fn reset_counters(&self) {
-        for (_, _, entry) in self.entries(|kind| kind == Kind::Counter) {
-            slab::lock().reset(entry.id);
-        }
+        self.visit(
+            |kind| kind == Kind::Counter,
+            |_, stats, _| {
+                let mut registry = slab::lock();
+                stats.iter().for_each(|entry| registry.reset(entry.id));
+            },
+        );
     }
 
     /// The value of the counter or gauge of that full name; for tests and for the few stats that another part
     /// of the proxy reads.
     pub fn value(&self, name: &str) -> Option<u64> {
-        let found = self.entries(|kind| matches!(kind, Kind::Counter | Kind::Gauge));
-        let ids: Vec<u32> = found.iter().filter(|(n, ..)| n == name).map(|(.., e)| e.id).collect();
-        let registry = slab::lock();
-        (!ids.is_empty()).then(|| ids.iter().fold(0, |sum: u64, id| sum.wrapping_add(registry.value(*id).0)))
+        let mut sum: Option<u64> = None;
+        self.visit(
+            |kind| matches!(kind, Kind::Counter | Kind::Gauge),
+            |scope, stats, names| {
+                let Some(leaf) = name.strip_prefix(&*scope.prefix) else { return };
+                for entry in
+                    stats.iter().filter(|e| names.get(e.symbol as usize).is_some_and(|n| **n == *leaf))
+                {
+                    let value = slab::lock().value(entry.id).0;
+                    sum = Some(sum.unwrap_or(0).wrapping_add(value));
+                }
+            },
+        );
+        sum
     }
 
-    /// All stats of some kinds with their full names; the scopes are there to keep the ids from being reused.
-    fn entries(&self, wanted: impl Fn(Kind) -> bool) -> Vec<(String, Arc<ScopeInner>, Entry)> {
+    /// Calls `f` with every scope, its stats of the wanted kinds, and the last parts of their names by symbol. The
+    /// scope keeps the ids from being used again meanwhile.
+    fn visit(&self, wanted: impl Fn(Kind) -> bool, mut f: impl FnMut(&ScopeInner, &[Entry], &[Arc<str>])) {
         let mut scopes: Vec<Arc<ScopeInner>> =
             lock(&self.0.scopes).values().filter_map(Weak::upgrade).collect();
         scopes.extend(self.0.root.get().cloned());
-        let symbols = lock(&self.0.symbols);
-        let mut all = Vec::new();
-        for scope in scopes {
-            let stats = lock(&scope.stats).clone();
-            for entry in stats.into_iter().filter(|e| wanted(e.kind)) {
-                let leaf = symbols.names.get(entry.symbol as usize).map_or("", |n| n);
-                all.push((format!("{}{leaf}", scope.prefix), scope.clone(), entry));
-            }
+        for scope in &scopes {
+            let mut stats = lock(&scope.stats).clone();
+            stats.retain(|entry| wanted(entry.kind));
+            // After the stats: all their symbols are there.
+            let names = lock(&self.0.symbols);
+            f(scope, &stats, &names.names);
         }
-        all
+    }
+}
+
+impl ScopeInner {
+    fn full_name(&self, entry: Entry, names: &[Arc<str>]) -> String {
+        let leaf = names.get(entry.symbol as usize).map_or("", |name| name);
+        [&*self.prefix, leaf].concat()
     }
 }
 

@@ -9,7 +9,7 @@ use regex::Regex;
 
 use super::histogram::{Merged, QUANTILES, Statistics};
 use super::number::{general, shortest, streamed};
-use super::{Kind, Store, Unit, lock, slab};
+use super::{Entry, Kind, ScopeInner, Store, Unit, lock, slab};
 
 /// What of the stats is wanted.
 #[derive(Debug, Default, Clone)]
@@ -92,36 +92,43 @@ impl Rows {
             Kind::Text => all || params.stat_type == StatType::TextReadouts,
             Kind::Histogram(_) => all || params.stat_type == StatType::Histograms,
         };
-        let mut entries = store.entries(wanted);
-        entries.retain(|(name, ..)| {
-            params.filter.as_ref().is_none_or(|f| f.is_match(name) != params.invert_filter)
-                && !model.rejects(name)
-        });
-        for (name, scope, entry) in entries {
-            match entry.kind {
-                Kind::Text => {
-                    let text = lock(&scope.texts).get(&entry.id).cloned();
-                    if text.is_some() || !params.used_only {
-                        rows.texts.insert(name, text.unwrap_or_default().to_string());
-                    }
+        store.visit(wanted, |scope, stats, names| {
+            for entry in stats {
+                // Values first: most stats of a large mesh were never used and need no name then.
+                let (value, used) = match entry.kind {
+                    Kind::Counter | Kind::Gauge => slab::lock().value(entry.id),
+                    Kind::Text => (0, lock(&scope.texts).contains_key(&entry.id)),
+                    Kind::Histogram(_) => (0, lock(&store.0.merged).contains_key(&entry.id)),
+                };
+                if params.used_only && !used {
+                    continue;
                 }
-                Kind::Counter | Kind::Gauge => {
-                    let (value, used) = slab::lock().value(entry.id);
-                    if used || !params.used_only {
-                        let row = rows.numbers.entry(name).or_insert((0, entry.kind == Kind::Counter));
-                        row.0 = row.0.wrapping_add(value);
-                    }
-                }
-                Kind::Histogram(unit) => {
-                    let merged = lock(&store.0.merged).get(&entry.id).cloned();
-                    if merged.is_some() || !params.used_only {
-                        rows.histograms.push(HistogramRow { name, unit, merged: merged.unwrap_or_default() });
-                    }
+                let name = scope.full_name(*entry, names);
+                let wanted = params.filter.as_ref().is_none_or(|f| f.is_match(&name) != params.invert_filter);
+                if wanted && !model.rejects(&name) {
+                    rows.add(store, scope, *entry, name, value);
                 }
             }
-        }
+        });
         rows.histograms.sort_by(|a, b| a.name.cmp(&b.name));
         rows
+    }
+
+    fn add(&mut self, store: &Store, scope: &ScopeInner, entry: Entry, name: String, value: u64) {
+        match entry.kind {
+            Kind::Text => {
+                let text = lock(&scope.texts).get(&entry.id).cloned();
+                self.texts.insert(name, text.unwrap_or_default().to_string());
+            }
+            Kind::Counter | Kind::Gauge => {
+                let row = self.numbers.entry(name).or_insert((0, entry.kind == Kind::Counter));
+                row.0 = row.0.wrapping_add(value);
+            }
+            Kind::Histogram(unit) => {
+                let merged = lock(&store.0.merged).get(&entry.id).cloned().unwrap_or_default();
+                self.histograms.push(HistogramRow { name, unit, merged });
+            }
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A cell has a single writer, the thread whose slab it is in, so a write is a load, an addition and a store
 //! without a locked instruction. Readers take the registry's lock and add up the cells of all slabs. A thread
-//! that ends folds its cells into the retired slab under that lock, so no reader sees a value twice or not at
-//! all.
+//! that ends leaves its slab with all values to the next thread that starts; slabs are never freed, so that the
+//! way to a cell is a pointer and an index.
 //!
 //! A cell holds `value << 1 | 1`: the low bit tells a stat that was written from one that never was, which a
 //! value of 0 cannot (`usedonly`).
@@ -12,28 +12,27 @@
 //! threads to 0; nobody else writes them at that time because the last handle is gone, and who gets the id next
 //! gets it through the registry's lock.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::histogram::{self, Bins};
 
-/// Entries of the two upper levels of a directory.
-const FAN: usize = 512;
+/// Chunks of a directory.
+const CHUNKS: usize = 1024;
 /// Counters per chunk: a chunk is what a thread allocates when it first writes to one of its cells.
-const CELLS: usize = 32;
+const CELLS: usize = 4096;
 /// Histograms per chunk.
-const HISTOGRAMS: usize = 4;
+const HISTOGRAMS: usize = 256;
 /// Id of stats that the configuration rejects: written, never read.
 pub(super) const SINK: u32 = 0;
 
-type Chunk<T, const C: usize> = OnceLock<Box<[T; C]>>;
-
-/// Id to cell in two steps; the lower levels come into being on first use.
-struct Directory<T, const C: usize>([OnceLock<Box<[Chunk<T, C>; FAN]>>; FAN]);
+/// Id to cell; chunks come into being on first use.
+struct Directory<T, const C: usize>([OnceLock<Box<[T; C]>>; CHUNKS]);
 
 impl<T: Default, const C: usize> Directory<T, C> {
-    const CAPACITY: u32 = (C * FAN * FAN) as u32;
+    const CAPACITY: u32 = (C * CHUNKS) as u32;
 
     fn new() -> Self {
         Self(std::array::from_fn(|_| OnceLock::new()))
@@ -42,18 +41,20 @@ impl<T: Default, const C: usize> Directory<T, C> {
     #[inline]
     fn get(&self, id: u32) -> Option<&T> {
         let id = id as usize;
-        let chunk = self.0[id / C / FAN % FAN].get()?[id / C % FAN].get()?;
-        Some(&chunk[id % C])
+        Some(&self.0[id / C % CHUNKS].get()?[id % C])
     }
 
     /// Only for the owning thread (a second initialiser would wait, not fail).
     #[cold]
+    #[inline(never)]
     fn make(&self, id: u32) -> &T {
         let id = id as usize;
-        let middle =
-            self.0[id / C / FAN % FAN].get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
-        let chunk = middle[id / C % FAN].get_or_init(|| Box::new(std::array::from_fn(|_| T::default())));
-        &chunk[id % C]
+        // Through a vector: a large array would pass over the stack.
+        let make = || {
+            let cells: Box<[T]> = (0..C).map(|_| T::default()).collect();
+            cells.try_into().unwrap_or_else(|_| Box::new(std::array::from_fn(|_| T::default())))
+        };
+        &self.0[id / C % CHUNKS].get_or_init(make)[id % C]
     }
 
     #[inline]
@@ -63,21 +64,11 @@ impl<T: Default, const C: usize> Directory<T, C> {
             None => self.make(id),
         }
     }
-
-    fn for_each(&self, mut f: impl FnMut(u32, &T)) {
-        for (i, middle) in self.0.iter().enumerate() {
-            for (j, chunk) in middle.get().into_iter().flat_map(|m| m.iter().enumerate()) {
-                for (k, cell) in chunk.get().into_iter().flat_map(|c| c.iter().enumerate()) {
-                    f(((i * FAN + j) * C + k) as u32, cell);
-                }
-            }
-        }
-    }
 }
 
 struct Slab {
     cells: Directory<AtomicU64, CELLS>,
-    histograms: Directory<Bins, HISTOGRAMS>,
+    histograms: Directory<OnceLock<Box<Bins>>, HISTOGRAMS>,
 }
 
 impl Slab {
@@ -93,56 +84,65 @@ impl Slab {
 
     #[inline]
     fn record(&self, id: u32, value: u64) {
-        self.histograms.get_or_make(id).add(histogram::bin_of(value), 1);
+        self.histograms.get_or_make(id).get_or_init(Box::default).add(histogram::bin_of(value), 1);
+    }
+
+    fn bins(&self, id: u32) -> Option<&Bins> {
+        self.histograms.get(id)?.get().map(|bins| &**bins)
     }
 }
 
-/// The calling thread's slab; its end folds the values into the retired one.
-struct Mine(Arc<Slab>);
+/// Gives the thread's slab to the next thread when this one ends.
+struct Tenancy(Cell<Option<&'static Slab>>);
 
-impl Mine {
-    fn register() -> Self {
-        let slab = Arc::new(Slab::new());
-        lock().slabs.push(slab.clone());
-        Self(slab)
-    }
-}
-
-impl Drop for Mine {
+impl Drop for Tenancy {
     fn drop(&mut self) {
-        let mut registry = lock();
-        registry.slabs.retain(|s| !Arc::ptr_eq(s, &self.0));
-        let retired = registry.retired();
-        self.0.cells.for_each(|id, cell| {
-            let cell = cell.load(Relaxed);
-            if cell & 1 == 1 {
-                retired.add(id, ((cell as i64) >> 1) as u64);
-            }
-        });
-        self.0.histograms.for_each(|id, bins| {
-            bins.for_each(|bin, count| retired.histograms.get_or_make(id).add(bin, count));
-        });
+        MINE.set(None);
+        lock().vacant.extend(self.0.get());
     }
 }
 
 thread_local! {
-    static MINE: Mine = Mine::register();
+    /// The calling thread's slab. It has no destructor, so that reading it is one load.
+    static MINE: Cell<Option<&'static Slab>> = const { Cell::new(None) };
+    static TENANCY: Tenancy = const { Tenancy(Cell::new(None)) };
+}
+
+/// The thread's first write; or one of its last, when its locals are being torn down: then `write` gets the
+/// slab that is only written under the lock.
+#[cold]
+#[inline(never)]
+fn first(write: impl FnOnce(&Slab)) {
+    let mut registry = lock();
+    let slab = registry.vacant.pop().unwrap_or_else(|| {
+        let slab: &'static Slab = Box::leak(Box::new(Slab::new()));
+        registry.slabs.push(slab);
+        slab
+    });
+    if TENANCY.try_with(|tenancy| tenancy.0.set(Some(slab))).is_ok() {
+        MINE.set(Some(slab));
+        write(slab);
+    } else {
+        write(slab);
+        registry.vacant.push(slab);
+    }
 }
 
 /// Adds to a counter or gauge on behalf of the calling thread.
 #[inline]
 pub(super) fn add(id: u32, n: u64) {
-    // A thread whose locals are being torn down writes to the retired slab, under the lock.
-    if MINE.try_with(|mine| mine.0.add(id, n)).is_err() {
-        lock().retired().add(id, n);
+    match MINE.get() {
+        Some(slab) => slab.add(id, n),
+        None => first(move |slab| slab.add(id, n)),
     }
 }
 
 /// Records a histogram value on behalf of the calling thread.
 #[inline]
 pub(super) fn record(id: u32, value: u64) {
-    if MINE.try_with(|mine| mine.0.record(id, value)).is_err() {
-        lock().retired().record(id, value);
+    match MINE.get() {
+        Some(slab) => slab.record(id, value),
+        None => first(move |slab| slab.record(id, value)),
     }
 }
 
@@ -158,7 +158,7 @@ impl Ids {
         Self { next: SINK + 1, free: Vec::new(), capacity }
     }
 
-    /// A fresh id, or the sink when eight million stats exist.
+    /// A fresh id, or the sink when four million stats exist.
     fn take(&mut self) -> u32 {
         if let Some(id) = self.free.pop() {
             return id;
@@ -179,8 +179,9 @@ impl Ids {
 
 /// All slabs and the ids.
 pub(super) struct Registry {
-    slabs: Vec<Arc<Slab>>,
-    retired: Option<Arc<Slab>>,
+    slabs: Vec<&'static Slab>,
+    /// Those of threads that have ended.
+    vacant: Vec<&'static Slab>,
     cells: Ids,
     histograms: Ids,
     /// What `/reset_counters` subtracts: the reader must not write the cells of other threads.
@@ -189,9 +190,9 @@ pub(super) struct Registry {
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     slabs: Vec::new(),
-    retired: None,
+    vacant: Vec::new(),
     cells: Ids::new(Directory::<AtomicU64, CELLS>::CAPACITY),
-    histograms: Ids::new(Directory::<Bins, HISTOGRAMS>::CAPACITY),
+    histograms: Ids::new(Directory::<OnceLock<Box<Bins>>, HISTOGRAMS>::CAPACITY),
     baselines: None,
 });
 
@@ -201,14 +202,6 @@ pub(super) fn lock() -> MutexGuard<'static, Registry> {
 }
 
 impl Registry {
-    fn retired(&mut self) -> Arc<Slab> {
-        self.retired.get_or_insert_with(|| Arc::new(Slab::new())).clone()
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Arc<Slab>> {
-        self.slabs.iter().chain(&self.retired)
-    }
-
     pub(super) fn new_cell(&mut self) -> u32 {
         self.cells.take()
     }
@@ -220,7 +213,7 @@ impl Registry {
     /// The value summed over all threads, and whether any thread ever wrote it.
     pub(super) fn value(&self, id: u32) -> (u64, bool) {
         let (mut sum, mut used) = (0_u64, 0);
-        for cell in self.all().filter_map(|s| s.cells.get(id)) {
+        for cell in self.slabs.iter().filter_map(|s| s.cells.get(id)) {
             let cell = cell.load(Relaxed);
             used |= cell & 1;
             sum = sum.wrapping_add(((cell as i64) >> 1) as u64);
@@ -242,14 +235,14 @@ impl Registry {
     /// The bins of a histogram summed over all threads, ascending.
     pub(super) fn bins(&self, id: u32) -> histogram::Counts {
         let mut counts = histogram::Counts::new();
-        for bins in self.all().filter_map(|s| s.histograms.get(id)) {
+        for bins in self.slabs.iter().filter_map(|s| s.bins(id)) {
             bins.for_each(|bin, n| *counts.entry(bin).or_default() += n);
         }
         counts
     }
 
     pub(super) fn free_cell(&mut self, id: u32) {
-        for cell in self.all().filter_map(|s| s.cells.get(id)) {
+        for cell in self.slabs.iter().filter_map(|s| s.cells.get(id)) {
             cell.store(0, Relaxed);
         }
         if let Some(baselines) = &mut self.baselines {
@@ -259,7 +252,7 @@ impl Registry {
     }
 
     pub(super) fn free_histogram(&mut self, id: u32) {
-        for bins in self.all().filter_map(|s| s.histograms.get(id)) {
+        for bins in self.slabs.iter().filter_map(|s| s.bins(id)) {
             bins.clear();
         }
         self.histograms.give_back(id);

@@ -121,7 +121,7 @@ struct Rule {
 #[derive(Debug)]
 enum How {
     Pattern { regex: Regex, contains: &'static str, except: &'static str },
-    Tokens(&'static str),
+    Tokens(Vec<&'static str>),
     Fixed(String),
 }
 
@@ -177,7 +177,7 @@ impl Tags {
         for (tag, tokens) in TOKENS.iter().filter(|t| wanted(t.0)) {
             let first = tokens.split('.').next().unwrap_or_default();
             let first = if first.starts_with(['$', '*']) { "" } else { first };
-            self.push(first, tag, How::Tokens(tokens));
+            self.push(first, tag, How::Tokens(tokens.split('.').collect()));
             found = true;
         }
         Ok(found)
@@ -208,13 +208,14 @@ impl Tags {
     /// Takes the tags out of a name. Of two rules for one tag the first that matches counts.
     pub fn extract(&self, name: &str) -> Extracted {
         let bound = name.split_once('.').and_then(|(first, _)| self.by_first.get(first));
+        let parts: Vec<&str> = name.split('.').collect();
         let mut tags: Vec<(String, String)> = Vec::new();
         let mut cut: Vec<(usize, usize)> = Vec::new();
         for rule in self.any.iter().chain(bound.into_iter().flatten()) {
             if tags.iter().any(|(tag, _)| *tag == rule.tag) {
                 continue;
             }
-            if let Some((value, range)) = rule.how.apply(name) {
+            if let Some((value, range)) = rule.how.apply(name, &parts) {
                 tags.push((rule.tag.clone(), value));
                 cut.extend(range);
             }
@@ -237,7 +238,7 @@ fn first_part(regex: &str) -> &str {
 
 impl How {
     /// The value, and what of the name goes with it.
-    fn apply(&self, name: &str) -> Option<(String, Option<(usize, usize)>)> {
+    fn apply(&self, name: &str, parts: &[&str]) -> Option<(String, Option<(usize, usize)>)> {
         match self {
             Self::Fixed(value) => Some((value.clone(), None)),
             Self::Pattern { regex, contains, except } => {
@@ -253,9 +254,7 @@ impl How {
                 Some((value.into(), Some((removed.start(), removed.end()))))
             }
             Self::Tokens(pattern) => {
-                let pattern: Vec<&str> = pattern.split('.').collect();
-                let parts: Vec<&str> = name.split('.').collect();
-                let at = search(&pattern, &parts)?;
+                let at = search(pattern, parts)?;
                 let start: usize = parts[..at].iter().map(|p| p.len() + 1).sum();
                 let end = start + parts[at].len();
                 let last = at + 1 == parts.len();

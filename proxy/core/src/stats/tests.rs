@@ -258,7 +258,8 @@ fn a_real_envoys_output_comes_out_byte_for_byte() {
                 (0..count.parse::<u32>().unwrap()).for_each(|_| current.record(low));
             }
         } else if !line.starts_with("  ") {
-            current = root.histogram(line.split(": ").next().unwrap().trim_end_matches(':'), Unit::Milliseconds);
+            current =
+                root.histogram(line.split(": ").next().unwrap().trim_end_matches(':'), Unit::Milliseconds);
         }
     }
     store.flush();
@@ -277,4 +278,29 @@ fn a_real_envoys_output_comes_out_byte_for_byte() {
     let buckets = Params { buckets: BucketMode::Cumulative, ..only(StatType::Histograms) };
     assert_eq!(text(&store, &buckets), include_str!("testdata/cumulative.txt"));
     assert_eq!(json(&store, &params), include_str!("testdata/stats.json"));
+}
+
+#[test]
+fn sinks_are_refused_by_name() {
+    use envoy_types::pb::envoy::config::metrics::v3::{StatsSink, stats_sink::ConfigType};
+    use envoy_types::pb::google::protobuf::Any;
+    let type_url = "type.googleapis.com/envoy.config.metrics.v3.StatsdSink".to_owned();
+    let config_type = Some(ConfigType::TypedConfig(Any { type_url, value: Vec::new() }));
+    let sink = StatsSink { name: "envoy.stat_sinks.statsd".into(), config_type };
+    assert_eq!(
+        refuse_sinks(&[sink]).unwrap_err().to_string(),
+        "stats_sinks[0].typed_config: type.googleapis.com/envoy.config.metrics.v3.StatsdSink is not supported"
+    );
+    assert_eq!(refuse_sinks(&[]), Ok(()));
+}
+
+#[test]
+fn a_lazy_set_is_made_when_first_needed() {
+    let store = Store::new();
+    let scope = store.root().scope("x");
+    let lazy = Lazy::new(scope, |scope| scope.counter("c"));
+    assert_eq!(store.value("x.c"), None);
+    lazy.get().inc();
+    lazy.get().inc();
+    assert_eq!(store.value("x.c"), Some(2));
 }
