@@ -101,11 +101,12 @@ fn is_token(b: u8) -> bool {
 }
 
 fn is_target(target: &[u8], connect: bool) -> bool {
-    match target {
+    let form = match target {
         [b'/' | b'*', ..] => !connect,
-        _ if connect => target.contains(&b':'),
+        _ if connect => true,
         _ => target.windows(3).position(|w| w == b"://").is_some_and(|at| at > 0 && at + 3 < target.len()),
-    }
+    };
+    form && target.is_ascii()
 }
 
 #[cfg(test)]
@@ -118,6 +119,17 @@ mod tests {
         assert_eq!(inspect(b"FANCY /x HTTP/1.1\nHost: a"), Found::Http11);
         assert_eq!(inspect(b"GET http://a/x HTTP/1.0\r\n"), Found::Http10);
         assert_eq!(inspect(b"CONNECT a:443 HTTP/1.1\r\n"), Found::Http11);
+        assert_eq!(inspect(b"CONNECT foo HTTP/1.1\r\n"), Found::Http11);
+        assert_eq!(inspect(b"GET  /x HTTP/1.1\r\n"), Found::Http11);
+        assert_eq!(inspect(b"GET /\x01 HTTP/1.1\n"), Found::Http11);
+        assert_eq!(inspect(b"GET / HTTP/2.0\r\n"), Found::Http10);
+        assert_eq!(inspect(b"get / HTTP/1.0\r\n"), Found::Http10);
+        assert_eq!(inspect(b"GET /x\r\n"), Found::Http10);
+        assert_eq!(inspect(b"GET / http/1.1\r\n"), Found::No);
+        assert_eq!(inspect(b"GET / HTTP/1.1 x\r\n"), Found::No);
+        assert_eq!(inspect(b"GET foo HTTP/1.1\r\n"), Found::No);
+        assert_eq!(inspect(b"GET /\xff HTTP/1.1\r\n"), Found::No);
+        assert_eq!(inspect(b"@(x / HTTP/1.1\r\n"), Found::No);
         assert_eq!(inspect(b"GET / HTT"), Found::Unclear);
         assert_eq!(inspect(b"GET / FTP/1.1\r\n"), Found::No);
         assert_eq!(inspect(b"\r\nGET / HTTP/1.1\r\n"), Found::No);
