@@ -1,0 +1,235 @@
+//! From the bootstrap's bytes to models and runtime objects. What is not supported and would change behaviour stops
+//! the start with its field path.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterMessage;
+use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerMessage;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use prost::Message;
+use prost::bytes::Bytes;
+use sampan_config::{BootstrapParts, LoadError, LoadOptions, UnknownFields, load_bootstrap, split_bootstrap};
+use sampan_core::access_log::{AccessLogManager, FlushPolicy};
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::log::{Component, Level};
+use sampan_core::runtime::Runtime;
+use sampan_core::stats::{StatsModel, Store};
+use sampan_http::filter::HttpFilterRegistry;
+use sampan_listener::{ListenerConfig, NetworkFilterRegistry, NodeInfo, Server};
+use sampan_tls::StaticSecrets;
+use sampan_upstream::{ClusterConfig, ClusterManager};
+use thiserror::Error;
+
+use crate::cli::Options;
+
+/// Why the start is refused.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// The bytes are no valid bootstrap.
+    #[error("{0}")]
+    Load(#[from] LoadError),
+    /// A part of it cannot be used.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The system refuses something.
+    #[error("{0}: {1}")]
+    System(String, std::io::Error),
+    /// A listener's address cannot be had.
+    #[error("{0}")]
+    Bind(#[from] sampan_listener::BindError),
+}
+
+/// Everything that the configuration means, before a socket is opened.
+pub struct Boot {
+    /// The bootstrap without static resources.
+    pub bootstrap: Bootstrap,
+    /// All of it, encoded, for `/config_dump`.
+    pub bytes: Bytes,
+    /// The static resources, encoded.
+    pub parts: BootstrapParts,
+    /// What there is once per process.
+    pub server: Arc<Server>,
+    /// The clusters.
+    pub clusters: Arc<ClusterManager>,
+    /// The listeners.
+    pub listeners: Vec<Arc<ListenerConfig>>,
+}
+
+/// Loads and checks the bootstrap and makes all models. Needs a tokio runtime for DNS clusters.
+pub fn load(options: &Options) -> Result<Boot, BootError> {
+    let unknown = if options.allow_unknown_static { UnknownFields::Warn } else { UnknownFields::Reject };
+    let loaded = load_bootstrap(
+        options.config_path.as_deref(),
+        options.config_yaml.as_deref(),
+        &LoadOptions { unknown, ..LoadOptions::default() },
+    )?;
+    warn(options, &loaded.report);
+    let parts = split_bootstrap(loaded.bytes())?;
+    let mut bootstrap = parts.bootstrap.clone();
+    apply_flags(&mut bootstrap, options);
+    refuse_unsupported(&bootstrap)?;
+    let stats = Store::new();
+    if let Some(config) = &bootstrap.stats_config {
+        stats.configure(StatsModel::parse(config).at("stats_config")?);
+    }
+    let runtime = Runtime::from_bootstrap(bootstrap.layered_runtime.as_ref(), &stats.root())?;
+    let secrets = secrets(&parts.secrets)?;
+    let clusters = Arc::new(ClusterManager::new(&stats.root(), secrets.clone()));
+    for (i, bytes) in parts.clusters.iter().enumerate() {
+        add_cluster(&clusters, bytes)
+            .map_err(|e| e.index(i).at("clusters").at("static_resources"))?;
+    }
+    let server = Arc::new(server(options, &bootstrap, stats, runtime, secrets, &clusters));
+    let listeners = listeners(&parts.listeners, &server)?;
+    Ok(Boot { bootstrap, bytes: loaded.bytes().clone(), parts, server, clusters, listeners })
+}
+
+fn warn(options: &Options, report: &sampan_config::Report) {
+    for unknown in &report.unknown {
+        sampan_core::log!(Component::Config, Level::Warn, "{unknown}");
+    }
+    if !options.skip_deprecated_logs {
+        for deprecated in &report.deprecated {
+            sampan_core::log!(Component::Config, Level::Warn, "deprecated field in use: {deprecated}");
+        }
+    }
+}
+
+fn apply_flags(bootstrap: &mut Bootstrap, options: &Options) {
+    let node = bootstrap.node.get_or_insert_default();
+    if !options.service_node.is_empty() {
+        node.id.clone_from(&options.service_node);
+    }
+    if !options.service_cluster.is_empty() {
+        node.cluster.clone_from(&options.service_cluster);
+    }
+    if !options.service_zone.is_empty() {
+        node.locality.get_or_insert_default().zone.clone_from(&options.service_zone);
+    }
+}
+
+fn server(
+    options: &Options,
+    bootstrap: &Bootstrap,
+    stats: Store,
+    runtime: Runtime,
+    secrets: StaticSecrets,
+    clusters: &Arc<ClusterManager>,
+) -> Server {
+    let node = bootstrap.node.clone().unwrap_or_default();
+    let info = NodeInfo {
+        id: node.id,
+        cluster: node.cluster,
+        zone: node.locality.map(|l| l.zone).unwrap_or_default(),
+    };
+    let known = clusters.clusters();
+    let known = Arc::new(move |name: &str| known.get(name).is_some());
+    let policy = FlushPolicy { min_size: options.file_flush_min_size, interval: options.file_flush_interval };
+    let access_logs = AccessLogManager::new(&stats.root(), policy);
+    Server { access_logs, ..Server::new(stats, runtime, secrets, info, known) }
+}
+
+fn secrets(encoded: &[Bytes]) -> ConfigResult<StaticSecrets> {
+    let mut secrets = StaticSecrets::default();
+    for (i, bytes) in encoded.iter().enumerate() {
+        let secret: Secret = decode(bytes).at_index("secrets", i).at("static_resources")?;
+        secrets.0.insert(secret.name.clone(), Arc::new(secret));
+    }
+    Ok(secrets)
+}
+
+/// Decodes what the bootstrap's check has already accepted.
+fn decode<M: Message + Default>(bytes: &Bytes) -> ConfigResult<M> {
+    M::decode(bytes.clone()).map_err(|e| ConfigError::new(format!("malformed message: {e}")))
+}
+
+fn add_cluster(clusters: &ClusterManager, bytes: &Bytes) -> ConfigResult<()> {
+    let message: ClusterMessage = decode(bytes)?;
+    if clusters.clusters().get(&message.name).is_some() {
+        return Err(ConfigError::new(format!("cluster manager: duplicate cluster '{}'", message.name)));
+    }
+    let name = message.name.clone();
+    ClusterConfig::from_proto(&message, false)
+        .and_then(|config| clusters.add(config))
+        .map(drop)
+        .map_err(|e| named(e, "cluster", &name))
+}
+
+/// Adds the resource's name to the reason.
+fn named(error: ConfigError, kind: &str, name: &str) -> ConfigError {
+    let reason = format!("{} ({kind} '{name}')", error.reason());
+    let renamed = ConfigError::new(reason);
+    if error.path().is_empty() { renamed } else { renamed.at(error.path()) }
+}
+
+/// The network filters of this program.
+pub fn network_filters() -> NetworkFilterRegistry {
+    let mut http = HttpFilterRegistry::default();
+    sampan_http::filters::register(&mut http);
+    let mut network = NetworkFilterRegistry::default();
+    sampan_listener::register_network_filters(&mut network);
+    sampan_http::manager::register(&mut network, Arc::new(http));
+    network
+}
+
+fn listeners(encoded: &[Bytes], server: &Arc<Server>) -> ConfigResult<Vec<Arc<ListenerConfig>>> {
+    let registry = network_filters();
+    let mut all: Vec<Arc<ListenerConfig>> = Vec::with_capacity(encoded.len());
+    for (i, bytes) in encoded.iter().enumerate() {
+        let at = |e: ConfigError| e.index(i).at("listeners").at("static_resources");
+        let message: ListenerMessage = decode(bytes).map_err(at)?;
+        let made = ListenerConfig::from_proto(&message, server, &registry);
+        let listener = made.map_err(|e| at(named(e, "listener", &message.name)))?;
+        if all.iter().any(|l| l.name == listener.name) {
+            return Err(at(ConfigError::new(format!("duplicate listener {}", listener.name))));
+        }
+        all.push(Arc::new(listener));
+    }
+    Ok(all)
+}
+
+fn refuse_unsupported(b: &Bootstrap) -> ConfigResult<()> {
+    let dynamic = b.dynamic_resources.clone().unwrap_or_default();
+    let manager = b.cluster_manager.clone().unwrap_or_default();
+    for (set, field) in [
+        (dynamic.lds_config.is_some(), "dynamic_resources.lds_config"),
+        (!dynamic.lds_resources_locator.is_empty(), "dynamic_resources.lds_resources_locator"),
+        (dynamic.cds_config.is_some(), "dynamic_resources.cds_config"),
+        (!dynamic.cds_resources_locator.is_empty(), "dynamic_resources.cds_resources_locator"),
+        (dynamic.ads_config.is_some(), "dynamic_resources.ads_config"),
+        (manager.load_stats_config.is_some(), "cluster_manager.load_stats_config"),
+        (manager.upstream_bind_config.is_some(), "cluster_manager.upstream_bind_config"),
+        (manager.outlier_detection.is_some(), "cluster_manager.outlier_detection"),
+        (b.hds_config.is_some(), "hds_config"),
+        (!b.stats_sinks.is_empty(), "stats_sinks"),
+        (b.tracing_is_set(), "tracing"),
+        (b.overload_manager.is_some(), "overload_manager"),
+        (!b.header_prefix.is_empty() && b.header_prefix != "x-envoy", "header_prefix"),
+        (!b.bootstrap_extensions.is_empty(), "bootstrap_extensions"),
+        (!b.fatal_actions.is_empty(), "fatal_actions"),
+        (!b.config_sources.is_empty(), "config_sources"),
+        (b.default_config_source.is_some(), "default_config_source"),
+        (!b.default_socket_interface.is_empty(), "default_socket_interface"),
+        (!b.certificate_provider_instances.is_empty(), "certificate_provider_instances"),
+        (b.xds_delegate_extension.is_some(), "xds_delegate_extension"),
+        (b.xds_config_tracker_extension.is_some(), "xds_config_tracker_extension"),
+        (b.stats_eviction.is_some(), "stats_eviction"),
+    ] {
+        if set {
+            return Err(ConfigError::unsupported("this field").at(field));
+        }
+    }
+    Ok(())
+}
+
+trait DeprecatedTracing {
+    fn tracing_is_set(&self) -> bool;
+}
+
+impl DeprecatedTracing for Bootstrap {
+    #[allow(deprecated)] // The field is deprecated and still known.
+    fn tracing_is_set(&self) -> bool {
+        self.tracing.as_ref().is_some_and(|t| t.http.is_some())
+    }
+}

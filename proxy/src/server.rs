@@ -1,0 +1,291 @@
+//! The life of the process: start, serve, drain, end.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sampan_admin::{Admin, AdminModel, DrainRequest};
+use sampan_core::drain::{Drain, Phase};
+use sampan_core::error::AtField;
+use sampan_core::log::{Component, Level};
+use sampan_listener::{Bound, ListenerConfig, TrafficDirection};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
+
+use crate::boot::{self, Boot, BootError};
+use crate::cli::{Mode, Options};
+use crate::view::View;
+use crate::worker::{Handle, Order};
+
+/// What ends or changes the service, from signals and the admin interface.
+pub enum Command {
+    /// Drain, then end.
+    Shutdown,
+    /// End now.
+    Quit,
+    /// Drain listeners and live on.
+    DrainListeners(DrainRequest),
+    /// Open log files anew.
+    ReopenLogs,
+}
+
+/// A running process, as the control thread holds it.
+pub struct Process {
+    /// The command line.
+    pub options: Options,
+    /// The configuration.
+    pub boot: Boot,
+    /// Listeners with their bound addresses.
+    pub listening: Vec<(Arc<ListenerConfig>, Vec<sampan_core::Address>)>,
+    /// The drain of everything.
+    pub drain: Drain,
+    /// Since when.
+    pub started: Instant,
+    /// The same by the wall clock.
+    pub started_at: std::time::SystemTime,
+    /// All listeners accept.
+    pub live: Cell<bool>,
+    /// `/healthcheck/fail`
+    pub failed: Cell<bool>,
+    /// Commands to the main loop.
+    pub commands: mpsc::UnboundedSender<Command>,
+    workers: RefCell<Vec<Handle>>,
+}
+
+fn control_runtime() -> Result<tokio::runtime::Runtime, BootError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| BootError::System("control thread".to_owned(), e))
+}
+
+/// `--mode validate`
+pub fn validate(options: &Options) -> Result<(), BootError> {
+    let runtime = control_runtime()?;
+    LocalSet::new().block_on(&runtime, async {
+        let boot = boot::load(options)?;
+        admin_model(&boot).map(drop)
+    })
+}
+
+/// Serves until told to end.
+pub fn run(options: &Options) -> Result<(), BootError> {
+    let runtime = control_runtime()?;
+    LocalSet::new().block_on(&runtime, serve(options))
+}
+
+fn admin_model(boot: &Boot) -> Result<AdminModel, BootError> {
+    match &boot.bootstrap.admin {
+        Some(admin) => Ok(AdminModel::parse(admin).at("admin")?),
+        None => Ok(AdminModel::default()),
+    }
+}
+
+async fn serve(options: &Options) -> Result<(), BootError> {
+    let boot = boot::load(options)?;
+    let model = admin_model(&boot)?;
+    let count = options.concurrency.unwrap_or_else(hardware_threads).max(1) as usize;
+    let mut bound = Vec::with_capacity(boot.listeners.len());
+    for listener in &boot.listeners {
+        bound.push(Bound::bind(listener.clone(), count)?);
+    }
+    let listening = bound.iter().map(|b| (b.config.clone(), b.addresses.clone())).collect();
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let process = Rc::new(Process {
+        options: options.clone(),
+        boot,
+        listening,
+        drain: Drain::new(),
+        started: Instant::now(),
+        started_at: std::time::SystemTime::now(),
+        live: Cell::new(false),
+        failed: Cell::new(false),
+        commands,
+        workers: RefCell::default(),
+    });
+    start_admin(&process, model).await?;
+    if options.mode == Mode::InitOnly {
+        return Ok(());
+    }
+    watch_signals(&process)?;
+    start_workers(&process, count)?;
+    process.boot.clusters.initialised().await;
+    open_listeners(&process, bound).await?;
+    process.live.set(true);
+    sampan_core::log!(Component::Main, Level::Info, "starting main dispatch loop");
+    main_loop(&process, inbox).await;
+    finish(&process);
+    Ok(())
+}
+
+fn hardware_threads() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+}
+
+async fn start_admin(process: &Rc<Process>, model: AdminModel) -> Result<(), BootError> {
+    let Some(address) = model.address.clone() else {
+        sampan_core::log!(Component::Main, Level::Warn, "No admin address given, so no admin HTTP server started.");
+        return Ok(());
+    };
+    let failed = |e| BootError::System(format!("cannot bind admin address '{address}'"), e);
+    let listener = sampan_admin::Listener::bind(&address).await.map_err(failed)?;
+    if let Some(path) = &process.options.admin_address_path {
+        let text = listener.local_address().map_err(failed)?;
+        std::fs::write(path, text)
+            .map_err(|e| BootError::System(format!("admin address path '{}'", path.display()), e))?;
+    }
+    let server = &process.boot.server;
+    let view = Rc::new(View::new(process.clone(), &model)?);
+    let admin = Rc::new(Admin::new(view, server.stats.clone(), server.runtime.clone(), model));
+    tokio::task::spawn_local(sampan_admin::serve(listener, admin));
+    Ok(())
+}
+
+fn start_workers(process: &Rc<Process>, count: usize) -> Result<(), BootError> {
+    let mut workers = process.workers.borrow_mut();
+    for id in 0..count as u32 {
+        let boot = &process.boot;
+        let clusters = boot.clusters.clusters();
+        let worker = Handle::start(id, boot.server.clone(), clusters, process.drain.signal())
+            .map_err(|e| BootError::System(format!("worker {id}"), e))?;
+        workers.push(worker);
+    }
+    process.boot.server.stats.root().scope("server").gauge("concurrency").set(count as u64);
+    Ok(())
+}
+
+async fn open_listeners(process: &Rc<Process>, bound: Vec<Bound>) -> Result<(), BootError> {
+    for listener in bound {
+        let config = listener.config.clone();
+        let name = config.name.clone();
+        let mut answers = Vec::new();
+        for (worker, sockets) in process.workers.borrow().iter().zip(listener.listen()?) {
+            let (done, answer) = oneshot::channel();
+            worker.order(Order::Listen(config.clone(), sockets, done));
+            answers.push(answer);
+        }
+        for answer in answers {
+            let done = answer.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
+            done.map_err(|e| BootError::System(format!("listener '{name}'"), e))?;
+        }
+    }
+    let scope = process.boot.server.stats.root().scope("listener_manager");
+    scope.gauge("total_listeners_active").set(process.listening.len() as u64);
+    scope.gauge("workers_started").set(1);
+    scope.counter("listener_added").add(process.listening.len() as u64);
+    Ok(())
+}
+
+fn watch_signals(process: &Rc<Process>) -> Result<(), BootError> {
+    for (kind, name) in [
+        (SignalKind::terminate(), "SIGTERM"),
+        (SignalKind::interrupt(), "SIGINT"),
+        (SignalKind::user_defined1(), "SIGUSR1"),
+        (SignalKind::hangup(), "SIGHUP"),
+    ] {
+        let mut signals = signal(kind).map_err(|e| BootError::System(name.to_owned(), e))?;
+        let commands = process.commands.clone();
+        tokio::task::spawn_local(async move {
+            while signals.recv().await.is_some() {
+                sampan_core::log!(Component::Main, Level::Warn, "caught {name}");
+                let command = match name {
+                    "SIGUSR1" => Command::ReopenLogs,
+                    "SIGHUP" => continue,
+                    _ => Command::Shutdown,
+                };
+                // The main loop is gone only when the process is about to be.
+                let _ = commands.send(command);
+            }
+        });
+    }
+    Ok(())
+}
+
+fn flush_interval(process: &Process) -> Duration {
+    let configured = process.boot.bootstrap.stats_flush_interval.as_ref();
+    configured.map_or(Duration::from_secs(5), sampan_http::manager::duration).max(Duration::from_millis(1))
+}
+
+async fn main_loop(process: &Rc<Process>, mut inbox: mpsc::UnboundedReceiver<Command>) {
+    let mut flush = tokio::time::interval(flush_interval(process));
+    let mut draining = false;
+    loop {
+        let command = tokio::select! {
+            command = inbox.recv() => command,
+            _ = flush.tick() => {
+                process.boot.server.stats.flush();
+                continue;
+            }
+            () = drained(process), if draining => return,
+        };
+        match command {
+            None | Some(Command::Quit) => return,
+            // A second wish to end does not wait.
+            Some(Command::Shutdown) if draining => return,
+            Some(Command::Shutdown) => {
+                draining = true;
+                process.drain.advance(Phase::Draining);
+                stop_listening(process, false);
+            }
+            Some(Command::DrainListeners(request)) => drain_listeners(process, request),
+            Some(Command::ReopenLogs) => reopen_logs(process),
+        }
+    }
+}
+
+/// Returns when nothing is in flight any more, or at the deadline.
+async fn drained(process: &Process) {
+    let deadline = process.options.drain_time;
+    if tokio::time::timeout(deadline, process.drain.idle()).await.is_err() {
+        let left = process.drain.active();
+        sampan_core::log!(Component::Main, Level::Warn, "drain time is over with {left} connections open");
+        process.drain.advance(Phase::Closing);
+    }
+}
+
+fn stop_listening(process: &Process, inbound_only: bool) {
+    let names = inbound_only.then(|| {
+        process
+            .listening
+            .iter()
+            .filter(|(l, _)| l.traffic_direction == TrafficDirection::Inbound)
+            .map(|(l, _)| l.name.clone())
+            .collect::<Vec<_>>()
+    });
+    for worker in process.workers.borrow().iter() {
+        worker.order(Order::StopListening(names.clone()));
+    }
+}
+
+fn drain_listeners(process: &Rc<Process>, request: DrainRequest) {
+    if request.graceful {
+        process.drain.advance(Phase::Draining);
+        if request.skip_exit {
+            return;
+        }
+        let process = process.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(process.options.drain_time).await;
+            stop_listening(&process, request.inbound_only);
+        });
+    } else {
+        stop_listening(process, request.inbound_only);
+    }
+}
+
+fn reopen_logs(process: &Process) {
+    process.boot.server.access_logs.reopen();
+    if let Err(error) = sampan_core::log::reopen() {
+        sampan_core::log!(Component::Main, Level::Error, "cannot reopen the log: {error}");
+    }
+}
+
+fn finish(process: &Process) {
+    for worker in process.workers.take() {
+        worker.end();
+    }
+    process.boot.server.access_logs.flush();
+    sampan_core::log!(Component::Main, Level::Info, "exiting");
+}

@@ -1,0 +1,336 @@
+//! The process as its admin interface shows it.
+
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use envoy_types::pb::envoy::admin::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, Timestamp};
+use prost::Message;
+use prost::bytes::Bytes;
+use sampan_admin::{
+    AccessEntry, AdminModel, AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow, Section,
+    Thresholds,
+};
+use sampan_core::Address;
+use sampan_core::drain::Phase;
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_upstream::{Cluster, HealthFlag, Host, Priority};
+
+use crate::server::{Command, Process};
+
+/// What [`sampan_admin`] reads.
+pub struct View {
+    process: Rc<Process>,
+}
+
+impl View {
+    /// A view of the process.
+    pub fn new(process: Rc<Process>, model: &AdminModel) -> ConfigResult<Self> {
+        if !model.access_log.is_empty() {
+            // Written by the admin's own few fields; a stream's formatter has nothing to read there.
+            return Err(ConfigError::unsupported("access_log of the admin interface").at("access_log")).at("admin");
+        }
+        Ok(Self { process })
+    }
+
+    fn updated(&self) -> Option<Timestamp> {
+        Some(timestamp(self.process.started_at))
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp { seconds: since.as_secs() as i64, nanos: (since.subsec_millis() * 1_000_000) as i32 }
+}
+
+fn proto_duration(duration: Duration) -> ProtoDuration {
+    ProtoDuration { seconds: duration.as_secs() as i64, nanos: 0 }
+}
+
+fn proto_address(address: &Address) -> core::Address {
+    use core::address::Address as A;
+    let inner = match address {
+        Address::Ip(ip) => A::SocketAddress(core::SocketAddress {
+            address: ip.ip().to_string(),
+            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(ip.port().into())),
+            ..Default::default()
+        }),
+        Address::Pipe(path) => A::Pipe(core::Pipe { path: path.to_string(), mode: 0 }),
+        Address::Internal(name, id) => A::EnvoyInternalAddress(core::EnvoyInternalAddress {
+            endpoint_id: id.to_string(),
+            address_name_specifier: Some(
+                core::envoy_internal_address::AddressNameSpecifier::ServerListenerName(name.to_string()),
+            ),
+        }),
+    };
+    core::Address { address: Some(inner) }
+}
+
+fn any(type_url: &str, value: impl Into<Vec<u8>>) -> Any {
+    Any { type_url: format!("type.googleapis.com/{type_url}"), value: value.into() }
+}
+
+fn packed<M: Message + prost::Name>(message: &M) -> Any {
+    any(&M::full_name(), message.encode_to_vec())
+}
+
+/// `message { bytes = number }`, without decoding what is inside.
+fn length_delimited(number: u32, inner: &Bytes, out: &mut Vec<u8>) {
+    prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, out);
+    prost::encoding::encode_varint(inner.len() as u64, out);
+    out.extend_from_slice(inner);
+}
+
+fn cluster_row(cluster: &Cluster) -> ClusterRow {
+    let thresholds = |priority| {
+        let t = cluster.thresholds(priority);
+        Thresholds {
+            max_connections: t.max_connections,
+            max_pending_requests: t.max_pending_requests,
+            max_requests: t.max_requests,
+            max_retries: t.max_retries,
+        }
+    };
+    let hosts = cluster.hosts();
+    ClusterRow {
+        name: cluster.name().to_string(),
+        observability_name: cluster.observability_name().to_string(),
+        eds_service_name: String::new(),
+        added_via_api: false,
+        outlier: None,
+        thresholds: [thresholds(Priority::Default), thresholds(Priority::High)],
+        hosts: hosts.hosts().map(|host| host_row(host)).collect(),
+    }
+}
+
+fn host_row(host: &Host) -> HostRow {
+    let address = host.address();
+    let all = host.stats.all();
+    let pick = |gauge| all.iter().filter(move |(.., g)| *g == gauge).map(|(name, value, _)| (*name, *value)).collect();
+    HostRow {
+        address: proto_address(&address),
+        address_text: address.to_string(),
+        hostname: host.hostname.to_string(),
+        counters: pick(false),
+        gauges: pick(true),
+        health: health_flags(host),
+        weight: host.weight,
+        priority: host.priority,
+        locality: core::Locality {
+            region: host.locality.region.to_string(),
+            zone: host.locality.zone.to_string(),
+            sub_zone: host.locality.sub_zone.to_string(),
+        },
+        canary: host.canary,
+        success_rate: None,
+        local_success_rate: None,
+    }
+}
+
+fn health_flags(host: &Host) -> HealthFlags {
+    HealthFlags {
+        failed_active_hc: host.has_flag(HealthFlag::FailedActiveHc),
+        failed_outlier_check: host.has_flag(HealthFlag::FailedOutlierCheck),
+        failed_eds_health: host.has_flag(HealthFlag::FailedEdsHealth),
+        degraded_active_hc: host.has_flag(HealthFlag::DegradedActiveHc),
+        degraded_eds_health: host.has_flag(HealthFlag::DegradedEdsHealth),
+        pending_dynamic_removal: host.has_flag(HealthFlag::PendingDynamicRemoval),
+        pending_active_hc: host.has_flag(HealthFlag::PendingActiveHc),
+        excluded_via_immediate_hc_fail: host.has_flag(HealthFlag::ExcludedViaImmediateHcFail),
+        active_hc_timeout: host.has_flag(HealthFlag::ActiveHcTimeout),
+        eds_status_draining: host.has_flag(HealthFlag::EdsStatusDraining),
+    }
+}
+
+/// Resident and virtual bytes of this process.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = pages.split(' ').nth(1).and_then(|p| p.parse().ok()).unwrap_or_default();
+    pages * 4096
+}
+
+impl AdminSource for View {
+    fn state(&self) -> pb::server_info::State {
+        if self.process.drain.phase() > Phase::Serving || self.process.failed.get() {
+            pb::server_info::State::Draining
+        } else if self.process.live.get() {
+            pb::server_info::State::Live
+        } else {
+            pb::server_info::State::Initializing
+        }
+    }
+
+    fn server_info(&self) -> pb::ServerInfo {
+        let options = &self.process.options;
+        let uptime = Some(proto_duration(self.process.started.elapsed()));
+        let concurrency = self.process.boot.server.stats.value("server.concurrency").unwrap_or_default();
+        pb::ServerInfo {
+            version: crate::cli::version().split_whitespace().last().unwrap_or_default().to_owned(),
+            state: self.state() as i32,
+            uptime_current_epoch: uptime,
+            uptime_all_epochs: uptime,
+            hot_restart_version: "disabled".to_owned(),
+            command_line_options: Some(pb::CommandLineOptions {
+                base_id: options.base_id.into(),
+                concurrency: concurrency as u32,
+                config_path: options.config_path.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
+                config_yaml: options.config_yaml.clone().unwrap_or_default(),
+                allow_unknown_static_fields: options.allow_unknown_static,
+                reject_unknown_dynamic_fields: options.reject_unknown_dynamic,
+                ignore_unknown_dynamic_fields: options.ignore_unknown_dynamic,
+                log_level: options.log_level.clone(),
+                component_log_level: options.component_log_level.clone(),
+                log_format: options.log_format.clone().unwrap_or_default(),
+                log_path: options.log_path.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
+                service_cluster: options.service_cluster.clone(),
+                service_node: options.service_node.clone(),
+                service_zone: options.service_zone.clone(),
+                file_flush_interval: Some(proto_duration(options.file_flush_interval)),
+                drain_time: Some(proto_duration(options.drain_time)),
+                parent_shutdown_time: Some(proto_duration(options.parent_shutdown_time)),
+                disable_hot_restart: true,
+                restart_epoch: options.restart_epoch,
+                cpuset_threads: options.cpuset_threads,
+                ..Default::default()
+            }),
+            node: self.process.boot.bootstrap.node.clone(),
+            hot_restart_initializing: false,
+        }
+    }
+
+    fn clusters(&self) -> Vec<ClusterRow> {
+        self.process.boot.clusters.clusters().all().iter().map(|c| cluster_row(c)).collect()
+    }
+
+    fn listeners(&self) -> Vec<ListenerRow> {
+        let row = |(listener, addresses): &(_, Vec<Address>)| {
+            let listener: &std::sync::Arc<sampan_listener::ListenerConfig> = listener;
+            let addresses = addresses.iter().map(|a| (proto_address(a), a.to_string())).collect();
+            ListenerRow { name: listener.name.to_string(), addresses }
+        };
+        self.process.listening.iter().map(row).collect()
+    }
+
+    fn certs(&self) -> pb::Certificates {
+        pb::Certificates::default()
+    }
+
+    fn memory(&self) -> pb::Memory {
+        let resident = resident();
+        pb::Memory { allocated: resident, heap_size: resident, total_physical_bytes: resident, ..Default::default() }
+    }
+
+    fn config(&self, section: Section) -> Option<Any> {
+        let boot = &self.process.boot;
+        match section {
+            Section::Bootstrap => {
+                let mut out = Vec::with_capacity(boot.bytes.len() + 32);
+                length_delimited(1, &boot.bytes, &mut out);
+                let stamp = Bytes::from(self.updated()?.encode_to_vec());
+                length_delimited(2, &stamp, &mut out);
+                Some(any("envoy.admin.v3.BootstrapConfigDump", out))
+            }
+            Section::Clusters => Some(packed(&pb::ClustersConfigDump {
+                static_clusters: boot
+                    .parts
+                    .clusters
+                    .iter()
+                    .map(|bytes| pb::clusters_config_dump::StaticCluster {
+                        cluster: Some(any("envoy.config.cluster.v3.Cluster", bytes.to_vec())),
+                        last_updated: self.updated(),
+                    })
+                    .collect(),
+                ..Default::default()
+            })),
+            Section::Listeners => Some(packed(&pb::ListenersConfigDump {
+                static_listeners: boot
+                    .parts
+                    .listeners
+                    .iter()
+                    .map(|bytes| pb::listeners_config_dump::StaticListener {
+                        listener: Some(any("envoy.config.listener.v3.Listener", bytes.to_vec())),
+                        last_updated: self.updated(),
+                    })
+                    .collect(),
+                ..Default::default()
+            })),
+            Section::Routes => Some(packed(&pb::RoutesConfigDump {
+                static_route_configs: static_routes(&boot.parts.listeners)
+                    .into_iter()
+                    .map(|bytes| pb::routes_config_dump::StaticRouteConfig {
+                        route_config: Some(any("envoy.config.route.v3.RouteConfiguration", bytes)),
+                        last_updated: self.updated(),
+                    })
+                    .collect(),
+                ..Default::default()
+            })),
+            Section::ScopedRoutes => Some(packed(&pb::ScopedRoutesConfigDump::default())),
+            Section::Secrets => Some(packed(&pb::SecretsConfigDump::default())),
+        }
+    }
+
+    fn fail_health_check(&self, fail: bool) {
+        self.process.failed.set(fail);
+        self.process.boot.server.health_check_failed.store(fail, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn drain_listeners(&self, request: DrainRequest) {
+        self.send(Command::DrainListeners(request));
+    }
+
+    fn reopen_logs(&self) {
+        self.send(Command::ReopenLogs);
+    }
+
+    fn quit(&self) {
+        let commands = self.process.commands.clone();
+        tokio::task::spawn_local(async move {
+            // The answer shall still be written.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let _ = commands.send(Command::Quit);
+        });
+    }
+
+    fn refresh_stats(&self) {
+        self.process.boot.clusters.materialise_stats();
+        let scope = self.process.boot.server.stats.root().scope("server");
+        scope.gauge("uptime").set(self.process.started.elapsed().as_secs());
+        scope.gauge("live").set(u64::from(self.process.live.get()));
+        scope.gauge("state").set(self.state() as u64);
+        scope.gauge("memory_allocated").set(resident());
+        scope.gauge("memory_heap_size").set(resident());
+        scope.gauge("memory_physical_size").set(resident());
+        scope.gauge("total_connections").set(self.process.drain.active() as u64);
+    }
+
+    fn accessed(&self, _entry: &AccessEntry<'_>) {}
+}
+
+impl View {
+    fn send(&self, command: Command) {
+        // The main loop is gone only when the process is about to be.
+        let _ = self.process.commands.send(command);
+    }
+}
+
+/// The inline route tables of all connection managers, encoded.
+fn static_routes(listeners: &[Bytes]) -> Vec<Vec<u8>> {
+    use envoy_types::pb::envoy::config::listener::v3::{Listener, filter::ConfigType};
+    use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+    let mut out = Vec::new();
+    for bytes in listeners {
+        let Ok(listener) = Listener::decode(bytes.clone()) else { continue };
+        for filter in listener.filter_chains.iter().chain(&listener.default_filter_chain).flat_map(|c| &c.filters) {
+            let Some(ConfigType::TypedConfig(config)) = &filter.config_type else { continue };
+            if !config.type_url.ends_with(sampan_http::manager::TYPE) {
+                continue;
+            }
+            let Ok(manager) = hcm::HttpConnectionManager::decode(config.value.as_slice()) else { continue };
+            if let Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes)) = manager.route_specifier {
+                out.push(routes.encode_to_vec());
+            }
+        }
+    }
+    out
+}

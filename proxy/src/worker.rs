@@ -1,0 +1,79 @@
+//! A worker thread: one runtime, its listeners, its connections, its pools.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+
+use sampan_core::drain::Signal;
+use sampan_listener::{ListenSockets, ListenerConfig, Listeners, Server, Worker};
+use sampan_upstream::{Clusters, WorkerClusters};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
+
+/// What the control thread tells a worker.
+pub enum Order {
+    /// Serve this listener; answered once it accepts.
+    Listen(Arc<ListenerConfig>, ListenSockets, oneshot::Sender<std::io::Result<()>>),
+    /// Close the listening sockets of these listeners, or of all.
+    StopListening(Option<Vec<Arc<str>>>),
+}
+
+/// The control thread's end of a worker.
+pub struct Handle {
+    orders: mpsc::UnboundedSender<Order>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Handle {
+    /// Starts a worker.
+    pub fn start(
+        id: u32,
+        server: Arc<Server>,
+        clusters: Arc<Clusters>,
+        drain: Signal,
+    ) -> std::io::Result<Self> {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let thread = thread::Builder::new().name(format!("wrk:worker_{id}")).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => LocalSet::new().block_on(&runtime, work(id, server, clusters, drain, inbox)),
+                Err(error) => crate::logging::critical(&error),
+            }
+        })?;
+        Ok(Self { orders, thread })
+    }
+
+    /// Gives an order. A worker that has ended needs none.
+    pub fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
+    }
+
+    /// Ends the worker with what it still serves.
+    pub fn end(self) {
+        drop(self.orders);
+        // A worker that panicked has said so on stderr.
+        let _ = self.thread.join();
+    }
+}
+
+async fn work(
+    id: u32,
+    server: Arc<Server>,
+    clusters: Arc<Clusters>,
+    drain: Signal,
+    mut inbox: mpsc::UnboundedReceiver<Order>,
+) {
+    let clusters = Rc::new(WorkerClusters::new(clusters));
+    let worker = Rc::new(Worker::new(id, server, clusters, drain));
+    let listeners = Listeners::new(worker);
+    while let Some(order) = inbox.recv().await {
+        match order {
+            Order::Listen(config, sockets, done) => {
+                // A control thread that waits no more is on its way out.
+                let _ = done.send(listeners.add(config, sockets));
+            }
+            Order::StopListening(None) => listeners.stop(),
+            Order::StopListening(Some(names)) => names.iter().for_each(|name| listeners.remove(name)),
+        }
+    }
+}
