@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
@@ -53,6 +53,8 @@ pub struct Server {
     pub node: NodeInfo,
     /// Which clusters exist.
     pub clusters: Arc<dyn KnownClusters>,
+    /// `/healthcheck/fail` was called: the health check filter answers 503.
+    pub health_check_failed: Arc<AtomicBool>,
     /// Files that access logs write to.
     pub access_logs: AccessLogManager,
     /// The next connection's number.
@@ -71,6 +73,7 @@ impl Server {
         clusters: Arc<dyn KnownClusters>,
     ) -> Self {
         Self {
+            health_check_failed: Arc::default(),
             access_logs: AccessLogManager::new(&stats.root(), FlushPolicy::default()),
             stats,
             runtime,
