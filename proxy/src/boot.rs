@@ -77,8 +77,7 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     let secrets = secrets(&parts.secrets)?;
     let clusters = Arc::new(ClusterManager::new(&stats.root(), secrets.clone()));
     for (i, bytes) in parts.clusters.iter().enumerate() {
-        add_cluster(&clusters, bytes)
-            .map_err(|e| e.index(i).at("clusters").at("static_resources"))?;
+        add_cluster(&clusters, bytes).map_err(|e| e.index(i).at("clusters").at("static_resources"))?;
     }
     let server = Arc::new(server(options, &bootstrap, stats, runtime, secrets, &clusters));
     let listeners = listeners(&parts.listeners, &server)?;
@@ -127,7 +126,9 @@ fn server(
     let known = Arc::new(move |name: &str| known.get(name).is_some());
     let policy = FlushPolicy { min_size: options.file_flush_min_size, interval: options.file_flush_interval };
     let access_logs = AccessLogManager::new(&stats.root(), policy);
-    Server { access_logs, ..Server::new(stats, runtime, secrets, info, known) }
+    let mut server = Server::new(stats, runtime, secrets, info, known);
+    server.access_logs = access_logs;
+    server
 }
 
 fn secrets(encoded: &[Bytes]) -> ConfigResult<StaticSecrets> {
@@ -167,8 +168,7 @@ fn named(error: ConfigError, kind: &str, name: &str) -> ConfigError {
 pub fn network_filters() -> NetworkFilterRegistry {
     let mut http = HttpFilterRegistry::default();
     sampan_http::filters::register(&mut http);
-    let mut network = NetworkFilterRegistry::default();
-    sampan_listener::register_network_filters(&mut network);
+    let mut network = NetworkFilterRegistry::with_own_filters();
     sampan_http::manager::register(&mut network, Arc::new(http));
     network
 }

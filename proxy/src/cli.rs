@@ -64,8 +64,6 @@ pub struct Options {
     pub cpuset_threads: bool,
     /// Flags that were given and have no effect; each becomes a warning in the log.
     pub without_effect: Vec<String>,
-    /// `argv` as given, for `/server_info`.
-    pub arguments: Vec<String>,
 }
 
 impl Default for Options {
@@ -99,7 +97,6 @@ impl Default for Options {
             stats_tags: Vec::new(),
             cpuset_threads: false,
             without_effect: Vec::new(),
-            arguments: Vec::new(),
         }
     }
 }
@@ -126,7 +123,9 @@ pub enum CliError {
     #[error("PARSE ERROR: Argument: (--{0})\n             Argument already set!")]
     Twice(&'static str),
     /// A value of the wrong kind.
-    #[error("PARSE ERROR: Argument: (--{flag})\n             Couldn't read argument value from string '{value}'")]
+    #[error(
+        "PARSE ERROR: Argument: (--{flag})\n             Couldn't read argument value from string '{value}'"
+    )]
     BadValue {
         /// The flag.
         flag: &'static str,
@@ -217,7 +216,11 @@ static FLAGS: &[Flag] = &[
     ),
     Flag {
         short: Some("-l"),
-        ..flag("log-level", Action::Text(set_log_level), "trace, debug, info, warning|warn, error, critical, off")
+        ..flag(
+            "log-level",
+            Action::Text(set_log_level),
+            "trace, debug, info, warning|warn, error, critical, off",
+        )
     },
     flag(
         "component-log-level",
@@ -340,7 +343,10 @@ static FLAGS: &[Flag] = &[
         Action::Switch(|o| o.skip_deprecated_logs = true),
         "No warnings about deprecated fields",
     ),
-    Flag { repeated: true, ..flag("stats-tag", Action::Text(add_stats_tag), "tag:value for all stats; may be repeated") },
+    Flag {
+        repeated: true,
+        ..flag("stats-tag", Action::Text(add_stats_tag), "tag:value for all stats; may be repeated")
+    },
     flag("cpuset-threads", Action::Switch(|o| o.cpuset_threads = true), "Count workers from the cpuset"),
     flag("enable-fine-grain-logging", Action::NoEffect(false, NOT_HERE), "Logging per file"),
     flag("log-stacktrace-single-entry", Action::NoEffect(false, NOT_HERE), "Form of stack traces"),
@@ -403,8 +409,7 @@ fn add_stats_tag(o: &mut Options, v: String) -> Result<(), CliError> {
 
 /// Parses the arguments behind the program's name.
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, CliError> {
-    let arguments: Vec<String> = arguments.into_iter().collect();
-    let mut options = Options { arguments: arguments.clone(), ..Options::default() };
+    let mut options = Options::default();
     let mut seen = Vec::new();
     let mut rest = arguments.into_iter();
     while let Some(argument) = rest.next() {
@@ -446,7 +451,9 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Cli
         }
     }
     if options.restart_epoch > 0 {
-        return Err(CliError::Invalid("--restart-epoch > 0 needs hot restart, which is not supported yet".to_owned()));
+        return Err(CliError::Invalid(
+            "--restart-epoch > 0 needs hot restart, which is not supported yet".to_owned(),
+        ));
     }
     Ok(Command::Run(Box::new(options)))
 }
@@ -457,7 +464,8 @@ pub fn version() -> String {
 }
 
 fn help() -> String {
-    let mut text = "USAGE:\n   sampan [flags]       without flags: a demonstration mesh\n\nFlags:\n".to_owned();
+    let mut text =
+        "USAGE:\n   sampan [flags]       without flags: a demonstration mesh\n\nFlags:\n".to_owned();
     for flag in FLAGS {
         let value = match flag.action {
             Action::Switch(_) | Action::NoEffect(false, _) => "",

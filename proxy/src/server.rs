@@ -126,7 +126,11 @@ fn hardware_threads() -> u32 {
 
 async fn start_admin(process: &Rc<Process>, model: AdminModel) -> Result<(), BootError> {
     let Some(address) = model.address.clone() else {
-        sampan_core::log!(Component::Main, Level::Warn, "No admin address given, so no admin HTTP server started.");
+        sampan_core::log!(
+            Component::Main,
+            Level::Warn,
+            "No admin address given, so no admin HTTP server started."
+        );
         return Ok(());
     };
     let failed = |e| BootError::System(format!("cannot bind admin address '{address}'"), e);

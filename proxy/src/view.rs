@@ -9,8 +9,8 @@ use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, Timestam
 use prost::Message;
 use prost::bytes::Bytes;
 use sampan_admin::{
-    AccessEntry, AdminModel, AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow, Section,
-    Thresholds,
+    AccessEntry, AdminModel, AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow,
+    Section, Thresholds,
 };
 use sampan_core::Address;
 use sampan_core::drain::Phase;
@@ -29,7 +29,8 @@ impl View {
     pub fn new(process: Rc<Process>, model: &AdminModel) -> ConfigResult<Self> {
         if !model.access_log.is_empty() {
             // Written by the admin's own few fields; a stream's formatter has nothing to read there.
-            return Err(ConfigError::unsupported("access_log of the admin interface").at("access_log")).at("admin");
+            return Err(ConfigError::unsupported("access_log of the admin interface").at("access_log"))
+                .at("admin");
         }
         Ok(Self { process })
     }
@@ -107,7 +108,9 @@ fn cluster_row(cluster: &Cluster) -> ClusterRow {
 fn host_row(host: &Host) -> HostRow {
     let address = host.address();
     let all = host.stats.all();
-    let pick = |gauge| all.iter().filter(move |(.., g)| *g == gauge).map(|(name, value, _)| (*name, *value)).collect();
+    let pick = |gauge| {
+        all.iter().filter(move |(.., g)| *g == gauge).map(|(name, value, _)| (*name, *value)).collect()
+    };
     HostRow {
         address: proto_address(&address),
         address_text: address.to_string(),
@@ -174,7 +177,11 @@ impl AdminSource for View {
             command_line_options: Some(pb::CommandLineOptions {
                 base_id: options.base_id.into(),
                 concurrency: concurrency as u32,
-                config_path: options.config_path.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
+                config_path: options
+                    .config_path
+                    .as_ref()
+                    .map(|p| p.display().to_string())
+                    .unwrap_or_default(),
                 config_yaml: options.config_yaml.clone().unwrap_or_default(),
                 allow_unknown_static_fields: options.allow_unknown_static,
                 reject_unknown_dynamic_fields: options.reject_unknown_dynamic,
@@ -218,7 +225,12 @@ impl AdminSource for View {
 
     fn memory(&self) -> pb::Memory {
         let resident = resident();
-        pb::Memory { allocated: resident, heap_size: resident, total_physical_bytes: resident, ..Default::default() }
+        pb::Memory {
+            allocated: resident,
+            heap_size: resident,
+            total_physical_bytes: resident,
+            ..Default::default()
+        }
     }
 
     fn config(&self, section: Section) -> Option<Any> {
@@ -321,13 +333,17 @@ fn static_routes(listeners: &[Bytes]) -> Vec<Vec<u8>> {
     let mut out = Vec::new();
     for bytes in listeners {
         let Ok(listener) = Listener::decode(bytes.clone()) else { continue };
-        for filter in listener.filter_chains.iter().chain(&listener.default_filter_chain).flat_map(|c| &c.filters) {
+        for filter in
+            listener.filter_chains.iter().chain(&listener.default_filter_chain).flat_map(|c| &c.filters)
+        {
             let Some(ConfigType::TypedConfig(config)) = &filter.config_type else { continue };
             if !config.type_url.ends_with(sampan_http::manager::TYPE) {
                 continue;
             }
             let Ok(manager) = hcm::HttpConnectionManager::decode(config.value.as_slice()) else { continue };
-            if let Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes)) = manager.route_specifier {
+            if let Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes)) =
+                manager.route_specifier
+            {
                 out.push(routes.encode_to_vec());
             }
         }

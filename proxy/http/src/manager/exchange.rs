@@ -398,6 +398,7 @@ impl Exchange {
         })
         .await;
         self.stream.info.last_downstream_tx = Some(Instant::now());
+        self.count_wire(responder);
         if flushed.is_err() {
             self.stream.info.flags.set(ResponseFlag::DownstreamConnectionTermination);
             return Fate::Abort;
@@ -470,6 +471,7 @@ impl Exchange {
 
     /// The client gave up.
     fn gone(mut self, reason: ResetReason, responder: &mut Responder) -> Fate {
+        self.count_wire(responder);
         let info = &mut self.stream.info;
         if reason == ResetReason::LocalReset {
             self.reset(responder);
@@ -494,6 +496,7 @@ impl Exchange {
 
     /// The response's body broke off.
     fn broken(mut self, error: BodyError, responder: &mut Responder) -> Fate {
+        self.count_wire(responder);
         let info = &mut self.stream.info;
         let (flag, reason) = match error {
             BodyError::Timeout => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
@@ -518,7 +521,7 @@ impl Exchange {
     }
 
     /// What the wire carried for this exchange.
-    pub fn count_wire(&mut self, responder: &Responder) {
+    fn count_wire(&mut self, responder: &Responder) {
         if let Some((read, written)) = responder.wire_bytes() {
             self.stream.info.bytes.wire_received = read - self.wire_before.0;
             self.stream.info.bytes.wire_sent = written - self.wire_before.1;

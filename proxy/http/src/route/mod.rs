@@ -238,6 +238,7 @@ impl RouteTable {
 }
 
 impl VirtualHost {
+    #[allow(deprecated)] // `cors` and `per_request_buffer_limit_bytes` are deprecated and still known.
     fn from_proto(message: &pb::VirtualHost, context: &RouteContext<'_>) -> ConfigResult<Self> {
         refuse(message.matcher.is_some(), "matcher")?;
         refuse(message.cors.is_some(), "cors")?;
@@ -305,6 +306,7 @@ impl VirtualHost {
 }
 
 impl Route {
+    #[allow(deprecated)] // `per_request_buffer_limit_bytes` is deprecated and still taken.
     fn from_proto(
         message: &pb::Route,
         context: &RouteContext<'_>,
