@@ -304,8 +304,10 @@ impl AdminSource for View {
         });
     }
 
-    fn refresh_stats(&self) {
-        self.process.boot.clusters.materialise_stats();
+    fn refresh_stats(&self, all: bool) {
+        if all {
+            self.process.boot.clusters.materialise_stats();
+        }
         let scope = self.process.boot.server.stats.root().scope("server");
         scope.gauge("uptime").set(self.process.started.elapsed().as_secs());
         scope.gauge("live").set(u64::from(self.process.live.get()));
