@@ -456,3 +456,169 @@ fn an_unused_cluster_is_small() {
     assert!(each < 4096, "{each} bytes each");
     assert!(manager.clusters().all().iter().all(|c| !c.is_used()));
 }
+
+/// An HTTP/2 upstream with a stream limit; sends GOAWAY after `requests` and answers `hold`ing.
+async fn h2_upstream(limit: u32, requests: usize, hold: Duration) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            tokio::task::spawn_local(async move {
+                let mut builder = ::h2::server::Builder::new();
+                let mut connection =
+                    builder.max_concurrent_streams(limit).handshake::<_, bytes::Bytes>(socket).await.unwrap();
+                let mut seen = 0;
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    seen += 1;
+                    if seen == requests {
+                        connection.graceful_shutdown();
+                    }
+                    tokio::task::spawn_local(async move {
+                        tokio::time::sleep(hold).await;
+                        let _ = respond.send_response(http::Response::new(()), true);
+                    });
+                }
+            });
+        }
+    });
+    port
+}
+
+fn h2_message(port: u16) -> cluster_pb::Cluster {
+    let mut message = message(port);
+    #[allow(deprecated)]
+    {
+        message.http2_protocol_options = Some(Default::default());
+    }
+    message
+}
+
+async fn h2_exchange(host: &Rc<WorkerHost>) {
+    let HttpLease::H2(mut lease) = host.http(Priority::Default, false, None).await.unwrap() else {
+        panic!("HTTP/1")
+    };
+    let mut head = HeaderMap::with_capacity(128, 4);
+    head.append(HeaderId::METHOD, "GET");
+    head.append(HeaderId::SCHEME, "http");
+    head.append(HeaderId::PATH, "/");
+    head.append(HeaderId::AUTHORITY, "a");
+    let mut stream = lease.start(&head, true).unwrap();
+    let response = std::future::poll_fn(|cx| stream.poll_head(cx)).await.unwrap();
+    assert_eq!(response.status, 200);
+}
+
+#[test]
+fn a_full_http2_connection_gets_a_second_one() {
+    run(async {
+        let world = world(&h2_message(h2_upstream(1, usize::MAX, Duration::from_millis(30)).await));
+        let host = world.host();
+        h2_exchange(&host).await;
+        // The peer's limit of one stream is known now.
+        tokio::join!(h2_exchange(&host), h2_exchange(&host));
+        let stats = world.stats();
+        assert_eq!(stats.upstream_cx_http2_total.value(), 2);
+        assert_eq!(stats.upstream_rq_total.value(), 3);
+        assert_eq!(stats.upstream_rq_active.value(), 0);
+    });
+}
+
+#[test]
+fn goaway_ends_a_connection_without_losing_requests() {
+    run(async {
+        let world = world(&h2_message(h2_upstream(100, 1, Duration::ZERO).await));
+        let host = world.host();
+        for _ in 0..3 {
+            h2_exchange(&host).await;
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        let stats = world.stats();
+        assert_eq!(stats.upstream_cx_total.value(), 3);
+        assert_eq!(stats.upstream_cx_active.value(), 0);
+        assert_eq!(stats.upstream_cx_destroy_with_active_rq.value(), 0);
+    });
+}
+
+#[test]
+fn an_idle_http2_connection_closes() {
+    run(async {
+        let mut message = h2_message(h2_upstream(100, usize::MAX, Duration::ZERO).await);
+        #[allow(deprecated)]
+        {
+            message.common_http_protocol_options = Some(core_pb::HttpProtocolOptions {
+                idle_timeout: Some(envoy_types::pb::google::protobuf::Duration {
+                    seconds: 0,
+                    nanos: 100_000_000,
+                }),
+                ..Default::default()
+            });
+        }
+        let world = world(&message);
+        h2_exchange(&world.host()).await;
+        assert_eq!(world.stats().upstream_cx_active.value(), 1);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(world.stats().upstream_cx_idle_timeout.value(), 1);
+        assert_eq!(world.stats().upstream_cx_active.value(), 0);
+        assert_eq!(world.stats().upstream_cx_destroy_local.value(), 1);
+    });
+}
+
+#[test]
+fn a_name_becomes_hosts_that_stay() {
+    run(async {
+        let mut message = message(upstream(100).await);
+        message.cluster_discovery_type = Some(cluster_pb::cluster::ClusterDiscoveryType::Type(
+            cluster_pb::cluster::DiscoveryType::StrictDns.into(),
+        ));
+        message.dns_lookup_family = cluster_pb::cluster::DnsLookupFamily::V4Only.into();
+        #[allow(deprecated)]
+        {
+            message.dns_refresh_rate =
+                Some(envoy_types::pb::google::protobuf::Duration { seconds: 0, nanos: 20_000_000 });
+        }
+        let endpoints = &mut message.load_assignment.as_mut().unwrap().endpoints;
+        let pb::lb_endpoint::HostIdentifier::Endpoint(endpoint) =
+            endpoints[0].lb_endpoints[0].host_identifier.as_mut().unwrap()
+        else {
+            panic!("no endpoint")
+        };
+        let Some(core_pb::address::Address::SocketAddress(socket)) =
+            &mut endpoint.address.as_mut().unwrap().address
+        else {
+            panic!("no socket address")
+        };
+        socket.address = "localhost".into();
+        let world = world(&message);
+        world.manager.initialised().await;
+        let before = world.host();
+        assert_eq!(&*before.host.hostname, "localhost");
+        assert_eq!(before.host.address().ip().unwrap().to_string(), "127.0.0.1");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let stats = world.stats();
+        assert!(stats.update_success.value() > 1);
+        assert_eq!(stats.update_no_rebuild.value(), stats.update_success.value() - 1);
+        assert_eq!((stats.membership_change.value(), stats.membership_total.value()), (1, 1));
+        assert!(Rc::ptr_eq(&before, &world.host()));
+        world.worker.get("c").unwrap().cluster().set_resolved(0, 0, Vec::new());
+        assert!(world.worker.get("c").unwrap().pick(&LbContext::default()).is_none());
+        assert_eq!(stats.membership_total.value(), 0);
+    });
+}
+
+/// For callgrind: run with `HOT_PATH=1000` and `HOT_PATH=2000`, the difference is the cost of 1000 rounds of
+/// "get the cluster, pick, check out, release".
+#[test]
+#[ignore = "a measurement"]
+fn hot_path() {
+    let rounds = std::env::var("HOT_PATH").ok().and_then(|v| v.parse().ok()).unwrap_or(1000);
+    run(async move {
+        let world = world(&message(upstream(100).await));
+        let mut lease = world.h1().await;
+        exchange(&mut lease).await;
+        lease.release();
+        for _ in 0..rounds {
+            world.h1().await.release();
+        }
+        assert_eq!(world.stats().upstream_cx_total.value(), 1);
+    });
+}
