@@ -12,6 +12,7 @@ use sampan_core::Address;
 use sampan_core::access_log::AccessLogger;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::stats::Scope;
+use sampan_core::stream_info::Metadata;
 use sampan_tls::ServerContext;
 
 use crate::chain::ChainMatcher;
@@ -107,6 +108,7 @@ impl ListenerConfig {
             server: server.clone(),
             listener_name: name.clone(),
             listener_scope: scope.clone(),
+            listener_metadata: message.metadata.as_ref().map(metadata),
             traffic_direction: message.traffic_direction(),
             filter_chain: "".into(),
             tls: false,
@@ -348,6 +350,11 @@ fn dual_stack_capable(address: &Address) -> bool {
         Some(std::net::IpAddr::V6(ip)) => ip.is_unspecified() || ip.to_ipv4_mapped().is_some(),
         _ => false,
     }
+}
+
+/// Structs by filter name; typed metadata is not read by anything here.
+fn metadata(message: &core_pb::Metadata) -> Arc<Metadata> {
+    Arc::new(message.filter_metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
 }
 
 /// The kernel's longest accept queue, which is what Envoy asks for.

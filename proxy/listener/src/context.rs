@@ -12,6 +12,7 @@ use sampan_core::drain;
 use sampan_core::error::ConfigResult;
 use sampan_core::runtime::Runtime;
 use sampan_core::stats::{Scope, Store};
+use sampan_core::stream_info::Metadata;
 use sampan_tls::StaticSecrets;
 use sampan_upstream::WorkerClusters;
 
@@ -101,6 +102,8 @@ pub struct FactoryContext {
     /// `listener.ADDRESS` or `listener.STAT_PREFIX`: where the listener's own stats stand. The manager's
     /// `http.PREFIX.downstream_rq_2xx` are made below it as well as below the root.
     pub listener_scope: Scope,
+    /// The listener's `metadata`, for `StreamInfo::listener_metadata`.
+    pub listener_metadata: Option<Arc<Metadata>>,
     /// The listener's `traffic_direction`.
     pub traffic_direction: TrafficDirection,
     /// The filter chain's name; empty where it has none.

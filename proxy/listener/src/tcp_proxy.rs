@@ -17,7 +17,7 @@ use futures_util::future::LocalBoxFuture;
 use sampan_core::access_log::AccessLogger;
 use sampan_core::error::ConfigResult;
 use sampan_core::format::FormatContext;
-use sampan_core::stream_info::{DetectedClose, ResponseFlag, StreamInfo, UpstreamAttempt};
+use sampan_core::stream_info::{DetectedClose, Metadata, ResponseFlag, StreamInfo, UpstreamAttempt};
 use sampan_tls::Transport;
 use sampan_upstream::circuit::Priority;
 use sampan_upstream::pool::{PoolError, TcpLease};
@@ -67,7 +67,12 @@ fn make(config: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
     let config = TcpProxyConfig::from_proto(&message)?;
     let access_log = context.access_loggers(&message.access_log, "access_log")?;
     let counters = Counters::new(&context.root_scope().scope("tcp").scope(&config.stat_prefix));
-    Ok(NetworkFilter::Terminal(Arc::new(TcpProxy { config, counters, access_log })))
+    Ok(NetworkFilter::Terminal(Arc::new(TcpProxy {
+        config,
+        counters,
+        access_log,
+        listener_metadata: context.listener_metadata.clone(),
+    })))
 }
 
 /// The filter, shared by all its connections.
@@ -75,6 +80,7 @@ struct TcpProxy {
     config: TcpProxyConfig,
     counters: Counters,
     access_log: Vec<AccessLogger>,
+    listener_metadata: Option<Arc<Metadata>>,
 }
 
 impl TerminalFilter for TcpProxy {
@@ -84,6 +90,7 @@ impl TerminalFilter for TcpProxy {
             self.counters.downstream_cx_total.inc();
             let mut info = StreamInfo::new(worker.random(), info, None);
             info.dynamic_metadata = metadata;
+            info.listener_metadata = self.listener_metadata.clone();
             (info.start, info.start_system) = (info.connection.start, info.connection.start_system);
             let session = Session {
                 proxy: self,
@@ -191,7 +198,8 @@ impl Session {
     async fn proxy(&self, down: &mut Transport, worker: &Rc<Worker>) {
         let up = tokio::select! {
             biased;
-            up = self.connect(worker) => up,
+            // In a box of its own: connecting, TLS above all, needs more room than the session that follows.
+            up = Box::pin(self.connect(worker)) => up,
             () = was_reset(down) => {
                 self.info.borrow_mut().downstream_close = DetectedClose::RemoteReset;
                 return;

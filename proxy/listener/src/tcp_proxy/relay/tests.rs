@@ -147,3 +147,13 @@ async fn back_pressure() {
     let (ended, _) = tokio::join!(relay(&mut down, &mut up, &moved), work);
     assert_eq!(ended, Ok(()));
 }
+
+/// What an open connection costs while nothing moves.
+#[tokio::test]
+async fn idle_state_is_small() {
+    let ((_client, down), (up, _peer)) = (tcp_pair().await, tcp_pair().await);
+    let (mut down, mut up) = (Transport::Tcp(down), Transport::Tcp(up));
+    let moved = Moved::default();
+    let size = std::mem::size_of_val(&relay(&mut down, &mut up, &moved));
+    assert!(size < 512, "{size} bytes");
+}
