@@ -77,15 +77,25 @@ fn sections(admin: &Admin, endpoints: bool, names: Option<&Regex>) -> Vec<(Messa
 }
 
 fn endpoints_dump(admin: &Admin, names: Option<&Regex>) -> Any {
-    let assignments = admin.source.endpoints().into_iter();
-    let wanted = assignments.filter(|a| names.is_none_or(|n| n.is_match(&a.cluster_name)));
-    let static_endpoint_configs = wanted
-        .map(|a| pb::endpoints_config_dump::StaticEndpointConfig {
-            endpoint_config: Some(packed(&a)),
-            last_updated: None,
-        })
-        .collect();
-    packed(&pb::EndpointsConfigDump { static_endpoint_configs, ..Default::default() })
+    let mut dump = pb::EndpointsConfigDump::default();
+    for (added_via_api, assignment) in admin.source.endpoints() {
+        if names.is_some_and(|names| !names.is_match(&assignment.cluster_name)) {
+            continue;
+        }
+        let endpoint_config = Some(packed(&assignment));
+        if added_via_api {
+            dump.dynamic_endpoint_configs.push(pb::endpoints_config_dump::DynamicEndpointConfig {
+                endpoint_config,
+                ..Default::default()
+            });
+        } else {
+            dump.static_endpoint_configs.push(pb::endpoints_config_dump::StaticEndpointConfig {
+                endpoint_config,
+                ..Default::default()
+            });
+        }
+    }
+    packed(&dump)
 }
 
 /// The first field of clusters, listeners and route tables alike.
@@ -198,7 +208,10 @@ fn one_resource(
         if let Some(mask) = mask {
             if !mask.iter().all(|path| resource_path_exists(element, &item, path)) {
                 let paths: String = mask.iter().map(|p| format!("paths: {p:?}\n")).collect();
-                return Err(plain(400, format!("FieldMask {paths} could not be successfully used.")));
+                return Err(plain(
+                    400,
+                    format!("FieldMask goo.gle/debugproto \n{paths} could not be successfully used."),
+                ));
             }
             item = trimmed(&item, mask);
         }

@@ -32,8 +32,8 @@ pub trait AdminSource {
     }
     /// One part of `/config_dump`, see [`Section`]; `None` where there is nothing of the kind.
     fn config(&self, section: Section) -> Option<Any>;
-    /// The endpoints of one cluster or of all, for `/config_dump?include_eds`.
-    fn endpoints(&self) -> Vec<ClusterLoadAssignment> {
+    /// The endpoints of each cluster and whether the cluster came through CDS, for `/config_dump?include_eds`.
+    fn endpoints(&self) -> Vec<(bool, ClusterLoadAssignment)> {
         Vec::new()
     }
     /// `/healthcheck/fail` and `/healthcheck/ok`.
@@ -44,9 +44,11 @@ pub trait AdminSource {
     fn reopen_logs(&self);
     /// `/quitquitquit`; the answer is on its way when the process ends if the program waits a moment.
     fn quit(&self);
-    /// Brings the stats that are computed when read (`server.uptime`, memory) up to date; without `used_only` it
-    /// also makes those that are made at their first use.
-    fn refresh_stats(&self, _used_only: bool) {}
+    /// Brings the stats that are computed when read (`server.uptime`, memory) up to date.
+    fn refresh_stats(&self) {}
+    /// Makes the stats that are else made at their first use; called before all stats are shown, not only used
+    /// ones.
+    fn materialise_stats(&self) {}
     /// Told of every request, for the admin's access log.
     fn accessed(&self, _entry: &AccessEntry<'_>) {}
 }

@@ -59,6 +59,13 @@ fn parse(query: &Query) -> Result<Parsed, Reply> {
     Ok(Parsed { params, native })
 }
 
+fn refresh(admin: &Admin, params: &Params) {
+    admin.source.refresh_stats();
+    if !params.used_only {
+        admin.source.materialise_stats();
+    }
+}
+
 pub(crate) fn stats(admin: &Admin, query: &Query) -> Reply {
     let parsed = match parse(query) {
         Ok(parsed) => parsed,
@@ -69,7 +76,7 @@ pub(crate) fn stats(admin: &Admin, query: &Query) -> Reply {
         return Reply::error(400, "Invalid histogram_buckets type for non prometheus stats type");
     }
     let params = &parsed.params;
-    admin.source.refresh_stats(params.used_only);
+    refresh(admin, params);
     match format {
         "text" => Reply::text(stats::text(&admin.stats, params)),
         "json" => Reply::json(stats::json(&admin.stats, params)),
@@ -86,7 +93,7 @@ pub(crate) fn stats(admin: &Admin, query: &Query) -> Reply {
 pub(crate) fn prometheus(admin: &Admin, query: &Query) -> Reply {
     match parse(query) {
         Ok(parsed) => {
-            admin.source.refresh_stats(parsed.params.used_only);
+            refresh(admin, &parsed.params);
             prometheus_of(admin, &parsed)
         }
         Err(reply) => reply,

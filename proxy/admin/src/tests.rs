@@ -3,6 +3,7 @@ use std::cell::RefCell;
 use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress, address, socket_address};
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::stats::Store;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -83,6 +84,10 @@ impl AdminSource for Fake {
             Section::Secrets => Some(packed(&pb::SecretsConfigDump::default())),
             _ => None,
         }
+    }
+    fn endpoints(&self) -> Vec<(bool, ClusterLoadAssignment)> {
+        let of = |name: &str| ClusterLoadAssignment { cluster_name: name.into(), ..Default::default() };
+        vec![(false, of("c1")), (true, of("d2"))]
     }
     fn fail_health_check(&self, fail: bool) {
         self.failed.set(fail);
@@ -299,6 +304,17 @@ fn config_dump_selects_and_masks() {
         ask(&admin, "GET", "/config_dump?mask=version_info").1.replace([' ', '\n'], ""),
         "{\"configs\":[{\"@type\":\"type.googleapis.com/envoy.admin.v3.ClustersConfigDump\",\"version_info\":\"7\"}]}"
     );
+    let endpoints = ask(&admin, "GET", "/config_dump?resource=dynamic_endpoint_configs&include_eds").1;
+    assert!(endpoints.contains("\"cluster_name\": \"d2\"") && !endpoints.contains("c1"));
+    let missing = ask(&admin, "GET", "/config_dump?resource=dynamic_endpoint_configs");
+    assert_eq!(missing.0, 404);
+    let mask = "/config_dump?resource=static_clusters&mask=foo";
+    let expected = "FieldMask goo.gle/debugproto \npaths: \"foo\"\n could not be successfully used.";
+    assert_eq!(ask(&admin, "GET", mask), (400, expected.into()));
+    let through_a_list =
+        "/config_dump?resource=static_clusters&mask=cluster.load_assignment.endpoints.lb_endpoints";
+    assert_eq!(ask(&admin, "GET", through_a_list).0, 400);
+    assert_eq!(ask(&admin, "GET", "/config_dump?mask=static_clusters.cluster").0, 400);
     assert_eq!(ask(&admin, "GET", "/config_dump?resource=x"), (404, "x not found in config dump".into()));
     let expected = "FieldMask x could not be successfully applied to any configs.";
     assert_eq!(ask(&admin, "GET", "/config_dump?mask=x"), (400, expected.into()));

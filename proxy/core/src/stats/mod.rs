@@ -1,8 +1,8 @@
 //! Counters, gauges and histograms under Envoy's names.
 //!
 //! A [`Scope`] is a name prefix (`cluster.foo.`); handles made from it keep it alive, and with the last of them
-//! its stats vanish from the output. Handles are made when a configuration becomes a runtime object, never per
-//! request.
+//! its stats vanish from the output. (Scopes of one part, `server.` or `http.`, live as long as the store.) Handles
+//! are made when a configuration becomes a runtime object, never per request.
 //!
 //! A stat is an id; its values lie in one slab per thread (see `slab`), so that counting needs no locked
 //! instruction, and a stat that nobody has counted yet costs some bytes in its scope and nothing else. Tags are
@@ -41,6 +41,8 @@ struct StoreInner {
     merged: Mutex<HashMap<u32, Merged>>,
     model: ArcSwap<StatsModel>,
     root: OnceLock<Arc<ScopeInner>>,
+    /// Scopes of one part (`server.`): they belong to the process, not to a configuration.
+    kept: Mutex<Vec<Arc<ScopeInner>>>,
 }
 
 /// The last part of a name as a number: `upstream_rq_total` exists once, not once per cluster.
@@ -143,6 +145,7 @@ impl Default for Store {
             merged: Mutex::default(),
             model: ArcSwap::from_pointee(StatsModel::default()),
             root: OnceLock::new(),
+            kept: Mutex::default(),
         }))
     }
 }
@@ -186,6 +189,9 @@ impl Store {
             None => {
                 let prefix = Arc::<str>::from(prefix);
                 let inner = self.new_scope(prefix.clone());
+                if prefix.find('.') == Some(prefix.len() - 1) {
+                    lock(&self.0.kept).push(inner.clone());
+                }
                 scopes.insert(prefix, Arc::downgrade(&inner));
                 inner
             }

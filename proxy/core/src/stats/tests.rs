@@ -52,6 +52,14 @@ fn threads_sum_up_and_leave_their_values_behind() {
 }
 
 #[test]
+fn a_scope_of_one_part_belongs_to_the_process() {
+    let store = Store::new();
+    store.root().scope("server").gauge("live").set(1);
+    store.root().scope("server").scope("worker_0").counter("watchdog_miss").inc();
+    assert_eq!(shown(&store), "server.live: 1\n");
+}
+
+#[test]
 fn one_prefix_is_one_scope() {
     let store = Store::new();
     let (a, b) = (store.root().scope("http.in"), store.root().scope("http").scope("in"));
