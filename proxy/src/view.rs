@@ -304,8 +304,8 @@ impl AdminSource for View {
         });
     }
 
-    fn refresh_stats(&self, all: bool) {
-        if all {
+    fn refresh_stats(&self, used_only: bool) {
+        if !used_only {
             self.process.boot.clusters.materialise_stats();
         }
         let scope = self.process.boot.server.stats.root().scope("server");
