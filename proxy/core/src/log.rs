@@ -4,14 +4,19 @@
 //! [`log!`](crate::log!)); its arguments are not even evaluated. A wanted line is formatted and written under
 //! one lock, as one write: lines of several threads do not mix. Nothing on the request path logs above debug.
 //!
-//! Times are UTC. In a pattern, `%g`, `%s`, `%#` and `%@` name the place in Sampan's source.
+//! Times are UTC. In a pattern, `%g`, `%s`, `%#` and `%@` name the place in Sampan's source, `%!` (the function) is
+//! empty.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 
 /// How grave a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,46 +167,91 @@ pub const DEFAULT_FORMAT: &str = "[%Y-%m-%d %T.%e][%t][%l][%n] [%g:%#] %v";
 
 enum Piece {
     Text(String),
-    Flag(char),
+    Flag(char, Pad),
 }
 
-/// A compiled pattern in spdlog's notation.
+/// `%8l`, `%-8l`, `%=8l`, and with `!` cut to the width.
+#[derive(Clone, Copy, Default)]
+struct Pad {
+    width: usize,
+    side: char,
+    cut: bool,
+}
+
+impl Pad {
+    fn apply(self, out: &mut String, start: usize) {
+        let length = out[start..].chars().count();
+        let missing = self.width.saturating_sub(length);
+        let before = match self.side {
+            '-' => 0,
+            '=' => missing / 2,
+            _ => missing,
+        };
+        out.insert_str(start, &" ".repeat(before));
+        out.push_str(&" ".repeat(missing - before));
+        if self.cut && length > self.width {
+            let end = out[start..].char_indices().nth(self.width).map_or(out.len(), |(i, _)| start + i);
+            out.truncate(end);
+        }
+    }
+}
+
+/// A compiled pattern in spdlog's notation; a flag that is not known stands as it is written.
 pub struct Format(Vec<Piece>);
 
-/// A flag that is not known.
+/// Why a format is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
-#[error("unknown flag %{0} in the log format")]
-pub struct FormatError(char);
+pub enum FormatError {
+    /// The message as it is would break the JSON around it.
+    #[error("setJsonLogFormat error: INVALID_ARGUMENT: Usage of {0} is unavailable for JSON log formats")]
+    Json(&'static str),
+}
+
+/// The flags that print something. Without effect: `%^` and `%$`, the output has no colours.
+const FLAGS: &str = "vtPlLngs#@!YmdHMSTXeFfEzDxRrCIpAaBbhcoiuOj_";
 
 impl Format {
     /// Compiles a pattern.
     pub fn parse(pattern: &str) -> Result<Self, FormatError> {
         let mut pieces = Vec::new();
         let mut text = String::new();
-        let mut chars = pattern.chars();
-        while let Some(c) = chars.next() {
-            if c != '%' {
+        let mut rest = pattern;
+        while let Some(at) = rest.find('%') {
+            text.push_str(&rest[..at]);
+            let spec = &rest[at + 1..];
+            let (pad, flag) = pad_of(spec);
+            let Some(c) = flag.chars().next() else {
+                rest = "";
+                break;
+            };
+            rest = &flag[c.len_utf8()..];
+            if c == '%' {
+                text.push('%');
+            } else if FLAGS.contains(c) {
+                pieces.push(Piece::Text(std::mem::take(&mut text)));
+                pieces.push(Piece::Flag(c, pad));
+            } else if !matches!(c, '^' | '$') {
+                text.push('%');
                 text.push(c);
-                continue;
-            }
-            match chars.next() {
-                None => text.push('%'),
-                Some('%') => text.push('%'),
-                // Colours: the output is no terminal.
-                Some('^' | '$') => {}
-                Some(flag) if "vtPlLngs#@!YmdHMSTeFfEzDRCIpAaBbj_".contains(flag) => {
-                    if !text.is_empty() {
-                        pieces.push(Piece::Text(std::mem::take(&mut text)));
-                    }
-                    pieces.push(Piece::Flag(flag));
-                }
-                Some(flag) => return Err(FormatError(flag)),
             }
         }
-        if !text.is_empty() {
-            pieces.push(Piece::Text(text));
+        text.push_str(rest);
+        Ok(Self::closed(pieces, text))
+    }
+
+    fn closed(mut pieces: Vec<Piece>, text: String) -> Self {
+        pieces.push(Piece::Text(text));
+        Self(pieces)
+    }
+
+    /// A JSON object as a pattern (`application_log_config.log_format.json_format`), printed on one line with its
+    /// keys sorted. The message must be asked for as `%j`.
+    pub fn json(format: &Struct) -> Result<Self, FormatError> {
+        let pattern = json_of(&Kind::StructValue(format.clone())).to_string();
+        match ["%v", "%_"].into_iter().find(|flag| pattern.contains(flag)) {
+            Some(flag) => Err(FormatError::Json(flag)),
+            None => Self::parse(&pattern),
         }
-        Ok(Self(pieces))
     }
 
     fn render(&self, line: &Line<'_>) -> String {
@@ -209,12 +259,49 @@ impl Format {
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => out.push_str(text),
-                // Writing to a string cannot fail.
-                Piece::Flag(flag) => drop(line.flag(&mut out, *flag)),
+                Piece::Flag(flag, pad) => {
+                    let start = out.len();
+                    // Writing to a string cannot fail.
+                    let _ = line.flag(&mut out, *flag);
+                    pad.apply(&mut out, start);
+                }
             }
         }
         out.push('\n');
         out
+    }
+}
+
+fn pad_of(spec: &str) -> (Pad, &str) {
+    let (side, digits) = match spec.strip_prefix(['-', '=']) {
+        Some(digits) => (spec.as_bytes()[0] as char, digits),
+        None => ('>', spec),
+    };
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    // spdlog pads to 64 at most.
+    match digits[..end].parse::<usize>() {
+        Ok(width) => {
+            let after = &digits[end..];
+            let cut = after.strip_prefix('!').filter(|flag| !flag.is_empty());
+            (Pad { width: width.min(64), side, cut: cut.is_some() }, cut.unwrap_or(after))
+        }
+        Err(_) => (Pad::default(), spec),
+    }
+}
+
+fn json_of(kind: &Kind) -> serde_json::Value {
+    let value = |v: &Value| v.kind.as_ref().map_or(serde_json::Value::Null, json_of);
+    match kind {
+        Kind::NullValue(_) => serde_json::Value::Null,
+        Kind::NumberValue(n) if n.fract() == 0.0 && n.abs() < 1e15 => (*n as i64).into(),
+        Kind::NumberValue(n) => (*n).into(),
+        Kind::StringValue(s) => s.as_str().into(),
+        Kind::BoolValue(b) => (*b).into(),
+        Kind::ListValue(list) => list.values.iter().map(value).collect(),
+        Kind::StructValue(fields) => {
+            let sorted: BTreeMap<_, _> = fields.fields.iter().map(|(k, v)| (k.clone(), value(v))).collect();
+            serde_json::Value::Object(sorted.into_iter().collect())
+        }
     }
 }
 
@@ -225,6 +312,8 @@ struct Line<'a> {
     file: &'a str,
     line: u32,
     message: &'a str,
+    /// Since the line before.
+    elapsed: Duration,
 }
 
 impl Line<'_> {
@@ -252,6 +341,10 @@ impl Line<'_> {
             'F' => write!(out, "{:09}", now.subsec_nanosecond()),
             'E' => write!(out, "{}", now.timestamp().as_second()),
             'z' => out.write_str("+00:00"),
+            'o' => write!(out, "{}", self.elapsed.as_millis()),
+            'i' => write!(out, "{}", self.elapsed.as_micros()),
+            'u' => write!(out, "{}", self.elapsed.as_nanos()),
+            'O' => write!(out, "{}", self.elapsed.as_secs()),
             'C' => write!(out, "{}", now.strftime("%y")),
             other => {
                 // The rest is as in strftime.
@@ -262,8 +355,10 @@ impl Line<'_> {
                     'H' => "%H",
                     'M' => "%M",
                     'S' => "%S",
-                    'T' => "%H:%M:%S",
-                    'D' => "%m/%d/%y",
+                    'T' | 'X' => "%H:%M:%S",
+                    'r' => "%I:%M:%S %p",
+                    'c' => "%a %b %e %H:%M:%S %Y",
+                    'D' | 'x' => "%m/%d/%y",
                     'R' => "%H:%M",
                     'I' => "%I",
                     'p' => "%p",
@@ -286,9 +381,10 @@ enum Target {
 struct Sink {
     target: Target,
     format: Option<Format>,
+    last: Option<Instant>,
 }
 
-static SINK: Mutex<Sink> = Mutex::new(Sink { target: Target::Stderr, format: None });
+static SINK: Mutex<Sink> = Mutex::new(Sink { target: Target::Stderr, format: None, last: None });
 
 fn sink() -> MutexGuard<'static, Sink> {
     SINK.lock().unwrap_or_else(PoisonError::into_inner)
@@ -324,12 +420,14 @@ pub fn reopen() -> io::Result<()> {
 pub fn write(component: Component, level: Level, file: &str, line: u32, message: fmt::Arguments<'_>) {
     let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
     let message = message.to_string();
-    let line = Line { now, component, level, file, line, message: &message };
     let mut sink = sink();
-    let text = sink
-        .format
-        .get_or_insert_with(|| Format::parse(DEFAULT_FORMAT).unwrap_or(Format(vec![Piece::Flag('v')])))
-        .render(&line);
+    let at = Instant::now();
+    let elapsed = sink.last.replace(at).map_or(Duration::ZERO, |last| at.saturating_duration_since(last));
+    let line = Line { now, component, level, file, line, message: &message, elapsed };
+    let format = sink.format.get_or_insert_with(|| {
+        Format::parse(DEFAULT_FORMAT).unwrap_or(Format(vec![Piece::Flag('v', Pad::default())]))
+    });
+    let text = format.render(&line);
     // A log that cannot be written is no reason to fail, and there is nobody left to tell.
     let _ = match &mut sink.target {
         Target::Stderr => io::stderr().write_all(text.as_bytes()),
@@ -360,6 +458,7 @@ mod tests {
             file: "proxy/a/b.rs",
             line: 7,
             message,
+            elapsed: Duration::from_millis(380),
         }
     }
 
@@ -369,8 +468,32 @@ mod tests {
         assert_eq!(text, "[2026-10-21 04:15:12.007][warning][upstream] [proxy/a/b.rs:7] hi 100%\n");
         let text = Format::parse("{\"m\":\"%j\",\"s\":\"%s\",\"l\":\"%L\"}").unwrap().render(&line("a\"b\n"));
         assert_eq!(text, "{\"m\":\"a\\\"b\\n\",\"s\":\"b.rs\",\"l\":\"W\"}\n");
-        assert_eq!(Format::parse("%q").err(), Some(FormatError('q')));
+        // What Envoy 1.40 printed for the same pattern.
+        let pattern = "A%v|%q|%10l|%-10l|%=11l|%o|%i|%u|%O|%^|%$|%%|%x|%X|%r|%h|%w|%8Q|%a|%3!n|%";
+        let expected = "Ahi|%q|   warning|warning   |  warning  |380|380000|380000000|0|||%|10/21/26|04:15:12|\
+                        04:15:12 AM|Oct|%w|%Q|Wed|ups|\n";
+        assert_eq!(Format::parse(pattern).unwrap().render(&line("hi")), expected);
         assert!(Format::parse(DEFAULT_FORMAT).is_ok());
+    }
+
+    #[test]
+    fn json_formats_escape_the_message() {
+        let text = |s: &str| Value { kind: Some(Kind::StringValue(s.into())) };
+        let format = |fields: Vec<(&str, Value)>| Struct {
+            fields: fields.into_iter().map(|(k, v)| (k.into(), v)).collect(),
+        };
+        let inner = Value { kind: Some(Kind::StructValue(format(vec![("x", text("%n"))]))) };
+        let number = Value { kind: Some(Kind::NumberValue(3.0)) };
+        let log = format(vec![("msg", text("%j")), ("lvl", text("%l")), ("n", inner), ("num", number)]);
+        assert_eq!(
+            Format::json(&log).unwrap().render(&line("a\"b")),
+            "{\"lvl\":\"warning\",\"msg\":\"a\\\"b\",\"n\":{\"x\":\"upstream\"},\"num\":3}\n"
+        );
+        let error = Format::json(&format(vec![("m", text("%v"))])).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "setJsonLogFormat error: INVALID_ARGUMENT: Usage of %v is unavailable for JSON log formats"
+        );
     }
 
     #[test]
