@@ -409,3 +409,25 @@ async fn the_wire_looks_like_envoys() {
         })
         .await;
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_unix_socket_replaces_a_dead_one() {
+    let path = std::env::temp_dir().join(format!("sampan-admin-{}.sock", std::process::id()));
+    let address = sampan_core::Address::Pipe(path.to_str().unwrap().into());
+    drop(Listener::bind(&address).await.unwrap());
+    let listener = Listener::bind(&address).await.unwrap();
+    assert_eq!(listener.local_address().unwrap(), path.to_str().unwrap());
+    assert!(Listener::bind(&address).await.is_err(), "a living one is not replaced");
+    let local = tokio::task::LocalSet::new();
+    local.spawn_local(serve(listener, Rc::new(admin().1)));
+    local
+        .run_until(async {
+            let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+            stream.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("LIVE"), "{answer}");
+        })
+        .await;
+    std::fs::remove_file(&path).unwrap();
+}
