@@ -16,4 +16,5 @@ pub mod net;
 pub mod observe;
 pub mod process;
 pub mod run;
+mod traffic;
 pub mod upstream;

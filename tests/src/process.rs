@@ -71,7 +71,7 @@ impl Subject {
             .spawn()
             .trying(format!("run {}", self.binary.display()))?;
         let mut running = Running { child, admin, stderr };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(status) = running.child.try_wait().trying("wait for the subject")? {
                 return Err(Error::Subject(format!(

@@ -5,22 +5,19 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::{LocalBoxFuture, join_all};
 use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 
-use crate::case::{Case, Step, Verdict};
+use crate::case::{Case, Verdict};
 use crate::certs::Certs;
 use crate::client::Client;
 use crate::config::assemble;
-use crate::error::{Context, Error, Result, case_error};
+use crate::error::{Context, Error, Result};
 use crate::names::{Names, host_address};
 use crate::observe::{check, covers, differences, masked};
 use crate::process::{Running, Subject};
+use crate::traffic::Run;
 use crate::upstream::Upstream;
-
-/// How long stats and log lines may take to arrive.
-const SETTLE: Duration = Duration::from_secs(3);
 
 /// What the runs share.
 pub struct World {
@@ -293,178 +290,5 @@ async fn settle(upstreams: &[(String, Rc<Upstream>)], awaited: &Map<String, Valu
     };
     while !done() && Instant::now() < deadline {
         sleep(Duration::from_millis(10)).await;
-    }
-}
-
-/// A run under way.
-struct Run<'a> {
-    client: Client<'a>,
-    names: &'a Names,
-    subject: Running,
-    seen: Map<String, Value>,
-    next: usize,
-    awaited: &'a Map<String, Value>,
-}
-
-impl Run<'_> {
-    async fn step(&mut self, step: &Step) -> Result<()> {
-        match step {
-            Step::Exit(limit) => {
-                let Ok(limit) = limit.parse() else { return case_error("exit: wants milliseconds") };
-                let code = self.subject.exit(Duration::from_millis(limit)).await;
-                self.seen.insert("exit".into(), code.into());
-            }
-            Step::Parallel(lists) => {
-                let first = self.next;
-                let runs = lists.iter().enumerate().map(|(at, list)| self.list(list, first + 100 * (at + 1)));
-                for seen in join_all(runs).await {
-                    self.seen.extend(seen?);
-                }
-            }
-            step => {
-                if let Some((name, value)) = self.single(step, self.next).await? {
-                    if name == format!("r{}", self.next) {
-                        self.next += 1;
-                    }
-                    if self.seen.insert(name.clone(), value).is_some() {
-                        return case_error(format!("two steps are called {name}"));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn list(&self, steps: &[Step], mut next: usize) -> Result<Map<String, Value>> {
-        let mut seen = Map::new();
-        for step in steps {
-            if let Some((name, value)) = self.single(step, next).await? {
-                next += 1;
-                seen.insert(name, value);
-            }
-        }
-        Ok(seen)
-    }
-
-    fn single<'s>(
-        &'s self,
-        step: &'s Step,
-        next: usize,
-    ) -> LocalBoxFuture<'s, Result<Option<(String, Value)>>> {
-        Box::pin(async move {
-            let named = |name: &Option<String>| name.clone().unwrap_or_else(|| format!("r{next}"));
-            Ok(match step {
-                Step::Http(s) => Some((named(&s.name), self.client.http(s).await?)),
-                Step::Raw(s) => Some((named(&s.name), self.client.raw(s).await?)),
-                Step::Admin(s) => Some((named(&s.name), self.client.admin(s, &self.subject).await?)),
-                Step::Runtime(values) => {
-                    let query: Vec<String> =
-                        values.iter().map(|(k, v)| format!("{k}={}", crate::http1::scalar(v))).collect();
-                    let path = format!("/runtime_modify?{}", query.join("&"));
-                    let (head, body) = self.subject.admin_call("POST", &path).await?;
-                    if head.status() != 200 {
-                        return Err(Error::Subject(format!("POST {path}: {} {body}", head.status())));
-                    }
-                    None
-                }
-                Step::Sleep(ms) => {
-                    sleep(Duration::from_millis(*ms)).await;
-                    None
-                }
-                Step::WaitStats(wanted) => {
-                    self.read_stats(wanted).await?;
-                    None
-                }
-                Step::Close(name) => {
-                    self.client.close(name);
-                    None
-                }
-                Step::Signal(name) => {
-                    self.subject.signal(name)?;
-                    None
-                }
-                Step::Exit(_) | Step::Parallel(_) => return case_error("exit and parallel do not nest"),
-            })
-        })
-    }
-
-    /// Reads stats until they have the wanted values or the time is over.
-    async fn read_stats(&self, wanted: &Map<String, Value>) -> Result<Map<String, Value>> {
-        let deadline = Instant::now() + SETTLE;
-        loop {
-            let (_, text) = self.subject.admin_call("GET", "/stats").await?;
-            let mut have = Map::new();
-            for name in wanted.keys() {
-                let line = self.names.fill(name)?;
-                let value = text.lines().find_map(|l| l.strip_prefix(&line)?.strip_prefix(": "));
-                let value =
-                    value.map_or(Value::Null, |v| v.parse::<i64>().map_or_else(|_| v.into(), Value::from));
-                have.insert(name.clone(), value);
-            }
-            let mut wrong = Vec::new();
-            let seen = self.names.hide_tree(&Value::Object(have.clone()));
-            check(&self.names.hide_tree(&Value::Object(wanted.clone())), &seen, "", &mut wrong);
-            if wrong.is_empty() || Instant::now() > deadline {
-                return Ok(have);
-            }
-            sleep(Duration::from_millis(15)).await;
-        }
-    }
-
-    async fn stats(&self, case: &Case) -> Result<Map<String, Value>> {
-        if self.seen.contains_key("exit") {
-            return Ok(Map::new());
-        }
-        let mut wanted = match self.awaited.get("stats") {
-            Some(Value::Object(wanted)) => wanted.clone(),
-            _ => Map::new(),
-        };
-        // The wanted values of the comparison carry the case's names already.
-        for name in &case.stats {
-            wanted.entry(name.clone()).or_insert_with(|| "~.*".into());
-        }
-        if wanted.is_empty() {
-            return Ok(wanted);
-        }
-        let free: Vec<String> = wanted.iter().filter(|(_, v)| *v == "~.*").map(|(k, _)| k.clone()).collect();
-        let firm: Map<String, Value> =
-            wanted.iter().filter(|(k, _)| !free.contains(k)).map(|(k, v)| (k.clone(), v.clone())).collect();
-        let mut have = self.read_stats(&firm).await?;
-        if !free.is_empty() {
-            let all: Map<String, Value> = free.into_iter().map(|k| (k, Value::Null)).collect();
-            let (_, text) = self.subject.admin_call("GET", "/stats").await?;
-            for name in all.keys() {
-                let line = self.names.fill(name)?;
-                let value = text.lines().find_map(|l| l.strip_prefix(&line)?.strip_prefix(": "));
-                have.insert(
-                    name.clone(),
-                    value.map_or(Value::Null, |v| v.parse::<i64>().map_or_else(|_| v.into(), Value::from)),
-                );
-            }
-        }
-        Ok(have)
-    }
-
-    /// Waits for as many lines as are awaited, and a moment for one too many.
-    async fn log(&self, file: &Path, case: &Case) -> Option<Value> {
-        let wanted = self.awaited.get("log").and_then(Value::as_array).map(Vec::len);
-        if wanted.is_none() && case.config.get("log").is_none() && !file.exists() {
-            return None;
-        }
-        let deadline = Instant::now() + SETTLE;
-        let lines = || -> Vec<String> {
-            let text = fs::read(file).unwrap_or_default();
-            String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()
-        };
-        let wanted = wanted.unwrap_or(1);
-        while lines().len() < wanted && Instant::now() < deadline {
-            sleep(Duration::from_millis(10)).await;
-        }
-        sleep(Duration::from_millis(60)).await;
-        let mut lines = lines();
-        if case.sort_log {
-            lines.sort();
-        }
-        Some(lines.into())
     }
 }
