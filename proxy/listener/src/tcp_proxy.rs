@@ -210,7 +210,9 @@ impl Session {
             self.log(AccessLogType::TcpUpstreamConnected);
         }
         match relay(down, &mut up, self).await {
-            Ok(()) => self.closed_by_upstream(),
+            // Who ends a connection is who ends it last.
+            Ok(Side::Down) => self.closed_by_upstream(),
+            Ok(Side::Up) => {}
             Err(Broken { side: Side::Up, reset }) => {
                 self.closed_by_upstream();
                 if reset {
@@ -223,9 +225,7 @@ impl Session {
             }
             Err(Broken { side: Side::Down, reset }) => {
                 if reset {
-                    let mut info = self.info.borrow_mut();
-                    info.downstream_close = DetectedClose::RemoteReset;
-                    info.upstream_mut().close = DetectedClose::LocalReset;
+                    self.info.borrow_mut().downstream_close = DetectedClose::RemoteReset;
                     close_by_reset(&up);
                 }
             }

@@ -346,19 +346,21 @@ impl AndPending for Poll<Result<(), Broken>> {
     }
 }
 
-/// Moves bytes both ways until both directions have ended.
+/// Moves bytes both ways until both directions have ended; tells where the one that ended last went to.
 pub(crate) async fn relay(
     down: &mut Transport,
     up: &mut Transport,
     progress: &dyn Progress,
-) -> Result<(), Broken> {
+) -> Result<Side, Broken> {
     let mut to_up = Direction::new(Side::Up);
     let mut to_down = Direction::new(Side::Down);
     std::future::poll_fn(|cx| {
+        let answered = to_down.done;
         let one = to_up.poll(cx, down, up, progress)?;
         let other = to_down.poll(cx, up, down, progress)?;
         match (one, other) {
-            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
+            (Poll::Ready(()), Poll::Ready(())) if answered => Poll::Ready(Ok(Side::Up)),
+            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(Side::Down)),
             _ => Poll::Pending,
         }
     })

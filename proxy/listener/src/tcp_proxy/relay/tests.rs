@@ -55,7 +55,7 @@ async fn echo_through(
         assert!(got == expected, "{} of {} bytes, or wrong ones", got.len(), expected.len());
     };
     let (ended, ..) = tokio::join!(relay(&mut down, &mut up, &moved), echo, send, receive);
-    assert_eq!(ended, Ok(()));
+    assert_eq!(ended, Ok(Side::Down));
     assert_eq!(moved.0[0].get(), total as u64);
     assert_eq!(moved.0[1].get(), total as u64);
 }
@@ -100,7 +100,7 @@ async fn half_close_passes_on() {
         assert_eq!(got, b"answer");
     };
     let (ended, ()) = tokio::join!(relay(&mut down, &mut up, &moved), talk);
-    assert_eq!(ended, Ok(()));
+    assert_eq!(ended, Ok(Side::Down));
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn back_pressure() {
     };
     let work = async { tokio::join!(send, receive) };
     let (ended, _) = tokio::join!(relay(&mut down, &mut up, &moved), work);
-    assert_eq!(ended, Ok(()));
+    assert_eq!(ended, Ok(Side::Down));
 }
 
 /// What an open connection costs while nothing moves.
