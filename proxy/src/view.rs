@@ -304,10 +304,11 @@ impl AdminSource for View {
         });
     }
 
-    fn refresh_stats(&self, used_only: bool) {
-        if !used_only {
-            self.process.boot.clusters.materialise_stats();
-        }
+    fn materialise_stats(&self) {
+        self.process.boot.clusters.materialise_stats();
+    }
+
+    fn refresh_stats(&self) {
         let scope = self.process.boot.server.stats.root().scope("server");
         scope.gauge("uptime").set(self.process.started.elapsed().as_secs());
         scope.gauge("live").set(u64::from(self.process.live.get()));
