@@ -11,8 +11,10 @@ use envoy_types::pb::google::protobuf::Struct;
 use crate::Address;
 
 mod flags;
+mod url_pem;
 
 pub use flags::{ResponseFlag, ResponseFlags};
+pub use url_pem::UrlPem;
 
 /// The protocol of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,7 +63,7 @@ pub struct TlsInfo {
     /// The peer's certificate passed verification (a trusted CA and the configured matchers).
     pub peer_validated: bool,
     /// The peer's whole chain, URL-encoded PEM (XFCC `Chain`).
-    pub peer_chain_pem: Option<Arc<str>>,
+    pub peer_chain_pem: Option<Arc<UrlPem>>,
     /// Our own certificate.
     pub local: Option<Arc<CertInfo>>,
 }
@@ -90,7 +92,7 @@ pub struct CertInfo {
     /// Hex SHA-1 of the DER.
     pub sha1: String,
     /// URL-encoded PEM (XFCC `Cert`).
-    pub pem: String,
+    pub pem: UrlPem,
     /// Not before, seconds since the epoch.
     pub not_before: i64,
     /// Not after, seconds since the epoch.

@@ -3,25 +3,32 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    DownstreamTlsContext, Secret, UpstreamTlsContext,
-};
-use sampan_core::stats::Scope;
-use sampan_core::stream_info::TlsInfo;
-use sampan_core::{ConfigError, ConfigResult};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use sampan_core::stream_info::CertInfo;
 use thiserror::Error;
-
-use crate::Transport;
 
 /// The bootstrap's `static_resources.secrets`, by name.
 #[derive(Default, Clone)]
 pub struct StaticSecrets(pub HashMap<String, Arc<Secret>>);
 
-/// A downstream TLS context, ready to accept.
-pub struct ServerContext {}
+/// A certificate in use, as the admin's `/certs` shows it.
+#[derive(Debug, Clone)]
+pub struct LoadedCertificate {
+    /// The file it came from, or `<inline>`.
+    pub path: String,
+    /// Its facts: serial number, names, validity.
+    pub info: Arc<CertInfo>,
+}
 
-/// An upstream TLS context, ready to connect.
-pub struct ClientContext {}
+impl LoadedCertificate {
+    /// Whole days until it expires; 0 once it has.
+    pub fn days_until_expiration(&self) -> u64 {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+        u64::try_from(self.info.not_after.saturating_sub(now)).unwrap_or(0) / 86_400
+    }
+}
 
 /// What a client handshake takes beyond its context.
 #[derive(Debug, Default, Clone)]
@@ -34,43 +41,7 @@ pub struct ClientOptions {
     pub alpn: Vec<Vec<u8>>,
 }
 
-/// Why a handshake failed, as `*_TRANSPORT_FAILURE_REASON` prints it.
+/// Why a handshake failed, as `*_TRANSPORT_FAILURE_REASON` prints it; empty where the peer just went away.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct HandshakeError(pub Arc<str>);
-
-impl ServerContext {
-    /// A context of a filter chain; its counters (`ssl.handshake`, …) are made in `scope`, the listener's.
-    pub fn from_proto(
-        _message: &DownstreamTlsContext,
-        _secrets: &StaticSecrets,
-        _scope: &Scope,
-    ) -> ConfigResult<Self> {
-        Err(ConfigError::unsupported("DownstreamTlsContext"))
-    }
-
-    /// The server's side of a handshake.
-    pub async fn accept(&self, _transport: Transport) -> Result<(Transport, TlsInfo), HandshakeError> {
-        Err(HandshakeError("not supported".into()))
-    }
-}
-
-impl ClientContext {
-    /// A context of a cluster; its counters are made in `scope`, the cluster's.
-    pub fn from_proto(
-        _message: &UpstreamTlsContext,
-        _secrets: &StaticSecrets,
-        _scope: &Scope,
-    ) -> ConfigResult<Self> {
-        Err(ConfigError::unsupported("UpstreamTlsContext"))
-    }
-
-    /// The client's side of a handshake.
-    pub async fn connect(
-        &self,
-        _transport: Transport,
-        _options: &ClientOptions,
-    ) -> Result<(Transport, TlsInfo), HandshakeError> {
-        Err(HandshakeError("not supported".into()))
-    }
-}

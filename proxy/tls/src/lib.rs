@@ -1,7 +1,29 @@
 //! Server and client TLS contexts, certificate verification, and the byte stream under every codec.
+//!
+//! A context is made once from its message ([`ServerContext`], [`ClientContext`]) and is shared by all workers.
+//! rustls does the protocol with one provider, aws-lc-rs; what Envoy decides differently from rustls (ALPN without
+//! overlap, the choice of certificates, what is verified) is decided here.
 
+mod cert_info;
+mod certificate;
+mod client;
+mod common;
 mod context;
+mod data_source;
+mod failure;
+mod params;
+mod peers;
+mod san;
+mod server;
+mod sniff;
+mod stats;
+mod tickets;
 mod transport;
+mod validation;
+mod validation_config;
+mod verifier;
 
-pub use context::{ClientContext, ClientOptions, HandshakeError, ServerContext, StaticSecrets};
+pub use client::ClientContext;
+pub use context::{ClientOptions, HandshakeError, LoadedCertificate, StaticSecrets};
+pub use server::ServerContext;
 pub use transport::Transport;

@@ -48,7 +48,11 @@ macro_rules! each {
 
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, s => s.poll_read(cx, buf))
+        // A peer that closes without close_notify has closed: HTTP's framing tells whether something is missing.
+        match each!(self, s => s.poll_read(cx, buf)) {
+            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            polled => polled,
+        }
     }
 }
 

@@ -1,0 +1,183 @@
+//! Failed handshakes in Envoy's words: `TLS_error:|CODE:SSL routines:OPENSSL_internal:REASON:DETAILS:TLS_error_end`.
+//!
+//! Codes and reasons are BoringSSL's for what both libraries tell apart; anything else carries rustls's own text
+//! as the reason. A peer that just hangs up leaves no error, hence an empty text, as in Envoy.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible, PeerMisbehaved};
+
+use crate::context::HandshakeError;
+use crate::stats::SslStats;
+use crate::validation::{ChainFailure, Refusal};
+
+/// Library 16 (SSL) in BoringSSL's error codes.
+const SSL_LIB: u32 = 0x1000_0000;
+
+/// Our refusal inside a rustls error.
+#[derive(Debug)]
+struct Refused(Refusal);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&details(&self.0))
+    }
+}
+
+impl std::error::Error for Refused {}
+
+fn details(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Chain { depth, reason, .. } => format!(
+            "verify cert failed: X509_verify_cert: certificate verification error at depth {depth}: {reason}"
+        ),
+        Refusal::SanList => "verify cert failed: verify SAN list".to_owned(),
+        Refusal::SanMatcher(names) => {
+            format!("verify cert failed: SAN matcher, certificate SANs are [{names}]")
+        }
+        Refusal::Hash => "verify cert failed: cert hash and spki".to_owned(),
+        Refusal::Nothing => "verify cert failed".to_owned(),
+    }
+}
+
+/// The rustls error of a refusal; its kind decides the alert.
+pub(crate) fn tls_error(refusal: Refusal) -> Error {
+    let kind = match &refusal {
+        Refusal::Chain { kind, .. } => Some(*kind),
+        _ => None,
+    };
+    let other = || CertificateError::Other(OtherError(Arc::new(Refused(refusal.clone()))));
+    // Where rustls's own kinds have the right alert they are used; the text is made from them again.
+    Error::InvalidCertificate(match kind {
+        Some(ChainFailure::Malformed) => CertificateError::BadEncoding,
+        Some(ChainFailure::UnknownIssuer) => CertificateError::UnknownIssuer,
+        Some(ChainFailure::Expired) => CertificateError::Expired,
+        Some(ChainFailure::NotYetValid) => CertificateError::NotValidYet,
+        Some(ChainFailure::Revoked) => CertificateError::Revoked,
+        Some(ChainFailure::Purpose) => CertificateError::InvalidPurpose,
+        Some(ChainFailure::Other) | None => other(),
+    })
+}
+
+fn certificate_details(error: &CertificateError) -> String {
+    let at_leaf = |reason| details(&Refusal::Chain { depth: 0, reason, kind: ChainFailure::Other });
+    match error {
+        CertificateError::Other(OtherError(e)) => match e.downcast_ref::<Refused>() {
+            Some(refused) => details(&refused.0),
+            None => format!("verify cert failed: {e}"),
+        },
+        CertificateError::UnknownIssuer => at_leaf("unable to get local issuer certificate"),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            at_leaf("certificate has expired")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            at_leaf("certificate is not yet valid")
+        }
+        CertificateError::Revoked => at_leaf("certificate revoked"),
+        CertificateError::InvalidPurpose => at_leaf("unsupported certificate purpose"),
+        other => format!("verify cert failed: {other}"),
+    }
+}
+
+fn line(code: u32, reason: &str) -> String {
+    format!("TLS_error:|{}:SSL routines:OPENSSL_internal:{reason}:TLS_error_end", SSL_LIB + code)
+}
+
+/// The text of a refusal found after the handshake (a resumed session).
+pub(crate) fn refusal_text(refusal: &Refusal) -> String {
+    line(125, &format!("CERTIFICATE_VERIFY_FAILED:{}", details(refusal)))
+}
+
+/// Code and name of an alert the peer sent, in BoringSSL's table.
+fn alert_reason(alert: AlertDescription) -> (u32, String) {
+    let code = 1000 + u32::from(u8::from(alert));
+    let name = match alert {
+        AlertDescription::CloseNotify => "SSLV3_ALERT_CLOSE_NOTIFY",
+        AlertDescription::UnexpectedMessage => "SSLV3_ALERT_UNEXPECTED_MESSAGE",
+        AlertDescription::BadRecordMac => "SSLV3_ALERT_BAD_RECORD_MAC",
+        AlertDescription::DecryptionFailed => "TLSV1_ALERT_DECRYPTION_FAILED",
+        AlertDescription::RecordOverflow => "TLSV1_ALERT_RECORD_OVERFLOW",
+        AlertDescription::HandshakeFailure => "SSLV3_ALERT_HANDSHAKE_FAILURE",
+        AlertDescription::BadCertificate => "SSLV3_ALERT_BAD_CERTIFICATE",
+        AlertDescription::UnsupportedCertificate => "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        AlertDescription::CertificateRevoked => "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        AlertDescription::CertificateExpired => "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        AlertDescription::CertificateUnknown => "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        AlertDescription::IllegalParameter => "SSLV3_ALERT_ILLEGAL_PARAMETER",
+        AlertDescription::UnknownCA => "TLSV1_ALERT_UNKNOWN_CA",
+        AlertDescription::AccessDenied => "TLSV1_ALERT_ACCESS_DENIED",
+        AlertDescription::DecodeError => "TLSV1_ALERT_DECODE_ERROR",
+        AlertDescription::DecryptError => "TLSV1_ALERT_DECRYPT_ERROR",
+        AlertDescription::ProtocolVersion => "TLSV1_ALERT_PROTOCOL_VERSION",
+        AlertDescription::InsufficientSecurity => "TLSV1_ALERT_INSUFFICIENT_SECURITY",
+        AlertDescription::InternalError => "TLSV1_ALERT_INTERNAL_ERROR",
+        AlertDescription::InappropriateFallback => "TLSV1_ALERT_INAPPROPRIATE_FALLBACK",
+        AlertDescription::UserCanceled => "TLSV1_ALERT_USER_CANCELLED",
+        AlertDescription::NoRenegotiation => "TLSV1_ALERT_NO_RENEGOTIATION",
+        AlertDescription::UnsupportedExtension => "TLSV1_ALERT_UNSUPPORTED_EXTENSION",
+        AlertDescription::UnrecognisedName => "TLSV1_ALERT_UNRECOGNIZED_NAME",
+        AlertDescription::UnknownPSKIdentity => "TLSV1_ALERT_UNKNOWN_PSK_IDENTITY",
+        AlertDescription::CertificateRequired => "TLSV1_ALERT_CERTIFICATE_REQUIRED",
+        AlertDescription::NoApplicationProtocol => "TLSV1_ALERT_NO_APPLICATION_PROTOCOL",
+        _ => return (code, format!("UNKNOWN_ALERT_TYPE_{}", u8::from(alert))),
+    };
+    (code, name.to_owned())
+}
+
+fn reason(error: &Error) -> (u32, String) {
+    let named = |code, name: &str| (code, name.to_owned());
+    match error {
+        Error::InvalidCertificate(e) => {
+            (125, format!("CERTIFICATE_VERIFY_FAILED:{}", certificate_details(e)))
+        }
+        Error::NoCertificatesPresented => (
+            192,
+            "PEER_DID_NOT_RETURN_A_CERTIFICATE:peer did not provide required client certificate".to_owned(),
+        ),
+        Error::AlertReceived(alert) => alert_reason(*alert),
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => named(247, "WRONG_VERSION_NUMBER"),
+        Error::InvalidMessage(InvalidMessage::UnknownProtocolVersion) => named(247, "WRONG_VERSION_NUMBER"),
+        Error::InvalidMessage(_) => named(137, "DECODE_ERROR"),
+        Error::DecryptError => named(139, "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"),
+        Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
+            named(223, "UNEXPECTED_MESSAGE")
+        }
+        Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::Tls13RequiredForQuic
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+        ) => named(240, "UNSUPPORTED_PROTOCOL"),
+        Error::PeerIncompatible(
+            PeerIncompatible::NoCipherSuitesInCommon
+            | PeerIncompatible::NoSignatureSchemesInCommon
+            | PeerIncompatible::NoKxGroupsInCommon
+            | PeerIncompatible::NamedGroupsExtensionRequired
+            | PeerIncompatible::NoEcPointFormatsInCommon
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired,
+        ) => named(184, "NO_SHARED_CIPHER"),
+        Error::PeerMisbehaved(PeerMisbehaved::SelectedUnofferedApplicationProtocol) => {
+            named(259, "INVALID_ALPN_PROTOCOL")
+        }
+        Error::PeerSentOversizedRecord => named(198, "RECORD_TOO_LARGE"),
+        other => (0, other.to_string()),
+    }
+}
+
+/// The text of a failed handshake; counts what no verifier has counted.
+pub(crate) fn handshake_error(error: &io::Error, stats: &SslStats, http: bool) -> HandshakeError {
+    let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<Error>()) else {
+        // The socket failed or ended: no TLS error. Envoy counts neither.
+        return HandshakeError("".into());
+    };
+    match tls {
+        Error::NoCertificatesPresented => stats.fail_verify_no_cert.inc(),
+        Error::InvalidCertificate(_) => {}
+        _ => stats.connection_error.inc(),
+    }
+    let (code, reason) = if http { (156, "HTTP_REQUEST".to_owned()) } else { reason(tls) };
+    HandshakeError(line(code, &reason).into())
+}
