@@ -18,6 +18,8 @@ mod server;
 mod sniff;
 mod stats;
 mod tickets;
+#[cfg(test)]
+mod tests;
 mod transport;
 mod validation;
 mod validation_config;

@@ -125,12 +125,14 @@ impl Trust {
             return Err(refusal);
         }
         // Any moment at which the chain was valid will do; the candidates are where validities begin and end.
+        let mut last = refusal;
         for moment in moments(chain) {
-            if self.verify_at(chain, side, moment).is_ok() {
-                return Ok(());
+            match self.verify_at(chain, side, moment) {
+                Ok(()) => return Ok(()),
+                Err(refusal) => last = refusal,
             }
         }
-        Err(refusal)
+        Err(last)
     }
 
     fn verify_at(&self, chain: &[CertificateDer<'_>], side: Side, at: Duration) -> Result<(), Refusal> {

@@ -1,0 +1,5 @@
+//! Real handshakes between our own two sides over sockets.
+
+mod config;
+mod handshake;
+mod support;
