@@ -55,6 +55,8 @@ pub(crate) fn tls_error(refusal: Refusal) -> Error {
         Some(ChainFailure::Expired) => CertificateError::Expired,
         Some(ChainFailure::NotYetValid) => CertificateError::NotValidYet,
         Some(ChainFailure::Revoked) => CertificateError::Revoked,
+        Some(ChainFailure::NoCrl) => CertificateError::UnknownRevocationStatus,
+        Some(ChainFailure::CrlExpired) => CertificateError::ExpiredRevocationList,
         Some(ChainFailure::Purpose) => CertificateError::InvalidPurpose,
         Some(ChainFailure::Other) | None => other(),
     })
@@ -75,6 +77,8 @@ fn certificate_details(error: &CertificateError) -> String {
             at_leaf("certificate is not yet valid")
         }
         CertificateError::Revoked => at_leaf("certificate revoked"),
+        CertificateError::UnknownRevocationStatus => at_leaf("unable to get certificate CRL"),
+        CertificateError::ExpiredRevocationList => at_leaf("CRL has expired"),
         CertificateError::InvalidPurpose => at_leaf("unsupported certificate purpose"),
         other => format!("verify cert failed: {other}"),
     }
