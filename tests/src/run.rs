@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::time::sleep;
 
 use crate::case::{Case, Verdict};
@@ -126,7 +126,14 @@ impl World {
         let awaited = envoy.as_object().cloned().unwrap_or_default();
         let sampan = match self.observe(case, sampan, &awaited).await {
             Ok(sampan) => sampan,
-            Err(error) => json!({ "error": error.to_string() }),
+            Err(error) => {
+                let marked = case.divergence.is_some() && case.diverges_at.is_empty();
+                if !marked {
+                    wrong.push(format!("sampan: {error}"));
+                }
+                self.listed(&case.name, case.divergence.as_deref(), marked, &mut wrong);
+                return Ok((wrong, marked, shown));
+            }
         };
         let mut found = Vec::new();
         differences(&envoy, &sampan, "", &mut found);
