@@ -120,8 +120,9 @@ pub async fn http2(world: &World, subject: &Subject, h2spec: &Path) -> Result<Sc
         score.total += 1;
         let inside = found.get(4).map_or("", |m| m.as_str());
         if inside.contains("<failure") || inside.contains("<error") {
-            let lines: Vec<&str> = inside.lines().map(str::trim).collect();
-            score.failed.push((format!("{} {}", &found[1], &found[2]), lines.join(" ")));
+            let words = inside.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty());
+            let said = words.collect::<Vec<_>>().join(" ");
+            score.failed.push((format!("{} {}", &found[1], &found[2]).replace("&#34;", "\""), said));
         } else {
             score.passed += 1;
         }
