@@ -40,6 +40,7 @@ pub(crate) fn cert_info(der: &CertificateDer<'_>) -> CertInfo {
             Kind::Uri => info.uri_sans.push(san.value),
             Kind::Email => info.email_sans.push(san.value),
             Kind::Ip => info.ip_sans.push(san.value),
+            Kind::Other(_) => info.othername_sans.push(san.value),
         }
     }
     info
@@ -118,13 +119,13 @@ fn write_attribute(attribute: &AttributeTypeAndValue<'_>, out: &mut String) {
         None => {
             out.push_str(short_name(&oid).unwrap_or(&oid));
             out.push_str("=#");
-            out.push_str(&hex(&der_of(value)));
+            out.push_str(&hex(&der_of(value)).to_ascii_uppercase());
         }
     }
 }
 
 /// The text of a string type as UTF-8; `None` for what is no string.
-fn text(value: &Any<'_>) -> Option<Vec<u8>> {
+pub(crate) fn text(value: &Any<'_>) -> Option<Vec<u8>> {
     Some(match value.tag() {
         Tag::Utf8String | Tag::PrintableString | Tag::Ia5String | Tag::NumericString | Tag::VisibleString => {
             value.data.to_vec()

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::TlsCertificate;
+use rustls::SignatureAlgorithm;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use rustls::SignatureAlgorithm;
 use sampan_core::error::AtField;
 use sampan_core::stream_info::CertInfo;
 use sampan_core::{ConfigError, ConfigResult};
@@ -39,10 +39,9 @@ impl Certificate {
                 ConfigError::new("Failed to load incomplete certificate from : certificate chain not set")
                     .at("certificate_chain")
             })?;
-        let key =
-            data_source::read_field(message.private_key.as_ref(), "private_key")?.ok_or_else(|| {
-                ConfigError::new("Failed to load incomplete private key from path: ").at("private_key")
-            })?;
+        let key = data_source::read_field(message.private_key.as_ref(), "private_key")?.ok_or_else(|| {
+            ConfigError::new("Failed to load incomplete private key from path: ").at("private_key")
+        })?;
         let certificates = certificates(&chain).at("certificate_chain")?;
         let broken = || {
             ConfigError::new(format!("Failed to load certificate chain from {}", chain.path))

@@ -8,27 +8,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{CommonTlsContext, UpstreamTlsContext};
 use rustls::ClientConfig;
+use rustls::SignatureScheme;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{DnsName, ServerName};
 use rustls::sign::CertifiedKey;
-use rustls::SignatureScheme;
 use sampan_core::error::AtField;
 use sampan_core::stats::Scope;
 use sampan_core::stream_info::{CertInfo, TlsInfo};
 use sampan_core::{ConfigError, ConfigResult};
 use tokio_rustls::TlsConnector;
 
+use crate::Transport;
 use crate::common::Common;
-use crate::context::{ClientOptions, HandshakeError, LoadedCertificate, StaticSecrets};
-use crate::failure::handshake_error;
+use crate::context::{ClientOptions, HandshakeError, LoadedCertificate, StaticSecrets, admin_certificate};
+use crate::failure::{handshake_error, no_versions};
 use crate::params::Side;
 use crate::peers::Peers;
 use crate::server::verify_again;
 use crate::stats::SslStats;
 use crate::validation::Validator;
 use crate::verifier::{ServerVerifier, Verifier};
-use crate::Transport;
 
 /// How many configurations of options are kept; past it they are made anew.
 const VARIANTS: usize = 64;
@@ -37,6 +37,7 @@ const VARIANTS: usize = 64;
 pub struct ClientContext {
     sni: Option<String>,
     auto_host_sni: bool,
+    unusable: bool,
     alpn: Vec<Vec<u8>>,
     base: ClientConfig,
     provider: Arc<CryptoProvider>,
@@ -97,8 +98,7 @@ impl ClientContext {
         let empty = CommonTlsContext::default();
         let common = message.common_tls_context.as_ref().unwrap_or(&empty);
         let auto = message.auto_sni_san_validation;
-        let mut common =
-            Common::from_proto(common, secrets, Side::Client, auto).at("common_tls_context")?;
+        let mut common = Common::from_proto(common, secrets, Side::Client, auto).at("common_tls_context")?;
         let stats = Arc::new(SslStats::new(scope));
         let (ca, chains) = common.loaded();
         common.count_expirations(&stats, ca.as_ref());
@@ -122,6 +122,7 @@ impl ClientContext {
         Ok(Self {
             sni,
             auto_host_sni: message.auto_host_sni,
+            unusable: common.params.unusable,
             alpn: common.alpn,
             base,
             provider: common.params.provider,
@@ -151,13 +152,18 @@ impl ClientContext {
         transport: Transport,
         options: &ClientOptions,
     ) -> Result<(Transport, TlsInfo), HandshakeError> {
+        if self.unusable {
+            return Err(no_versions(&self.stats));
+        }
         let sni = options.sni.as_deref().or(self.sni.as_deref()).filter(|s| !s.is_empty());
         let name = match sni {
             Some(text) => server_name(text).ok_or_else(|| {
                 HandshakeError(format!("TLS_error:|invalid server name {text}:TLS_error_end").into())
             })?,
             // rustls wants a name even if none is sent.
-            None => ServerName::from(DnsName::try_from_str("no-sni.invalid").expect("a valid name")).to_owned(),
+            None => {
+                ServerName::from(DnsName::try_from_str("no-sni.invalid").expect("a valid name")).to_owned()
+            }
         };
         let config = self.config(options, sni.is_some());
         let stream = TlsConnector::from(config)
@@ -165,17 +171,16 @@ impl ClientContext {
             .await
             .map_err(|error| handshake_error(&error, &self.stats, false))?;
         let connection = stream.get_ref().1;
-        let validated = verify_again(
-            connection,
-            &self.validator,
-            Side::Client,
-            sni,
-            &options.verify_sans,
-            &self.stats,
-        )?;
+        let validated =
+            verify_again(connection, &self.validator, Side::Client, sni, &options.verify_sans, &self.stats)?;
         self.stats.on_handshake(connection);
         let info = self.peers.tls_info(connection, sni, self.local.clone(), validated);
         Ok((Transport::TlsClient(Box::new(stream)), info))
+    }
+
+    /// This context's entry in the admin's `/certs`.
+    pub fn admin_certificate(&self) -> envoy_types::pb::envoy::admin::v3::Certificate {
+        admin_certificate(self.ca.as_ref(), &self.chains)
     }
 
     /// What `/certs` shows: the trusted authority and the chain of this context.
@@ -185,8 +190,7 @@ impl ClientContext {
 
     fn config(&self, options: &ClientOptions, with_sni: bool) -> Arc<ClientConfig> {
         let alpn = if options.alpn.is_empty() { &self.alpn } else { &options.alpn };
-        let variant =
-            Variant { alpn: alpn.clone(), verify_sans: options.verify_sans.clone(), with_sni };
+        let variant = Variant { alpn: alpn.clone(), verify_sans: options.verify_sans.clone(), with_sni };
         let mut variants = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(config) = variants.get(&variant) {
             return config.clone();

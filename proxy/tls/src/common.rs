@@ -98,8 +98,9 @@ fn refuse_unsupported(message: &CommonTlsContext) -> ConfigResult<()> {
         "a certificate provider",
     )?;
     if let Some(handshaker) = &message.custom_handshaker {
-        return Err(ConfigError::unsupported(format!("handshaker '{}'", handshaker.name))
-            .at("custom_handshaker"));
+        return Err(
+            ConfigError::unsupported(format!("handshaker '{}'", handshaker.name)).at("custom_handshaker")
+        );
     }
     refuse(message.key_log.as_ref().is_some_and(|k| !k.path.is_empty()), "key_log", "logging of TLS keys")
 }
@@ -132,9 +133,7 @@ fn certificates(
         return Err(ConfigError::new("No TLS certificates found for server context"));
     }
     if side == Side::Server && !inline.is_empty() && !named.is_empty() {
-        return Err(ConfigError::new(
-            "SDS and non-SDS TLS certificates may not be mixed in server contexts",
-        ));
+        return Err(ConfigError::new("SDS and non-SDS TLS certificates may not be mixed in server contexts"));
     }
     if side == Side::Client && inline.len() + named.len() > 1 {
         return Err(ConfigError::new("Multiple TLS certificates are not supported for client contexts"));
@@ -168,19 +167,16 @@ fn validation(
 ) -> ConfigResult<Option<Validation>> {
     let named = |config: &SdsSecretConfig| match secret(config, secrets, "certificate validation context")? {
         SecretType::ValidationContext(context) => Ok(context.clone()),
-        _ => Err(ConfigError::new(format!(
-            "Unknown static certificate validation context: {}",
-            config.name
-        ))
-        .at("name")),
+        _ => Err(ConfigError::new(format!("Unknown static certificate validation context: {}", config.name))
+            .at("name")),
     };
     let parse = |context: &CertificateValidationContext, name: Option<&str>| {
         Validation::from_proto(context, name, side, auto_sni_san).map(Some)
     };
     match &message.validation_context_type {
-        None if auto_sni_san => Err(ConfigError::new(
-            "'auto_sni_san_validation' was configured without a validation context",
-        )),
+        None if auto_sni_san => {
+            Err(ConfigError::new("'auto_sni_san_validation' was configured without a validation context"))
+        }
         None => Ok(None),
         Some(ValidationContextType::ValidationContext(context)) => {
             parse(context, None).at("validation_context")
@@ -208,10 +204,10 @@ fn validation(
             };
             load().at("combined_validation_context")
         }
-        Some(ValidationContextType::ValidationContextCertificateProvider(_)) => Err(ConfigError::unsupported(
-            "a certificate provider",
-        )
-        .at("validation_context_certificate_provider")),
+        Some(ValidationContextType::ValidationContextCertificateProvider(_)) => {
+            Err(ConfigError::unsupported("a certificate provider")
+                .at("validation_context_certificate_provider"))
+        }
         Some(ValidationContextType::ValidationContextCertificateProviderInstance(_)) => {
             Err(ConfigError::unsupported("a certificate provider")
                 .at("validation_context_certificate_provider_instance"))

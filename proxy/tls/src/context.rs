@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::admin::v3::{self as admin, subject_alternate_name::Name};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use envoy_types::pb::google::protobuf::Timestamp;
 use sampan_core::stream_info::CertInfo;
 use thiserror::Error;
 
@@ -45,3 +47,41 @@ pub struct ClientOptions {
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct HandshakeError(pub Arc<str>);
+
+impl From<&LoadedCertificate> for admin::CertificateDetails {
+    fn from(certificate: &LoadedCertificate) -> Self {
+        let info = &certificate.info;
+        let names = |values: &[String], name: fn(String) -> Name| {
+            values
+                .iter()
+                .map(|v| admin::SubjectAlternateName { name: Some(name(v.clone())) })
+                .collect::<Vec<_>>()
+        };
+        let time = |seconds| Some(Timestamp { seconds, nanos: 0 });
+        Self {
+            path: certificate.path.clone(),
+            serial_number: info.serial.clone(),
+            subject_alt_names: [
+                names(&info.dns_sans, Name::Dns),
+                names(&info.uri_sans, Name::Uri),
+                names(&info.ip_sans, Name::IpAddress),
+            ]
+            .concat(),
+            days_until_expiration: certificate.days_until_expiration(),
+            valid_from: time(info.not_before),
+            expiration_time: time(info.not_after),
+            ocsp_details: None,
+        }
+    }
+}
+
+/// One entry of `/certs`.
+pub(crate) fn admin_certificate(
+    ca: Option<&LoadedCertificate>,
+    chains: &[LoadedCertificate],
+) -> admin::Certificate {
+    admin::Certificate {
+        ca_cert: ca.into_iter().map(Into::into).collect(),
+        cert_chain: chains.iter().map(Into::into).collect(),
+    }
+}

@@ -6,7 +6,9 @@
 use std::io;
 use std::sync::Arc;
 
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible, PeerMisbehaved};
+use rustls::{
+    AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible, PeerMisbehaved,
+};
 
 use crate::context::HandshakeError;
 use crate::stats::SslStats;
@@ -86,6 +88,12 @@ fn certificate_details(error: &CertificateError) -> String {
 
 fn line(code: u32, reason: &str) -> String {
     format!("TLS_error:|{}:SSL routines:OPENSSL_internal:{reason}:TLS_error_end", SSL_LIB + code)
+}
+
+/// No version is enabled.
+pub(crate) fn no_versions(stats: &SslStats) -> HandshakeError {
+    stats.connection_error.inc();
+    HandshakeError(line(280, "NO_SUPPORTED_VERSIONS_ENABLED").into())
 }
 
 /// The text of a refusal found after the handshake (a resumed session).

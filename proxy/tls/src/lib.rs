@@ -17,9 +17,9 @@ mod san;
 mod server;
 mod sniff;
 mod stats;
-mod tickets;
 #[cfg(test)]
 mod tests;
+mod tickets;
 mod transport;
 mod validation;
 mod validation_config;

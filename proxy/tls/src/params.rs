@@ -65,6 +65,16 @@ const LACKING: &[&str] = &[
     "PSK-AES128-CBC-SHA",
     "PSK-AES256-CBC-SHA",
     "DES-CBC3-SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256",
+    "TLS_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_RSA_WITH_3DES_EDE_CBC_SHA",
 ];
 
 /// The default list of servers and clients; the first four in groups of equal preference.
@@ -96,6 +106,8 @@ pub(crate) struct Params {
     /// The same with the groups of equal preference the other way round; `None` where there is no such group.
     pub(crate) alternate: Option<Arc<CryptoProvider>>,
     pub(crate) versions: Vec<&'static SupportedProtocolVersion>,
+    /// The lowest version is above the highest: Envoy takes such a configuration and fails every handshake.
+    pub(crate) unusable: bool,
 }
 
 impl Params {
@@ -108,7 +120,7 @@ impl Params {
         if !message.compliance_policies.is_empty() {
             return Err(ConfigError::unsupported("a compliance policy").at("compliance_policies"));
         }
-        let versions = versions(message, side)?;
+        let (versions, unusable) = versions(message, side)?;
         let groups = suites(&message.cipher_suites)?;
         let kx_groups = curves(&message.ecdh_curves)?;
         let provider = |reverse: bool| {
@@ -127,14 +139,14 @@ impl Params {
             })
         };
         let alternate = groups.iter().any(|g| g.len() > 1).then(|| provider(true));
-        Ok(Self { provider: provider(false), alternate, versions })
+        Ok(Self { provider: provider(false), alternate, versions, unusable })
     }
 }
 
 fn versions(
     message: &TlsParameters,
     side: Side,
-) -> ConfigResult<Vec<&'static SupportedProtocolVersion>> {
+) -> ConfigResult<(Vec<&'static SupportedProtocolVersion>, bool)> {
     let number = |value: i32, default: u8, field: &str| {
         Ok(match TlsProtocol::try_from(value) {
             Ok(TlsProtocol::TlsAuto) => default,
@@ -149,20 +161,14 @@ fn versions(
     let default_max = if side == Side::Server { 3 } else { 2 };
     let min = number(message.tls_minimum_protocol_version, 2, "tls_minimum_protocol_version")?;
     let max = number(message.tls_maximum_protocol_version, default_max, "tls_maximum_protocol_version")?;
-    if min > max {
-        return Err(ConfigError::new(
-            "tls_minimum_protocol_version is above tls_maximum_protocol_version (TLSv1_2 by default for clients): \
-             no handshake could succeed",
-        ));
-    }
     let mut all = Vec::with_capacity(2);
     if max == 3 {
         all.push(&version::TLS13);
     }
-    if min == 2 {
+    if min == 2 || all.is_empty() {
         all.push(&version::TLS12);
     }
-    Ok(all)
+    Ok((all, min > max))
 }
 
 /// The suites in order of preference, those of equal preference together.
@@ -217,22 +223,25 @@ fn curves(names: &[String]) -> ConfigResult<Vec<&'static dyn SupportedKxGroup>> 
     } else {
         names
     };
+    let list = || names.join(":");
     let mut all: Vec<&'static dyn SupportedKxGroup> = Vec::new();
     for name in names.iter().flat_map(|n| n.split(':')) {
         all.push(match name {
-            "X25519" => kx_group::X25519,
+            "X25519" | "x25519" => kx_group::X25519,
             "P-256" | "prime256v1" => kx_group::SECP256R1,
             "P-384" | "secp384r1" => kx_group::SECP384R1,
             "X25519MLKEM768" => kx_group::X25519MLKEM768,
-            "P-521" | "secp521r1" => {
-                return Err(ConfigError::unsupported("curve P-521").at("ecdh_curves"));
-            }
+            "MLKEM1024" => kx_group::MLKEM1024,
+            // rustls lacks it; without it less is offered, nothing weaker.
+            "P-521" | "secp521r1" => continue,
             _ => {
-                let list = names.join(":");
-                return Err(ConfigError::new(format!("Failed to initialize ECDH curves {list}"))
-                    .at("ecdh_curves"));
+                let reason = format!("Failed to initialize ECDH curves {}", list());
+                return Err(ConfigError::new(reason).at("ecdh_curves"));
             }
         });
+    }
+    if all.is_empty() {
+        return Err(ConfigError::unsupported(format!("none of the curves {}", list())).at("ecdh_curves"));
     }
     Ok(all)
 }
@@ -240,6 +249,9 @@ fn curves(names: &[String]) -> ConfigResult<Vec<&'static dyn SupportedKxGroup>> 
 /// `alpn_protocols`, each of 1 to 255 bytes; a comma separates too, as in Envoy.
 pub(crate) fn alpn(protocols: &[String]) -> ConfigResult<Vec<Vec<u8>>> {
     let mut all = Vec::new();
+    if protocols.iter().all(String::is_empty) && protocols.len() < 2 {
+        return Ok(all);
+    }
     for (i, protocol) in protocols.iter().flat_map(|p| p.split(',')).enumerate() {
         if protocol.is_empty() || protocol.len() > 255 {
             return Err(ConfigError::new("Invalid ALPN protocol string").index(i).at("alpn_protocols"));

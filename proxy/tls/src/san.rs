@@ -12,16 +12,21 @@ use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use sampan_core::error::AtField;
 use sampan_core::matcher::StringMatcher;
 use sampan_core::{ConfigError, ConfigResult};
+use x509_parser::asn1_rs::{Any, FromDer as _};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
+use crate::cert_info::text;
+
 /// What a name is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     Dns,
     Uri,
     Email,
     Ip,
+    /// An other name, with its OID.
+    Other(String),
 }
 
 /// One name of a certificate.
@@ -49,6 +54,12 @@ fn san(name: &GeneralName<'_>) -> Option<San> {
                 .ok()?;
             (Kind::Ip, ip.to_string())
         }
+        // The value is a string in an explicit tag; what is no string has no text to compare.
+        GeneralName::OtherName(oid, tagged) => {
+            let (_, outer) = Any::from_der(tagged).ok()?;
+            let (_, inner) = Any::from_der(outer.data).ok()?;
+            (Kind::Other(oid.to_id_string()), String::from_utf8(text(&inner)?).ok()?)
+        }
         _ => return None,
     };
     (!value.contains('\0')).then_some(San { kind, value })
@@ -70,15 +81,18 @@ impl SanMatcher {
             Ok(SanType::Uri) => Kind::Uri,
             Ok(SanType::Email) => Kind::Email,
             Ok(SanType::IpAddress) => Kind::Ip,
+            Ok(SanType::OtherName) if is_oid(&message.oid) => Kind::Other(message.oid.clone()),
             Ok(SanType::OtherName) => {
-                return Err(ConfigError::unsupported("matching OTHER_NAME").at("san_type"));
+                return Err(ConfigError::new("Failed to create string SAN matcher of type 5").at("oid"));
             }
             _ => {
-                return Err(ConfigError::new("value must not be in list [SAN_TYPE_UNSPECIFIED]").at("san_type"));
+                return Err(
+                    ConfigError::new("value must not be in list [SAN_TYPE_UNSPECIFIED]").at("san_type")
+                );
             }
         };
         let matcher = message.matcher.as_ref().ok_or_else(|| ConfigError::missing("matcher"))?;
-        match (&matcher.match_pattern, kind) {
+        match (&matcher.match_pattern, &kind) {
             (Some(MatchPattern::Exact(name)), Kind::Dns) => Ok(Self::Dns(name.clone())),
             _ => Ok(Self::Text(kind, StringMatcher::from_proto(matcher).at("matcher")?)),
         }
@@ -90,6 +104,12 @@ impl SanMatcher {
             Self::Text(kind, matcher) => san.kind == *kind && matcher.matches(&san.value),
         }
     }
+}
+
+/// A dotted OID.
+fn is_oid(text: &str) -> bool {
+    text.contains('.')
+        && text.split('.').all(|arc| !arc.is_empty() && arc.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Whether one of the names is what the options of a connection ask for.
@@ -107,7 +127,8 @@ pub(crate) fn dns_name_match(name: &str, pattern: &str) -> bool {
     if name.eq_ignore_ascii_case(pattern) {
         return true;
     }
-    let (Some((name_label, name_rest)), Some((label, rest))) = (name.split_once('.'), pattern.split_once('.'))
+    let (Some((name_label, name_rest)), Some((label, rest))) =
+        (name.split_once('.'), pattern.split_once('.'))
     else {
         return false;
     };

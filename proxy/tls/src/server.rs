@@ -14,7 +14,9 @@ use std::time::Duration;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::{
     OcspStaplePolicy, SessionTicketKeysType,
 };
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{CommonTlsContext, DownstreamTlsContext};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CommonTlsContext, DownstreamTlsContext,
+};
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -26,10 +28,11 @@ use sampan_core::{ConfigError, ConfigResult};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::{StartHandshake, TlsStream};
 
+use crate::Transport;
 use crate::certificate::Certificate;
 use crate::common::Common;
-use crate::context::{HandshakeError, LoadedCertificate, StaticSecrets};
-use crate::failure::{handshake_error, refusal_text};
+use crate::context::{HandshakeError, LoadedCertificate, StaticSecrets, admin_certificate};
+use crate::failure::{handshake_error, no_versions, refusal_text};
 use crate::params::Side;
 use crate::peers::Peers;
 use crate::sniff::Sniff;
@@ -37,7 +40,6 @@ use crate::stats::SslStats;
 use crate::tickets::{LazyCache, Tickets};
 use crate::validation::Validator;
 use crate::verifier::{ClientVerifier, Verifier};
-use crate::Transport;
 
 /// A downstream TLS context, ready to accept.
 pub struct ServerContext {
@@ -49,6 +51,7 @@ pub struct ServerContext {
     versions: Vec<&'static SupportedProtocolVersion>,
     provider: Arc<CryptoProvider>,
     prefer_client: bool,
+    unusable: bool,
     configs: Configs,
     validator: Arc<Validator>,
     peers: Peers,
@@ -102,8 +105,7 @@ impl ServerContext {
         refuse_unsupported(message)?;
         let empty = CommonTlsContext::default();
         let common = message.common_tls_context.as_ref().unwrap_or(&empty);
-        let mut common =
-            Common::from_proto(common, secrets, Side::Server, false).at("common_tls_context")?;
+        let mut common = Common::from_proto(common, secrets, Side::Server, false).at("common_tls_context")?;
         let stats = Arc::new(SslStats::new(scope));
         let (ca, chains) = common.loaded();
         common.count_expirations(&stats, ca.as_ref());
@@ -117,6 +119,7 @@ impl ServerContext {
             versions: common.params.versions,
             provider: common.params.provider,
             prefer_client: message.prefer_client_ciphers,
+            unusable: common.params.unusable,
             configs,
             validator,
             peers: Peers::default(),
@@ -128,6 +131,9 @@ impl ServerContext {
 
     /// The server's side of a handshake. The error's text is empty where the peer just went away.
     pub async fn accept(&self, transport: Transport) -> Result<(Transport, TlsInfo), HandshakeError> {
+        if self.unusable {
+            return Err(no_versions(&self.stats));
+        }
         let mut acceptor =
             LazyConfigAcceptor::new(rustls::server::Acceptor::default(), Sniff::new(Box::new(transport)));
         let start = match (&mut acceptor).await {
@@ -139,12 +145,15 @@ impl ServerContext {
         };
         let (certificate, config) = self.choose(&start.client_hello());
         let start = StartHandshake::from_parts(start.accepted, start.io.inner);
-        let stream = start
-            .into_stream(config)
-            .await
-            .map_err(|error| handshake_error(&error, &self.stats, false))?;
+        let stream =
+            start.into_stream(config).await.map_err(|error| handshake_error(&error, &self.stats, false))?;
         let info = self.finish(&stream, certificate)?;
         Ok((Transport::TlsServer(Box::new(stream)), info))
+    }
+
+    /// This context's entry in the admin's `/certs`.
+    pub fn admin_certificate(&self) -> envoy_types::pb::envoy::admin::v3::Certificate {
+        admin_certificate(self.ca.as_ref(), &self.chains)
     }
 
     /// What `/certs` shows: the trusted authority and the chains of this context.
@@ -160,7 +169,12 @@ impl ServerContext {
         let connection = stream.get_ref().1;
         let validated = verify_again(connection, &self.validator, Side::Server, None, &[], &self.stats)?;
         self.stats.on_handshake(connection);
-        Ok(self.peers.tls_info(connection, connection.server_name(), Some(certificate.info.clone()), validated))
+        Ok(self.peers.tls_info(
+            connection,
+            connection.server_name(),
+            Some(certificate.info.clone()),
+            validated,
+        ))
     }
 
     fn choose(&self, hello: &ClientHello<'_>) -> (&Certificate, Arc<ServerConfig>) {
@@ -341,7 +355,10 @@ impl Configs {
         } else {
             None
         };
-        let cache = (!message.disable_stateful_session_resumption).then(|| Arc::new(LazyCache::new(timeout)));
+        // rustls fills the cache even for clients that take tickets, peers' chains and all; with tickets on, it
+        // would be memory for nobody.
+        let stateful = !stateless && !message.disable_stateful_session_resumption;
+        let cache = stateful.then(|| Arc::new(LazyCache::new(timeout)));
         for config in std::iter::once(&mut base).chain(alternate.as_mut()) {
             match &tickets {
                 Some(tickets) => config.ticketer = tickets.clone(),
@@ -392,8 +409,8 @@ fn verifier(
     }
     let required = message.require_client_certificate.as_ref().is_some_and(|v| v.value);
     // Matchers refuse a client without a certificate even if none is required, unless untrusted ones are taken.
-    let mandatory = (required && validator.trust.is_some())
-        || (validator.has_matchers() && !validator.accept_untrusted);
+    let mandatory =
+        (required && validator.trust.is_some()) || (validator.has_matchers() && !validator.accept_untrusted);
     let hide = common.validation.as_ref().is_some_and(|v| v.suppress_client_ca_list);
     let subjects = match &validator.trust {
         Some(trust) if !hide => trust.subjects(),

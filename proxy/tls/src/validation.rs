@@ -49,11 +49,10 @@ pub(crate) enum ChainFailure {
     Other,
 }
 
-/// A trusted certificate.
+/// What webpki's anchor leaves out of a trusted certificate.
 #[derive(Debug)]
 struct Anchor {
     der: CertificateDer<'static>,
-    anchor: TrustAnchor<'static>,
     not_before: i64,
     not_after: i64,
 }
@@ -61,7 +60,9 @@ struct Anchor {
 /// The trusted certificates and how chains to them are verified.
 #[derive(Debug)]
 pub(crate) struct Trust {
-    anchors: Vec<Anchor>,
+    /// In the order of `anchors`.
+    certificates: Vec<Anchor>,
+    anchors: Vec<TrustAnchor<'static>>,
     crls: Vec<CertRevocationList<'static>>,
     leaf_crl_only: bool,
     allow_expired: bool,
@@ -83,7 +84,14 @@ pub(crate) struct Validator {
 impl Trust {
     /// Nothing is trusted yet.
     pub(crate) fn new(leaf_crl_only: bool, allow_expired: bool, max_intermediates: Option<usize>) -> Self {
-        Self { anchors: Vec::new(), crls: Vec::new(), leaf_crl_only, allow_expired, max_intermediates }
+        Self {
+            certificates: Vec::new(),
+            anchors: Vec::new(),
+            crls: Vec::new(),
+            leaf_crl_only,
+            allow_expired,
+            max_intermediates,
+        }
     }
 
     /// Adds a trusted certificate; `false` where it is none.
@@ -92,7 +100,8 @@ impl Trust {
         let Some(certificate) = parse(&der) else { return false };
         let validity = certificate.validity();
         let (not_before, not_after) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-        self.anchors.push(Anchor { der, anchor, not_before, not_after });
+        self.anchors.push(anchor);
+        self.certificates.push(Anchor { der, not_before, not_after });
         true
     }
 
@@ -103,14 +112,14 @@ impl Trust {
 
     /// The subjects of the anchors, for the certificate request.
     pub(crate) fn subjects(&self) -> Vec<rustls::DistinguishedName> {
-        let mut subjects: Vec<&[u8]> = self.anchors.iter().map(|a| a.anchor.subject.as_ref()).collect();
+        let mut subjects: Vec<&[u8]> = self.anchors.iter().map(|a| a.subject.as_ref()).collect();
         subjects.dedup();
         subjects.into_iter().map(rustls::DistinguishedName::in_sequence).collect()
     }
 
     /// The first trusted certificate, which the admin shows.
     pub(crate) fn first(&self) -> Option<&CertificateDer<'static>> {
-        self.anchors.first().map(|a| &a.der)
+        self.certificates.first().map(|a| &a.der)
     }
 
     fn verify(&self, chain: &[CertificateDer<'_>], side: Side) -> Result<(), Refusal> {
@@ -119,10 +128,8 @@ impl Trust {
             Ok(()) => return Ok(()),
             Err(refusal) => refusal,
         };
-        let dated = matches!(
-            refusal,
-            Refusal::Chain { kind: ChainFailure::Expired | ChainFailure::NotYetValid, .. }
-        );
+        let dated =
+            matches!(refusal, Refusal::Chain { kind: ChainFailure::Expired | ChainFailure::NotYetValid, .. });
         if !self.allow_expired || !dated {
             return Err(refusal);
         }
@@ -140,11 +147,10 @@ impl Trust {
     fn verify_at(&self, chain: &[CertificateDer<'_>], side: Side, at: Duration) -> Result<(), Refusal> {
         let (leaf, rest) = chain.split_first().ok_or(Refusal::Nothing)?;
         let seconds = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
-        if let Some(anchor) = self.anchors.iter().find(|a| a.der == *leaf) {
+        if let Some(anchor) = self.certificates.iter().find(|a| a.der == *leaf) {
             return self.verify_pinned(anchor, side, seconds);
         }
         let end_entity = EndEntityCert::try_from(leaf).map_err(|e| refusal_of(&e))?;
-        let anchors: Vec<TrustAnchor<'_>> = self.anchors.iter().map(|a| a.anchor.clone()).collect();
         let crls: Vec<&CertRevocationList<'_>> = self.crls.iter().collect();
         let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|builder| {
             builder
@@ -173,7 +179,7 @@ impl Trust {
         end_entity
             .verify_for_usage(
                 algorithms(),
-                &anchors,
+                &self.anchors,
                 rest,
                 UnixTime::since_unix_epoch(at),
                 usage(side),
@@ -194,12 +200,11 @@ impl Trust {
             });
         }
         let anchor = path.anchor();
-        let same = |a: &&Anchor| {
-            a.anchor.subject == anchor.subject
-                && a.anchor.subject_public_key_info == anchor.subject_public_key_info
+        let same = |a: &TrustAnchor<'_>| {
+            a.subject == anchor.subject && a.subject_public_key_info == anchor.subject_public_key_info
         };
         let mut last = Ok(());
-        for candidate in self.anchors.iter().filter(same) {
+        for (_, candidate) in self.anchors.iter().zip(&self.certificates).filter(|(a, _)| same(a)) {
             last = self.check_validity(candidate, depth + 1, seconds);
             if last.is_ok() {
                 break;
@@ -392,8 +397,7 @@ impl Validator {
                 found | constant_time::verify_slices_are_equal(h, hash.as_ref()).is_ok()
             })
         };
-        among(&self.hashes, leaf)
-            || certificate.is_some_and(|c| among(&self.spkis, c.public_key().raw))
+        among(&self.hashes, leaf) || certificate.is_some_and(|c| among(&self.spkis, c.public_key().raw))
     }
 }
 

@@ -158,8 +158,9 @@ fn trust(
     crl: Option<&Loaded>,
     side: Side,
 ) -> ConfigResult<Trust> {
-    let failed =
-        || ConfigError::new(format!("Failed to load trusted CA certificates from {}", ca.path)).at("trusted_ca");
+    let failed = || {
+        ConfigError::new(format!("Failed to load trusted CA certificates from {}", ca.path)).at("trusted_ca")
+    };
     // The field counts the anchor; only servers look at it, as in Envoy.
     let depth = message.max_verify_depth.as_ref().filter(|_| side == Side::Server);
     let mut trust = Trust::new(

@@ -10,7 +10,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved, SignatureScheme,
+};
 use webpki::RawPublicKeyEntity;
 
 use crate::cert_info::parse;
@@ -44,10 +46,13 @@ impl Verifier {
         let parsed = parse(certificate).ok_or(bad(CertificateError::BadEncoding))?;
         let spki = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
         let entity = RawPublicKeyEntity::try_from(&spki).map_err(|_| bad(CertificateError::BadEncoding))?;
-        let allowed = !tls13 || !matches!(
-            signed.scheme,
-            SignatureScheme::RSA_PKCS1_SHA256 | SignatureScheme::RSA_PKCS1_SHA384 | SignatureScheme::RSA_PKCS1_SHA512
-        );
+        let allowed = !tls13
+            || !matches!(
+                signed.scheme,
+                SignatureScheme::RSA_PKCS1_SHA256
+                    | SignatureScheme::RSA_PKCS1_SHA384
+                    | SignatureScheme::RSA_PKCS1_SHA512
+            );
         let (_, algorithms) = self
             .provider
             .signature_verification_algorithms

@@ -7,7 +7,8 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_c
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, DownstreamTlsContext, SdsSecretConfig, Secret, TlsParameters, UpstreamTlsContext,
+    CertificateValidationContext, DownstreamTlsContext, SdsSecretConfig, Secret, TlsParameters,
+    UpstreamTlsContext,
 };
 use sampan_core::stats::Store;
 
@@ -19,7 +20,9 @@ fn server_error(message: &DownstreamTlsContext, secrets: &StaticSecrets) -> Stri
 }
 
 fn client_error(message: &UpstreamTlsContext) -> String {
-    ClientContext::from_proto(message, &StaticSecrets::default(), &Store::new().root()).unwrap_err().to_string()
+    ClientContext::from_proto(message, &StaticSecrets::default(), &Store::new().root())
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]
@@ -53,10 +56,7 @@ fn what_cannot_be_loaded_is_an_error() {
 fn insecure_validation_contexts_are_refused() {
     let leaf = ca("ca").leaf(&[dns("a")]);
     let refuse = |context: CertificateValidationContext| {
-        server_error(
-            &downstream(common(Some(&leaf), Some(context), &[]), false),
-            &StaticSecrets::default(),
-        )
+        server_error(&downstream(common(Some(&leaf), Some(context), &[]), false), &StaticSecrets::default())
     };
     let sans = CertificateValidationContext {
         trusted_ca: None,
@@ -121,6 +121,49 @@ fn parameters() {
 }
 
 #[test]
+fn wildcards_of_dns_names() {
+    use crate::san::dns_name_match;
+    for (name, pattern, matches) in [
+        ("a.com", "A.com", true),
+        ("x.a.com", "*.a.com", true),
+        ("x.y.a.com", "*.a.com", false),
+        ("a.com", "*.a.com", false),
+        (".a.com", "*.a.com", true),
+        ("x.a.com", "*.*.com", false),
+        ("x.a.com", "x.*.com", false),
+        ("foobar.a.com", "foo*.a.com", true),
+        ("foobar.a.com", "*bar.a.com", true),
+        ("foobar.a.com", "f*r.a.com", true),
+        ("fr.a.com", "f*r.a.com", true),
+        ("r.a.com", "r*r.a.com", false),
+        ("foobar.a.com", "f*o*r.a.com", false),
+        ("xn--abc.a.com", "xn--*.a.com", false),
+        ("com", "*", false),
+        ("a.com", "*.com.", false),
+    ] {
+        assert_eq!(dns_name_match(name, pattern), matches, "{name} {pattern}");
+    }
+}
+
+#[test]
+fn facts_as_openssl_prints_them() {
+    let authority = ca("Authority, \u{e9}");
+    let leaf = authority.leaf_with(&[dns("a")], |p| {
+        p.serial_number = Some(rcgen::SerialNumber::from_slice(&[0, 0x0a, 0xff]));
+        let name = &mut p.distinguished_name;
+        name.push(rcgen::DnType::OrganizationName, " #x+y ");
+        name.push(rcgen::DnType::CustomDnType(vec![1, 2, 3, 4]), rcgen::DnValue::Utf8String("v".into()));
+        p.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    });
+    let info = crate::cert_info::cert_info(&leaf.der.clone().into());
+    assert_eq!(info.subject, "1.2.3.4=#0C0176,O=\\ #x\\+y\\ ,CN=leaf");
+    assert_eq!(info.issuer, "CN=Authority\\, \\C3\\A9");
+    assert_eq!(info.serial, "0aff");
+    assert_eq!(info.not_before, 1_577_836_800);
+    assert_eq!((info.sha256.len(), info.sha1.len()), (64, 40));
+}
+
+#[test]
 fn static_secrets_by_name() {
     let authority = ca("ca");
     let leaf = authority.leaf(&[dns("a")]);
@@ -146,6 +189,10 @@ fn static_secrets_by_name() {
     let (authority, chains) = context.certs();
     assert_eq!(authority.unwrap().info.subject, "CN=ca");
     assert_eq!(chains[0].info.dns_sans, ["a"]);
+    let shown = context.admin_certificate();
+    assert_eq!(shown.ca_cert[0].path, "<inline>");
+    assert_eq!(shown.cert_chain[0].subject_alt_names.len(), 1);
+    assert_eq!(shown.cert_chain[0].serial_number, chains[0].info.serial);
     assert!(store.value("listener.ssl.certificate.cert.expiration_unix_time_seconds").unwrap() > 0);
     assert!(store.value("listener.ssl.certificate.roots.expiration_unix_time_seconds").unwrap() > 0);
 

@@ -37,7 +37,9 @@ async fn assert_refused(leaf: &Leaf, validation: &CertificateValidationContext, 
     for (server, client) in client_accepted(leaf, validation).await {
         let text = server.unwrap_err();
         assert!(text.contains(reason), "{text}");
-        assert!(text.starts_with("TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:"));
+        assert!(
+            text.starts_with("TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:")
+        );
         assert!(client.is_err());
     }
 }
@@ -49,7 +51,10 @@ async fn mutual_tls_tells_both_sides_about_each_other() {
     let client = authority.leaf(&[uri("spiffe://td/client"), dns("c.example.com"), ip("10.0.0.1")]);
     let pair = Pair::new(
         &downstream(common(Some(&server), Some(trusting(&authority)), &["h2", "http/1.1"]), true),
-        &upstream(common(Some(&client), Some(trusting(&authority)), &["http/1.1", "h2"]), "server.example.com"),
+        &upstream(
+            common(Some(&client), Some(trusting(&authority)), &["http/1.1", "h2"]),
+            "server.example.com",
+        ),
     );
     let (down, up) = pair.plain().await;
     let (down, up) = (down.unwrap(), up.unwrap());
@@ -227,7 +232,8 @@ async fn hashes_of_certificate_and_key() {
     let leaf = authority.leaf(&[uri("spiffe://td/a")]);
     let digest = |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     let hash = crate::cert_info::hex(digest(&leaf.der).as_ref());
-    let colons = hash.as_bytes().chunks(2).map(|c| std::str::from_utf8(c).unwrap()).collect::<Vec<_>>().join(":");
+    let colons =
+        hash.as_bytes().chunks(2).map(|c| std::str::from_utf8(c).unwrap()).collect::<Vec<_>>().join(":");
     let spki = {
         use base64::Engine as _;
         let parsed = crate::cert_info::parse(&leaf.der).unwrap();
@@ -282,10 +288,8 @@ async fn a_certificate_that_is_trusted_as_it_stands() {
     let mut params = rcgen::CertificateParams::new(vec!["self.example.com".to_owned()]).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let certificate = params.self_signed(&key).unwrap();
-    let leaf =
-        Leaf { pem: certificate.pem(), key: key.serialize_pem(), der: certificate.der().to_vec() };
-    let validation =
-        CertificateValidationContext { trusted_ca: inline(&leaf.pem), ..Default::default() };
+    let leaf = Leaf { pem: certificate.pem(), key: key.serialize_pem(), der: certificate.der().to_vec() };
+    let validation = CertificateValidationContext { trusted_ca: inline(&leaf.pem), ..Default::default() };
     assert_accepted(&leaf, &validation).await;
     assert_refused(&own.leaf(&[dns("self.example.com")]), &validation, "unable to get local issuer").await;
 }
@@ -351,6 +355,34 @@ async fn versions_that_do_not_meet() {
 }
 
 #[tokio::test]
+async fn a_lowest_version_above_the_highest() {
+    let server = ca("ca").leaf(&[dns("server")]);
+    let mut up = common(None, None, &[]);
+    up.tls_params = versions(TLS13, 0);
+    let pair = Pair::new(&downstream(common(Some(&server), None, &[]), false), &upstream(up, "server"));
+    assert_eq!(
+        pair.plain().await.1.unwrap_err(),
+        "TLS_error:|268435736:SSL routines:OPENSSL_internal:NO_SUPPORTED_VERSIONS_ENABLED:TLS_error_end"
+    );
+}
+
+#[tokio::test]
+async fn other_names_by_their_oid() {
+    let authority = ca("authority");
+    let upn = "1.3.6.1.4.1.311.20.2.3";
+    let name = |value: &str| {
+        let value = rcgen::OtherNameValue::Utf8String(value.to_owned());
+        rcgen::SanType::OtherName((vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3], value))
+    };
+    let mut validation = matching(&authority, SanType::OtherName, MatchPattern::Prefix("me@".into()));
+    validation.match_typed_subject_alt_names[0].oid = upn.into();
+    assert_accepted(&authority.leaf(&[name("me@example.com")]), &validation).await;
+    assert_refused(&authority.leaf(&[name("me@\0.com")]), &validation, "SANs are []").await;
+    validation.match_typed_subject_alt_names[0].oid = "1.2.3".into();
+    assert_refused(&authority.leaf(&[name("me@example.com")]), &validation, "SAN matcher").await;
+}
+
+#[tokio::test]
 async fn options_of_a_connection() {
     let authority = ca("authority");
     let server = authority.leaf(&[dns("*.example.com"), ip("127.0.0.1")]);
@@ -410,10 +442,8 @@ async fn sessions_are_resumed_and_verified_again() {
         assert_eq!(pair.stat("client.ssl.session_reused"), 1);
         // A context with another validation context does not take the session (CVE-2022-21654).
         let stricter = matching(&authority, SanType::Dns, MatchPattern::Exact("nobody".into()));
-        let other = Pair::new(
-            &downstream(common(Some(&server), Some(stricter), &[]), true),
-            &upstream(up, "server"),
-        );
+        let other =
+            Pair::new(&downstream(common(Some(&server), Some(stricter), &[]), true), &upstream(up, "server"));
         let (down, _) = meet(&other.server, &pair.client, &ClientOptions::default()).await;
         assert!(down.unwrap_err().contains("SAN matcher"));
         assert_eq!(other.stat("server.ssl.session_reused"), 0);
@@ -427,9 +457,13 @@ async fn certificates_by_server_name() {
     let mut both = common(Some(&one), None, &[]);
     both.tls_certificates.push(certificate(&two));
     let pair = Pair::new(&downstream(both, false), &upstream(common(None, None, &[]), ""));
-    for (sni, first) in
-        [("one.com", true), ("two.com", false), ("a.two.com", false), ("a.b.two.com", true), ("three.com", true)]
-    {
+    for (sni, first) in [
+        ("one.com", true),
+        ("two.com", false),
+        ("a.two.com", false),
+        ("a.b.two.com", true),
+        ("three.com", true),
+    ] {
         let options = ClientOptions { sni: Some(sni.into()), ..Default::default() };
         let (down, up) = pair.meet(&options).await;
         let name = if first { "one.com" } else { "*.two.com" };
@@ -446,8 +480,14 @@ async fn what_is_no_tls() {
         &upstream(common(None, None, &[]), "server"),
     );
     for (bytes, reason) in [
-        (&b"GET / HTTP/1.1\r\n\r\n"[..], "TLS_error:|268435612:SSL routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end"),
-        (b"SSH-2.0-x\r\n", "TLS_error:|268435703:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end"),
+        (
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            "TLS_error:|268435612:SSL routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end",
+        ),
+        (
+            b"SSH-2.0-x\r\n",
+            "TLS_error:|268435703:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end",
+        ),
         (b"", ""),
         (b"\x16\x03", ""),
     ] {

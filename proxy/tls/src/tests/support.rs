@@ -7,13 +7,15 @@ use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SubjectAltNameMatcher, TlsCertificate,
-    TlsParameters, UpstreamTlsContext,
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SubjectAltNameMatcher,
+    TlsCertificate, TlsParameters, UpstreamTlsContext,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::google::protobuf::BoolValue;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType as RcgenSan};
+use rcgen::{
+    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType as RcgenSan,
+};
 use sampan_core::stats::Store;
 use sampan_core::stream_info::TlsInfo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -201,8 +203,7 @@ pub(super) async fn sockets() -> (TcpStream, TcpStream) {
 pub(super) async fn meet(server: &ServerContext, client: &ClientContext, options: &ClientOptions) -> Outcome {
     let (down, up) = sockets().await;
     let serve = async {
-        let (mut stream, info) =
-            server.accept(Transport::Tcp(down)).await.map_err(|e| e.to_string())?;
+        let (mut stream, info) = server.accept(Transport::Tcp(down)).await.map_err(|e| e.to_string())?;
         let mut byte = [0; 1];
         if stream.read(&mut byte).await.is_ok_and(|n| n == 1) {
             let _ = stream.write_all(b"x").await;
