@@ -175,6 +175,10 @@ pub enum Act {
     Send(String),
     /// So many times the letter x.
     Fill(usize),
+    /// Raw bytes, so many times.
+    Flood(usize, String),
+    /// HTTP/2: open so many streams with `GET /` and reset each at once.
+    OpenAndReset(u32),
     /// Wait some milliseconds.
     Sleep(u64),
     /// Read until what was received since the start matches.

@@ -94,7 +94,13 @@ async fn answer(
             Act::RstStream(code) => respond.send_reset(Reason::from(code)),
             Act::Echo => return echo(&mut respond, &mut body).await,
             Act::Hang => sleep(Duration::from_secs(10)).await,
-            Act::Send(_) | Act::Fill(_) | Act::Until(_) | Act::Read(_) | Act::HalfClose => {}
+            Act::Flood(..)
+            | Act::OpenAndReset(_)
+            | Act::Send(_)
+            | Act::Fill(_)
+            | Act::Until(_)
+            | Act::Read(_)
+            | Act::HalfClose => {}
         }
     }
     if early {

