@@ -54,10 +54,7 @@ impl Stream {
     }
 
     /// The most specific configuration of a filter on this stream's route, downcast.
-    pub fn route_config<T: 'static>(&self, filter: &str) -> Option<Arc<T>>
-    where
-        T: Send + Sync,
-    {
+    pub fn route_config<T: Send + Sync + 'static>(&self, filter: &str) -> Option<Arc<T>> {
         let config: RouteConfig = self.route.as_ref()?.filter_config(filter)?;
         config.downcast::<T>().ok()
     }

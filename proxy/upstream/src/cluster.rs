@@ -19,6 +19,7 @@ use crate::host::{Health, Host, HostSet, HostSpec, LocalityHosts};
 use crate::stats::{ClusterStats, TimeoutBudgetStats};
 
 /// What lies between a connection and the codec, ready to use.
+#[allow(clippy::large_enum_variant, reason = "one or two for each cluster")]
 pub(crate) enum TransportSocket {
     /// Nothing.
     Raw,

@@ -230,7 +230,7 @@ impl Manager {
         registry: &HttpFilterRegistry,
     ) -> ConfigResult<Self> {
         refuse_unsupported(message)?;
-        let common = message.common_http_protocol_options.clone().unwrap_or_default();
+        let common = message.common_http_protocol_options.unwrap_or_default();
         let prefix = format!("http.{}", message.stat_prefix);
         let h1 = http1(message, &common)?;
         let h2 = http2(message, &common)?;
@@ -433,7 +433,7 @@ fn request_options(
     context: &FactoryContext,
 ) -> ConfigResult<RequestOptions> {
     use hcm::PathWithEscapedSlashesAction as Slashes;
-    let details = message.set_current_client_cert_details.clone().unwrap_or_default();
+    let details = message.set_current_client_cert_details.unwrap_or_default();
     let node = &context.server.node;
     let internal = message.internal_address_config.clone().unwrap_or_default();
     let mut internal_ranges = Vec::new();

@@ -261,7 +261,7 @@ impl ClusterAction {
         };
         let or_off = |d: Option<Duration>| d.map(|d| Some(d).filter(|d| !d.is_zero()));
         let max = message.max_stream_duration.as_ref();
-        Ok(Self {
+        Self {
             choice: choice(message, context)?,
             not_found: match message.cluster_not_found_response_code() {
                 pb::route_action::ClusterNotFoundResponseCode::ServiceUnavailable => 503,
@@ -292,7 +292,7 @@ impl ClusterAction {
                 })
                 .collect(),
         }
-        .with_path_rewrite(message)?)
+        .with_path_rewrite(message)
     }
 
     fn with_path_rewrite(mut self, message: &pb::RouteAction) -> ConfigResult<Self> {
