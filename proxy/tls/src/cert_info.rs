@@ -1,6 +1,6 @@
 //! The facts of a certificate as Envoy prints them.
 //!
-//! Names follow RFC 2253 the way OpenSSL writes it: last RDN first, short attribute names, `\` before special
+//! Names follow RFC 2253 the way OpenSSL writes it: last attribute first, short attribute names, `\` before special
 //! characters, bytes outside ASCII as `\XX`, attributes without a short name as their OID with `#` and the
 //! value's DER in hex.
 
@@ -69,7 +69,8 @@ fn rfc2253(name: &X509Name<'_>) -> String {
         if i > 0 {
             out.push(',');
         }
-        for (j, attribute) in rdn.iter().enumerate() {
+        let attributes: Vec<_> = rdn.iter().collect();
+        for (j, attribute) in attributes.iter().rev().enumerate() {
             if j > 0 {
                 out.push('+');
             }

@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use crate::Transport;
 use crate::common::Common;
 use crate::context::{ClientOptions, HandshakeError, LoadedCertificate, StaticSecrets, admin_certificate};
-use crate::failure::{handshake_error, no_versions};
+use crate::failure::{Opening, handshake_error, no_versions};
 use crate::params::Side;
 use crate::peers::Peers;
 use crate::server::verify_again;
@@ -169,7 +169,7 @@ impl ClientContext {
         let stream = TlsConnector::from(config)
             .connect(name, Box::new(transport))
             .await
-            .map_err(|error| handshake_error(&error, &self.stats, false))?;
+            .map_err(|error| handshake_error(&error, &self.stats, Opening::Other))?;
         let connection = stream.get_ref().1;
         let validated =
             verify_again(connection, &self.validator, Side::Client, sni, &options.verify_sans, &self.stats)?;

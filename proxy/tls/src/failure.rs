@@ -39,6 +39,7 @@ fn details(refusal: &Refusal) -> String {
             format!("verify cert failed: SAN matcher, certificate SANs are [{names}]")
         }
         Refusal::Hash => "verify cert failed: cert hash and spki".to_owned(),
+        Refusal::KeyUsage => "KEY_USAGE_BIT_INCORRECT".to_owned(),
         Refusal::Nothing => "verify cert failed".to_owned(),
     }
 }
@@ -140,6 +141,7 @@ fn alert_reason(alert: AlertDescription) -> (u32, String) {
 fn reason(error: &Error) -> (u32, String) {
     let named = |code, name: &str| (code, name.to_owned());
     match error {
+        e if is_key_usage(e) => named(302, "KEY_USAGE_BIT_INCORRECT"),
         Error::InvalidCertificate(e) => {
             (125, format!("CERTIFICATE_VERIFY_FAILED:{}", certificate_details(e)))
         }
@@ -179,17 +181,37 @@ fn reason(error: &Error) -> (u32, String) {
     }
 }
 
+fn is_key_usage(error: &Error) -> bool {
+    let Error::InvalidCertificate(CertificateError::Other(OtherError(e))) = error else { return false };
+    e.downcast_ref::<Refused>().is_some_and(|r| r.0 == Refusal::KeyUsage)
+}
+
+/// How a peer began that did not come to a handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// With a ClientHello of TLS 1.2 or later, or with what is no TLS.
+    Other,
+    /// With an HTTP request.
+    Http,
+    /// With a ClientHello before TLS 1.2.
+    Old,
+}
+
 /// The text of a failed handshake; counts what no verifier has counted.
-pub(crate) fn handshake_error(error: &io::Error, stats: &SslStats, http: bool) -> HandshakeError {
+pub(crate) fn handshake_error(error: &io::Error, stats: &SslStats, opening: Opening) -> HandshakeError {
     let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<Error>()) else {
         // The socket failed or ended: no TLS error. Envoy counts neither.
         return HandshakeError("".into());
     };
     match tls {
         Error::NoCertificatesPresented => stats.fail_verify_no_cert.inc(),
-        Error::InvalidCertificate(_) => {}
+        Error::InvalidCertificate(_) if !is_key_usage(tls) => {}
         _ => stats.connection_error.inc(),
     }
-    let (code, reason) = if http { (156, "HTTP_REQUEST".to_owned()) } else { reason(tls) };
+    let (code, reason) = match opening {
+        Opening::Http => (156, "HTTP_REQUEST".to_owned()),
+        Opening::Old => (240, "UNSUPPORTED_PROTOCOL".to_owned()),
+        Opening::Other => reason(tls),
+    };
     HandshakeError(line(code, &reason).into())
 }

@@ -32,7 +32,7 @@ use crate::Transport;
 use crate::certificate::Certificate;
 use crate::common::Common;
 use crate::context::{HandshakeError, LoadedCertificate, StaticSecrets, admin_certificate};
-use crate::failure::{handshake_error, no_versions, refusal_text};
+use crate::failure::{Opening, handshake_error, no_versions, refusal_text};
 use crate::params::Side;
 use crate::peers::Peers;
 use crate::sniff::Sniff;
@@ -139,14 +139,15 @@ impl ServerContext {
         let start = match (&mut acceptor).await {
             Ok(start) => start,
             Err(error) => {
-                let http = acceptor.take_io().is_some_and(|io| io.is_http());
-                return Err(handshake_error(&error, &self.stats, http));
+                let opening = acceptor.take_io().map_or(Opening::Other, |io| io.opening());
+                return Err(handshake_error(&error, &self.stats, opening));
             }
         };
         let (certificate, config) = self.choose(&start.client_hello());
+        let opening = start.io.opening();
         let start = StartHandshake::from_parts(start.accepted, start.io.inner);
         let stream =
-            start.into_stream(config).await.map_err(|error| handshake_error(&error, &self.stats, false))?;
+            start.into_stream(config).await.map_err(|error| handshake_error(&error, &self.stats, opening))?;
         let info = self.finish(&stream, certificate)?;
         Ok((Transport::TlsServer(Box::new(stream)), info))
     }

@@ -1,4 +1,5 @@
-//! Remembers the first bytes of a handshake: one that begins like an HTTP request gets its own failure reason.
+//! Remembers the first bytes of a handshake: one that begins like an HTTP request, or with a
+//! version that is too old, gets its own failure reason. HTTP is answered with nothing, not with an alert.
 
 use std::io;
 use std::pin::Pin;
@@ -7,23 +8,34 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::Transport;
+use crate::failure::Opening;
+
+/// A record's header, a handshake message's and the version in a ClientHello.
+const LENGTH: usize = 11;
 
 /// A transport whose first bytes are known.
 pub(crate) struct Sniff {
     pub(crate) inner: Box<Transport>,
-    first: [u8; 5],
+    first: [u8; LENGTH],
     seen: usize,
 }
 
 impl Sniff {
     pub(crate) fn new(inner: Box<Transport>) -> Self {
-        Self { inner, first: [0; 5], seen: 0 }
+        Self { inner, first: [0; LENGTH], seen: 0 }
     }
 
-    /// Whether the peer speaks HTTP; the methods that BoringSSL knows.
-    pub(crate) fn is_http(&self) -> bool {
+    pub(crate) fn opening(&self) -> Opening {
         let first = &self.first[..self.seen];
-        [b"GET ".as_slice(), b"POST ", b"HEAD ", b"PUT "].iter().any(|method| first.starts_with(method))
+        // The methods that BoringSSL knows.
+        if [b"GET ".as_slice(), b"POST ", b"HEAD ", b"PUT "].iter().any(|method| first.starts_with(method)) {
+            return Opening::Http;
+        }
+        match first {
+            // Handshake record, ClientHello, its version.
+            [0x16, _, _, _, _, 0x01, _, _, _, 3, minor] if *minor < 3 => Opening::Old,
+            _ => Opening::Other,
+        }
     }
 }
 
@@ -39,13 +51,16 @@ impl AsyncRead for Sniff {
         for (slot, byte) in self.first[seen..].iter_mut().zip(&buf.filled()[before..]) {
             *slot = *byte;
         }
-        self.seen = (seen + buf.filled().len() - before).min(5);
+        self.seen = (seen + buf.filled().len() - before).min(LENGTH);
         polled
     }
 }
 
 impl AsyncWrite for Sniff {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.opening() == Opening::Http {
+            return Poll::Ready(Ok(buf.len()));
+        }
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 

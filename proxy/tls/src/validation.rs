@@ -31,6 +31,8 @@ pub(crate) enum Refusal {
     SanMatcher(String),
     /// None of the hashes.
     Hash,
+    /// The key may not sign.
+    KeyUsage,
     /// No matcher at all could vouch for the certificate.
     Nothing,
 }
@@ -409,6 +411,6 @@ fn count(stats: &SslStats, refusal: &Refusal) {
     match refusal {
         Refusal::SanList | Refusal::SanMatcher(_) => stats.fail_verify_san.inc(),
         Refusal::Hash => stats.fail_verify_cert_hash.inc(),
-        Refusal::Chain { .. } | Refusal::Nothing => stats.fail_verify_error.inc(),
+        Refusal::Chain { .. } | Refusal::KeyUsage | Refusal::Nothing => stats.fail_verify_error.inc(),
     }
 }

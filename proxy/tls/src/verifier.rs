@@ -19,7 +19,18 @@ use crate::cert_info::parse;
 use crate::failure::tls_error;
 use crate::params::Side;
 use crate::stats::SslStats;
-use crate::validation::Validator;
+use crate::validation::{Refusal, Validator};
+
+const PREFERRED: &[SignatureScheme] = &[
+    SignatureScheme::ECDSA_NISTP256_SHA256,
+    SignatureScheme::RSA_PSS_SHA256,
+    SignatureScheme::RSA_PKCS1_SHA256,
+    SignatureScheme::ECDSA_NISTP384_SHA384,
+    SignatureScheme::RSA_PSS_SHA384,
+    SignatureScheme::RSA_PKCS1_SHA384,
+    SignatureScheme::RSA_PSS_SHA512,
+    SignatureScheme::RSA_PKCS1_SHA512,
+];
 
 /// What both verifiers share.
 pub(crate) struct Verifier {
@@ -75,13 +86,26 @@ impl Verifier {
         Err(bad(CertificateError::BadSignature))
     }
 
+    /// BoringSSL's order, so that peers choose what they choose with Envoy; then what only rustls knows.
     fn schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        let mut schemes = self.provider.signature_verification_algorithms.supported_schemes();
+        schemes.sort_by_key(|s| PREFERRED.iter().position(|p| p == s).unwrap_or(PREFERRED.len()));
+        schemes
     }
 }
 
 fn chain<'a>(leaf: &CertificateDer<'a>, rest: &[CertificateDer<'a>]) -> Vec<CertificateDer<'a>> {
     std::iter::once(leaf).chain(rest).cloned().collect()
+}
+
+/// Whether the key may sign a handshake, as its certificate says; all our suites have the server sign.
+fn may_sign(leaf: &CertificateDer<'_>) -> bool {
+    let Some(certificate) = parse(leaf) else { return false };
+    match certificate.key_usage() {
+        Ok(Some(usage)) => usage.value.digital_signature(),
+        Ok(None) => true,
+        Err(_) => false,
+    }
 }
 
 /// Verifies clients.
@@ -157,6 +181,9 @@ impl ServerCertVerifier for ServerVerifier {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let v = &self.verifier;
+        if !may_sign(leaf) {
+            return Err(tls_error(Refusal::KeyUsage));
+        }
         if !v.validator.verifies() && self.wanted.is_empty() {
             return Ok(ServerCertVerified::assertion());
         }

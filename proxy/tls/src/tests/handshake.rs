@@ -488,6 +488,15 @@ async fn what_is_no_tls() {
             b"SSH-2.0-x\r\n",
             "TLS_error:|268435703:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end",
         ),
+        (
+            &[
+                &b"\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x02"[..],
+                &[7; 32],
+                b"\x00\x00\x02\x00\x2f\x01\x00",
+            ]
+            .concat(),
+            "TLS_error:|268435696:SSL routines:OPENSSL_internal:UNSUPPORTED_PROTOCOL:TLS_error_end",
+        ),
         (b"", ""),
         (b"\x16\x03", ""),
     ] {
@@ -497,7 +506,7 @@ async fn what_is_no_tls() {
         let error = pair.server.accept(Transport::Tcp(down)).await.err().unwrap();
         assert_eq!(error.to_string(), reason);
     }
-    assert_eq!(pair.stat("server.ssl.connection_error"), 2);
+    assert_eq!(pair.stat("server.ssl.connection_error"), 3);
 }
 
 #[tokio::test]
@@ -517,4 +526,30 @@ async fn a_peer_that_closes_without_notice_has_closed() {
     let Transport::TlsClient(client) = connected.unwrap().0 else { panic!("not TLS") };
     drop(client.into_inner());
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_key_that_may_not_sign() {
+    use rcgen::{KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize};
+    for (usage, accepted) in
+        [(KeyUsagePurpose::KeyEncipherment, false), (KeyUsagePurpose::DigitalSignature, true)]
+    {
+        let mut params = rcgen::CertificateParams::new(vec!["server".to_owned()]).unwrap();
+        params.key_usages = vec![usage];
+        let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let server =
+            Leaf { pem: certificate.pem(), key: key.serialize_pem(), der: certificate.der().to_vec() };
+        let up = upstream(common(None, None, &[]), "server");
+        let pair = Pair::new(&downstream(common(Some(&server), None, &[]), false), &up);
+        match pair.plain().await.1 {
+            Ok(_) => assert!(accepted),
+            Err(text) => {
+                assert!(!accepted);
+                let name = "KEY_USAGE_BIT_INCORRECT:TLS_error_end";
+                assert_eq!(text, format!("TLS_error:|268435758:SSL routines:OPENSSL_internal:{name}"));
+                assert_eq!(pair.stat("client.ssl.connection_error"), 1);
+            }
+        }
+    }
 }
