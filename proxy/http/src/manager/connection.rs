@@ -261,13 +261,13 @@ fn stream(
     body: Body,
     protocol: Protocol,
     timer: &Timer,
-) -> Stream {
+) -> Box<Stream> {
     let manager = &connection.manager;
     let id = connection.worker.random();
     let info = StreamInfo::new(id, connection.info.clone(), Some(protocol));
     let limits = &manager.limits;
     timer.begin(info.start, limits.stream_idle_timeout, limits.max_stream_duration, limits.request_timeout);
-    Stream {
+    Box::new(Stream {
         grpc: Stream::is_grpc(&request),
         head_request: request.get(HeaderId::METHOD) == Some(b"HEAD"),
         upgrade: None,
@@ -280,7 +280,7 @@ fn stream(
         request,
         body,
         info,
-    }
+    })
 }
 
 async fn exchange(

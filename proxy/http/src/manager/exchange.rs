@@ -49,7 +49,7 @@ enum Failure {
 /// An exchange under way; dropping it accounts for it.
 pub struct Exchange {
     /// What filters see.
-    pub stream: Stream,
+    pub stream: Box<Stream>,
     states: SmallVec<[State; 6]>,
     response: Option<HeaderMap>,
     trailers: Option<HeaderMap>,
@@ -59,7 +59,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// Begins the accounting.
-    pub fn new(stream: Stream, responder: &Responder) -> Self {
+    pub fn new(stream: Box<Stream>, responder: &Responder) -> Self {
         let stats = &stream.manager.stats;
         stats.downstream_rq_total.inc();
         stats.downstream_rq_active.inc();
