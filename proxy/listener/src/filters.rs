@@ -22,6 +22,7 @@ mod tls_inspector;
 
 pub(crate) use original_dst::OriginalDst;
 use predicate::Predicate;
+pub use proxy_protocol::fuzz_parse as fuzz_proxy_protocol;
 
 /// What listener filters find out about a connection.
 pub(crate) struct Accepted {

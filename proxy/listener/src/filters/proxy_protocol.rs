@@ -251,6 +251,15 @@ impl ProxyProtocol {
     }
 }
 
+/// For the fuzz target: reads bytes as either version, as the filter does.
+pub fn fuzz_parse(bytes: &[u8]) {
+    // The verdict does not matter here, only that there is one.
+    let _ = parse_v1(bytes);
+    if bytes.len() >= V2_HEADER {
+        let _ = parse_v2(bytes);
+    }
+}
+
 /// `PROXY TCP4 source destination source-port destination-port\r\n`
 fn parse_v1(line: &[u8]) -> Parsed<'_> {
     let header = |addresses| Parsed::Header(Header { len: line.len(), addresses, tlvs: &[] });
