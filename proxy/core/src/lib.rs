@@ -12,6 +12,7 @@ pub mod drain;
 pub mod error;
 pub mod format;
 pub mod header;
+pub mod local_info;
 pub mod log;
 pub mod matcher;
 pub mod runtime;

@@ -188,7 +188,8 @@ pub(super) fn reason(status: u16) -> &'static str {
     match status {
         101 => "Switching Protocols",
         208 => "Already Reported",
-        418 | 420 | 509 | 599 => "Unknown",
+        599 => "Last Unassigned Server Error Code",
+        418 | 420 | 509 => "Unknown",
         413 => "Payload Too Large",
         422 => "Unprocessable Entity",
         _ => http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Unknown"),

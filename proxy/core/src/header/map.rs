@@ -185,7 +185,7 @@ impl HeaderMap {
         self.entries.iter().filter(|e| self.is(e, name)).map(|e| self.value_bytes(e))
     }
 
-    /// All values of a header joined by `,`: what a matcher reads. `None` where there is no such header.
+    /// All values of a header joined by `,`. `None` where there is no such header.
     pub fn joined<'a>(&'a self, name: &'a HeaderName) -> Option<Cow<'a, [u8]>> {
         let mut values = self.get_all_name(name);
         let first = values.next()?;

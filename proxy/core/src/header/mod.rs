@@ -9,7 +9,7 @@
 //! other, as in Envoy, so that matchers, mutations and the formatter need no second way; they stand first.
 //!
 //! A repeated header is all its values: [`HeaderMap::get`] gives the first, [`HeaderMap::get_all`] all, and
-//! matchers use [`HeaderMap::joined`].
+//! who wants all of a header at once uses [`HeaderMap::joined`].
 
 mod id;
 mod map;

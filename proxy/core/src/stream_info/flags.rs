@@ -9,7 +9,7 @@ macro_rules! flags {
         #[repr(u8)]
         pub enum ResponseFlag { $(#[doc = concat!("`", $short, "`: ", $long)] $variant = $bit,)* }
 
-        static TABLE: &[(ResponseFlag, &str, &str)] = &[$((ResponseFlag::$variant, $short, $long),)*];
+        const TABLE: &[(ResponseFlag, &str, &str)] = &[$((ResponseFlag::$variant, $short, $long),)*];
     };
 }
 
@@ -46,39 +46,51 @@ flags! {
     29 UnconditionalDropOverload "UDO" "UnconditionalDropOverload";
 }
 
-/// A set of response flags.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ResponseFlags(u64);
+/// A set of response flags that knows in which order they were set: so Envoy prints them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ResponseFlags {
+    bits: u64,
+    order: [u8; TABLE.len()],
+}
 
 impl ResponseFlags {
     /// Adds a flag.
     pub fn set(&mut self, flag: ResponseFlag) {
-        self.0 |= 1 << flag as u8;
+        if !self.has(flag) {
+            self.order[self.bits.count_ones() as usize] = flag as u8;
+            self.bits |= 1 << flag as u8;
+        }
     }
 
     /// Whether a flag is there.
     pub fn has(self, flag: ResponseFlag) -> bool {
-        self.0 & (1 << flag as u8) != 0
+        self.bits & (1 << flag as u8) != 0
     }
 
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.bits == 0
     }
 
     /// Whether any of the other set's flags is there.
     pub fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
+        self.bits & other.bits != 0
+    }
+
+    /// The table's rows of the flags, in the order in which these were set.
+    fn rows(self) -> impl Iterator<Item = &'static (ResponseFlag, &'static str, &'static str)> {
+        let count = self.bits.count_ones() as usize;
+        self.order.into_iter().take(count).map(|flag| &TABLE[usize::from(flag)])
     }
 
     /// `%RESPONSE_FLAGS_LONG%`: the long names joined by `,`; empty where there is none.
     pub fn long(self) -> impl Iterator<Item = &'static str> {
-        TABLE.iter().filter(move |(flag, ..)| self.has(*flag)).map(|(_, _, long)| *long)
+        self.rows().map(|(_, _, long)| *long)
     }
 
     /// The short names.
     pub fn short(self) -> impl Iterator<Item = &'static str> {
-        TABLE.iter().filter(move |(flag, ..)| self.has(*flag)).map(|(_, short, _)| *short)
+        self.rows().map(|(_, short, _)| *short)
     }
 }
 
@@ -91,7 +103,9 @@ impl ResponseFlag {
 
 impl From<ResponseFlag> for ResponseFlags {
     fn from(flag: ResponseFlag) -> Self {
-        Self(1 << flag as u8)
+        let mut flags = Self::default();
+        flags.set(flag);
+        flags
     }
 }
 
@@ -121,7 +135,7 @@ mod tests {
         assert_eq!(flags.to_string(), "-");
         flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
         flags.set(ResponseFlag::UpstreamConnectionFailure);
-        assert_eq!(flags.to_string(), "UF,URX");
+        assert_eq!(flags.to_string(), "URX,UF");
         assert!(flags.has(ResponseFlag::from_short("URX").unwrap()));
     }
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use sampan_codec::{Body, BodyError, Frame, ResetReason};
 use sampan_core::header::{HeaderId, HeaderMap};
-use sampan_core::stream_info::{Protocol, ResponseFlag};
+use sampan_core::stream_info::{Protocol, ResponseFlag, StreamInfo};
 use smallvec::SmallVec;
 
 use super::config::{Chain, ServerHeader};
@@ -26,6 +26,8 @@ use crate::filter::{LocalReply, Outcome, Response, State};
 use crate::router;
 use crate::stream::Stream;
 use crate::timer::Expired;
+
+const GRPC_DEADLINE_EXCEEDED: u32 = 4;
 
 /// What becomes of the connection (HTTP/1) behind an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,7 +213,6 @@ impl Exchange {
             }
         };
         if through_filters {
-            router::finalize_response(&self.stream, &mut response);
             let manager = self.stream.manager.clone();
             let chain = Self::chain_of(&self.stream, &manager);
             self.states.resize_with(chain.filters.len(), || None);
@@ -258,7 +259,6 @@ impl Exchange {
             Expired::Idle => {
                 stats.downstream_rq_idle_timeout.inc();
                 let reply = LocalReply::new(408, "stream_idle_timeout").body("stream timeout");
-                self.close = true;
                 // A request that was wholly received waits for the upstream: that is the gateway's timeout.
                 let status = if self.stream.info.last_downstream_rx.is_some() { 504 } else { 408 };
                 LocalReply { status, ..reply }.flag(ResponseFlag::StreamIdleTimeout)
@@ -267,9 +267,10 @@ impl Exchange {
                 stats.downstream_rq_max_duration_reached.inc();
                 let done = self.stream.info.last_downstream_rx.is_some();
                 let status = if done { 504 } else { 408 };
-                LocalReply::new(status, "max_duration_timeout")
-                    .body("downstream duration timeout")
-                    .flag(ResponseFlag::DurationTimeout)
+                let mut reply =
+                    LocalReply::new(status, "max_duration_timeout").body("downstream duration timeout");
+                reply.grpc_status = Some(GRPC_DEADLINE_EXCEEDED);
+                reply
             }
             Expired::Request => {
                 stats.downstream_rq_timeout.inc();
@@ -477,9 +478,9 @@ impl Exchange {
             self.reset(responder);
             return Fate::Abort;
         }
+        self.stream.manager.stats.downstream_rq_rx_reset.inc();
         let h2_reset = reason == ResetReason::RemoteReset || reason == ResetReason::RemoteRefused;
         if h2_reset && !responder.is_h1() {
-            self.stream.manager.stats.downstream_rq_rx_reset.inc();
             info.flags.set(ResponseFlag::DownstreamRemoteReset);
             info.details.get_or_insert(Cow::Borrowed("http2.remote_reset"));
         } else {
@@ -500,6 +501,10 @@ impl Exchange {
         let info = &mut self.stream.info;
         let (flag, reason) = match error {
             BodyError::Timeout => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
+            // An HTTP/1 response that ends before its end breaks the protocol.
+            BodyError::Reset(ResetReason::ConnectionTermination) if stream_is_h1(info) => {
+                (ResponseFlag::UpstreamProtocolError, "protocol_error")
+            }
             BodyError::Protocol(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
             BodyError::Reset(ResetReason::RemoteReset) => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
             BodyError::Reset(reason) => (ResponseFlag::UpstreamConnectionTermination, reason.as_str()),
@@ -507,10 +512,14 @@ impl Exchange {
         // A router that knows better (its timeout) has said so already.
         if info.flags.is_empty() {
             info.flags.set(flag);
-            info.details = Some(format!("upstream_reset_after_response_started{{{reason}}}").into());
+            info.details = Some(match error {
+                BodyError::Timeout => Cow::Borrowed(reason),
+                _ => format!("upstream_reset_after_response_started{{{reason}}}").into(),
+            });
         }
         self.reset(responder);
-        Fate::Abort
+        // What came before is still the client's.
+        Fate::Close
     }
 
     fn reset(&mut self, responder: &mut Responder) {
@@ -527,6 +536,10 @@ impl Exchange {
             self.stream.info.bytes.wire_sent = written - self.wire_before.1;
         }
     }
+}
+
+fn stream_is_h1(info: &StreamInfo) -> bool {
+    info.upstream.as_ref().is_some_and(|u| u.protocol != Some(Protocol::Http2))
 }
 
 enum PumpEnd {

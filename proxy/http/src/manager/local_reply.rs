@@ -69,6 +69,13 @@ impl LocalReplyConfig {
         for (name, value) in &reply.headers {
             headers.set_name(name, value);
         }
+        if let Some(selected) = stream.route.as_ref().filter(|route| route.decorates(&reply)) {
+            // The route's mutations come first, when the response has no code yet that they could print.
+            selected.finalize_response(&stream.request, &mut headers, &stream.info);
+            if selected.virtual_host().attempt_count_in_response && stream.info.attempts > 0 {
+                headers.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, stream.info.attempts.to_string());
+            }
+        }
         stream.info.response_code = reply.status;
         let mut format = self.format.as_ref();
         let mapper = self.mappers.iter().find(|mapper| {
@@ -124,7 +131,6 @@ impl LocalReplyConfig {
 /// gRPC clients get a trailers-only response of status 200.
 fn grpc(status: u16, grpc_status: Option<u32>, body: &[u8], mut headers: HeaderMap) -> Response {
     let code = grpc_status.unwrap_or(match status {
-        200 => 0,
         400 => 13,
         401 => 16,
         403 => 7,

@@ -283,12 +283,16 @@ fn set_scheme(options: &RequestOptions, headers: &mut HeaderMap, tls: bool) {
 }
 
 fn append_xff(headers: &mut HeaderMap, connection: &ConnectionInfo) {
-    if let Some(ip) = connection.remote.ip() {
-        append_ip(headers, ip);
+    match connection.remote.ip() {
+        // A client on this machine is known to others by the machine's address.
+        Some(ip) if ip.is_loopback() => append_ip(headers, sampan_core::local_info::address()),
+        Some(ip) => append_ip(headers, ip),
+        None => {}
     }
 }
 
-fn append_ip(headers: &mut HeaderMap, ip: IpAddr) {
+/// Appends an address to `x-forwarded-for`.
+pub fn append_ip(headers: &mut HeaderMap, ip: IpAddr) {
     use std::io::Write as _;
     let mut text = [0u8; 46];
     let mut rest = &mut text[..];

@@ -54,6 +54,8 @@ pub enum ClusterChoice {
         total: u64,
         /// `runtime_key_prefix`: weights may be overridden at run time.
         runtime_keys: bool,
+        /// `header_name`: the request's own random number.
+        random_header: Option<HeaderName>,
     },
 }
 
@@ -331,8 +333,13 @@ impl ClusterAction {
     }
 
     /// Picks a weighted cluster; its index, none where there is nothing to pick from.
-    pub fn pick(&self, random: u64, runtime: &Runtime) -> Option<u32> {
-        let ClusterChoice::Weighted { clusters, total, runtime_keys } = &self.choice else { return None };
+    pub fn pick(&self, random: impl FnOnce() -> u64, headers: &HeaderMap, runtime: &Runtime) -> Option<u32> {
+        let ClusterChoice::Weighted { clusters, total, runtime_keys, random_header } = &self.choice else {
+            return None;
+        };
+        let given = random_header.as_ref().and_then(|name| headers.get_name(name));
+        let given = given.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        let random = given.unwrap_or_else(random);
         let weight = |c: &WeightedCluster| match &c.runtime_key {
             Some(key) => runtime.integer(key, c.weight.into()),
             None => c.weight.into(),
@@ -382,12 +389,16 @@ impl ClusterAction {
 
     /// Sets the host, keeping the old one where the configuration says so.
     pub fn set_host(&self, headers: &mut HeaderMap, host: &[u8], keep_original: bool) {
-        if self.append_forwarded_host
-            && let Some(old) = headers.get(HeaderId::AUTHORITY).map(<[u8]>::to_vec)
-        {
-            headers.append_to_value(HeaderId::X_FORWARDED_HOST, ",", &old);
+        let old = headers.get(HeaderId::AUTHORITY).filter(|old| !old.is_empty());
+        if let Some(old) = old.filter(|_| keep_original || self.append_forwarded_host).map(<[u8]>::to_vec) {
+            if keep_original {
+                headers.set(HeaderId::X_ENVOY_ORIGINAL_HOST, &old);
+            }
+            let named = headers.get(HeaderId::X_FORWARDED_HOST).and_then(|v| v.rsplit(|c| *c == b',').next());
+            if self.append_forwarded_host && named.map(<[u8]>::trim_ascii) != Some(&*old) {
+                headers.append_to_value(HeaderId::X_FORWARDED_HOST, ",", &old);
+            }
         }
-        let _ = keep_original;
         headers.set(HeaderId::AUTHORITY, host);
     }
 
@@ -505,7 +516,15 @@ fn choice(message: &pb::RouteAction, context: &RouteContext<'_>) -> ConfigResult
 
 #[allow(deprecated)] // `total_weight` is deprecated and still checked.
 fn weighted(message: &pb::WeightedCluster, context: &RouteContext<'_>) -> ConfigResult<ClusterChoice> {
-    refuse(message.random_value_specifier.is_some(), "random_value_specifier")?;
+    use pb::weighted_cluster::RandomValueSpecifier;
+    let random_header = match &message.random_value_specifier {
+        None => None,
+        Some(RandomValueSpecifier::HeaderName(name)) => Some(HeaderName::new(name)),
+        Some(RandomValueSpecifier::UseHashPolicy(hash)) => {
+            refuse(hash.value, "use_hash_policy")?;
+            None
+        }
+    };
     let mut clusters = Vec::with_capacity(message.clusters.len());
     for (i, cluster) in message.clusters.iter().enumerate() {
         let cluster = WeightedCluster::from_proto(cluster, &message.runtime_key_prefix, context);
@@ -521,7 +540,8 @@ fn weighted(message: &pb::WeightedCluster, context: &RouteContext<'_>) -> Config
     if total == 0 {
         return Err(ConfigError::new("Sum of weights in the weighted_cluster must be greater than 0."));
     }
-    Ok(ClusterChoice::Weighted { clusters, total, runtime_keys: !message.runtime_key_prefix.is_empty() })
+    let runtime_keys = !message.runtime_key_prefix.is_empty();
+    Ok(ClusterChoice::Weighted { clusters, total, runtime_keys, random_header })
 }
 
 impl Redirect {
@@ -536,6 +556,11 @@ impl Redirect {
             path: None,
             strip_query: false,
         }
+    }
+
+    /// No redirect at all: where the request already is.
+    pub fn to_here() -> Self {
+        Self { https: false, ..Self::to_https() }
     }
 
     fn from_proto(message: &pb::RedirectAction) -> ConfigResult<Self> {

@@ -1,5 +1,7 @@
 //! `request_headers_to_add`, `response_headers_to_remove` and their kin: parsed once, applied in order.
 
+use std::ops::Range;
+
 use core::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher as StringMatcherMessage;
@@ -8,17 +10,36 @@ use sampan_core::format::{Extensions, FormatContext, Formatter};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_core::matcher::StringMatcher;
 use sampan_core::stream_info::StreamInfo;
+use smallvec::SmallVec;
 
 /// Header mutations of one level.
 #[derive(Default)]
 pub struct HeaderMutations {
     operations: Vec<Operation>,
+    /// Each addition sees what the ones before it did; else all are evaluated before any takes effect.
+    sequential: bool,
 }
 
 enum Operation {
     Remove(HeaderName),
     RemoveMatching(StringMatcher),
-    Add { name: HeaderName, value: Formatter, action: HeaderAppendAction, keep_empty: bool },
+    Add(Addition),
+}
+
+struct Addition {
+    name: HeaderName,
+    value: Formatter,
+    action: HeaderAppendAction,
+    keep_empty: bool,
+}
+
+impl Addition {
+    fn overwrites(&self) -> bool {
+        matches!(
+            self.action,
+            HeaderAppendAction::OverwriteIfExistsOrAdd | HeaderAppendAction::OverwriteIfExists
+        )
+    }
 }
 
 /// Headers that no configuration may set or remove.
@@ -41,7 +62,7 @@ impl HeaderMutations {
         for (i, option) in add.iter().enumerate() {
             operations.push(Operation::add(option).at_index(&format!("{side}_headers_to_add"), i)?);
         }
-        Ok(Self { operations })
+        Ok(Self { operations, sequential: false })
     }
 
     /// The filter `header_mutation`'s list.
@@ -60,7 +81,7 @@ impl HeaderMutations {
             };
             operations.push(operation.at_index(field, i)?);
         }
-        Ok(Self { operations })
+        Ok(Self { operations, sequential: true })
     }
 
     /// Whether there is nothing to do.
@@ -79,8 +100,11 @@ impl HeaderMutations {
     }
 
     /// `request` is there where `headers` are a response's.
+    ///
+    /// As in Envoy, values are made from the headers as they came; then what overwrites is put in place, at the end
+    /// of the list, then what is added.
     fn apply(&self, headers: &mut HeaderMap, request: Option<&HeaderMap>, info: &StreamInfo) {
-        let mut text = Vec::new();
+        let mut pending = Pending::default();
         for operation in &self.operations {
             match operation {
                 Operation::Remove(name) => {
@@ -89,26 +113,87 @@ impl HeaderMutations {
                 Operation::RemoveMatching(matcher) => {
                     headers.remove_if(|id, name, _| !id.is_pseudo() && matcher.matches(name));
                 }
-                Operation::Add { name, value, action, keep_empty } => {
-                    let value = match value.as_literal() {
-                        Some(literal) => literal,
-                        None => {
-                            text.clear();
-                            let context = FormatContext {
-                                request: Some(request.unwrap_or(headers)),
-                                response: request.is_some().then_some(&*headers),
-                                ..FormatContext::new(info)
-                            };
-                            value.write(&context, &mut text);
-                            &text
-                        }
-                    };
-                    if !value.is_empty() || *keep_empty {
-                        set(headers, as_stored(name), value, *action);
+                Operation::Add(addition) => {
+                    pending.evaluate(addition, headers, request, info);
+                    if self.sequential {
+                        pending.apply(headers);
                     }
                 }
             }
         }
+        pending.apply(headers);
+    }
+}
+
+/// Additions whose values are known and which have not taken effect yet.
+#[derive(Default)]
+struct Pending<'m> {
+    additions: SmallVec<[(&'m Addition, Value<'m>); 8]>,
+    text: Vec<u8>,
+}
+
+enum Value<'m> {
+    Literal(&'m [u8]),
+    /// Where in the buffer it stands.
+    Formatted(Range<usize>),
+}
+
+impl<'m> Pending<'m> {
+    fn evaluate(
+        &mut self,
+        addition: &'m Addition,
+        headers: &HeaderMap,
+        request: Option<&HeaderMap>,
+        info: &StreamInfo,
+    ) {
+        let exists = || headers.get_name(as_stored(&addition.name)).is_some();
+        let wanted = match addition.action {
+            HeaderAppendAction::AppendIfExistsOrAdd | HeaderAppendAction::OverwriteIfExistsOrAdd => true,
+            HeaderAppendAction::AddIfAbsent => !exists(),
+            HeaderAppendAction::OverwriteIfExists => exists(),
+        };
+        if !wanted {
+            return;
+        }
+        let (value, empty) = match addition.value.as_literal() {
+            Some(literal) => (Value::Literal(literal), literal.is_empty()),
+            None => {
+                let start = self.text.len();
+                let context = FormatContext {
+                    request: Some(request.unwrap_or(headers)),
+                    response: request.is_some().then_some(headers),
+                    ..FormatContext::new(info)
+                };
+                addition.value.write(&context, &mut self.text);
+                (Value::Formatted(start..self.text.len()), self.text.len() == start)
+            }
+        };
+        if !empty || addition.keep_empty {
+            self.additions.push((addition, value));
+        }
+    }
+
+    fn apply(&mut self, headers: &mut HeaderMap) {
+        for overwriting in [true, false] {
+            for (addition, value) in &self.additions {
+                if addition.overwrites() != overwriting {
+                    continue;
+                }
+                let value = match value {
+                    Value::Literal(literal) => literal,
+                    Value::Formatted(range) => &self.text[range.clone()],
+                };
+                let name = as_stored(&addition.name);
+                if overwriting {
+                    headers.remove_name(name);
+                    headers.append_name(name, value);
+                } else {
+                    append(headers, name, value);
+                }
+            }
+        }
+        self.additions.clear();
+        self.text.clear();
     }
 }
 
@@ -121,23 +206,6 @@ fn as_stored(name: &HeaderName) -> &HeaderName {
 fn matching(message: Option<&StringMatcherMessage>) -> ConfigResult<Operation> {
     let message = message.ok_or_else(|| ConfigError::missing("key_matcher"))?;
     Ok(Operation::RemoveMatching(StringMatcher::from_proto(message).at("key_matcher")?))
-}
-
-fn set(headers: &mut HeaderMap, name: &HeaderName, value: &[u8], action: HeaderAppendAction) {
-    match action {
-        HeaderAppendAction::AppendIfExistsOrAdd => append(headers, name, value),
-        HeaderAppendAction::AddIfAbsent => {
-            if headers.get_name(name).is_none() {
-                headers.append_name(name, value);
-            }
-        }
-        HeaderAppendAction::OverwriteIfExistsOrAdd => headers.set_name(name, value),
-        HeaderAppendAction::OverwriteIfExists => {
-            if headers.get_name(name).is_some() {
-                headers.set_name(name, value);
-            }
-        }
-    }
 }
 
 /// Adds another value. What Envoy keeps as inline headers, of which there can only be one, grows by a comma.
@@ -203,11 +271,11 @@ impl Operation {
         } else {
             Formatter::parse_header_value(&header.value, &Extensions::NONE)
         };
-        Ok(Self::Add {
+        Ok(Self::Add(Addition {
             name: HeaderName::new(&header.key),
             value: value.at("header.value")?,
             action,
             keep_empty: option.keep_empty_value,
-        })
+        }))
     }
 }

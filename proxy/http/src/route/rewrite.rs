@@ -44,7 +44,7 @@ impl Template {
         }
         let mut pattern = "^".to_owned();
         let mut rest = template;
-        while let Some(c) = rest.chars().next() {
+        while !rest.is_empty() {
             if let Some(tail) = rest.strip_prefix('{') {
                 let end = tail.find('}').ok_or_else(|| invalid(template))?;
                 let (name, inner) = tail[..end].split_once('=').unwrap_or((&tail[..end], "*"));
@@ -55,15 +55,15 @@ impl Template {
                 {
                     return Err(invalid(template));
                 }
-                pattern.push_str(&format!("(?P<{name}>{})", glob(inner, template)?));
+                pattern.push_str(&format!("(?P<{name}>"));
+                let mut inner = inner;
+                while !inner.is_empty() {
+                    inner = token(inner, &mut pattern).ok_or_else(|| invalid(template))?;
+                }
+                pattern.push(')');
                 rest = &tail[end + 1..];
-            } else if c == '*' {
-                let stars = if rest.starts_with("**") { "**" } else { "*" };
-                pattern.push_str(&glob(stars, template)?);
-                rest = &rest[stars.len()..];
             } else {
-                pattern.push_str(&regex::escape(c.encode_utf8(&mut [0; 4])));
-                rest = &rest[c.len_utf8()..];
+                rest = token(rest, &mut pattern).ok_or_else(|| invalid(template))?;
             }
         }
         pattern.push('$');
@@ -75,20 +75,37 @@ impl Template {
     }
 }
 
-fn glob(pattern: &str, template: &str) -> ConfigResult<String> {
-    let mut out = String::new();
-    for (i, part) in pattern.split('/').enumerate() {
-        if i > 0 {
-            out.push('/');
-        }
-        match part {
-            "*" => out.push_str("[^/]+"),
-            "**" => out.push_str(".*"),
-            literal if literal.contains('*') => return Err(invalid(template)),
-            literal => out.push_str(&regex::escape(literal)),
-        }
+/// Characters of a path segment.
+const SEGMENT: &str = r"a-zA-Z0-9\-._~%!$&'()*+,;=:@";
+
+/// Turns the first token (`/`, `*`, `**`, a literal) into a regular expression; what is behind it, none where the
+/// template is no template. A `*` within a literal stays what it is in a regular expression, as in Envoy.
+fn token<'t>(rest: &'t str, pattern: &mut String) -> Option<&'t str> {
+    if let Some(tail) = rest.strip_prefix('/') {
+        pattern.push('/');
+        return Some(tail);
     }
-    Ok(out)
+    if let Some(tail) = rest.strip_prefix("**") {
+        pattern.push_str(&format!("[{SEGMENT}/]*"));
+        return Some(tail);
+    }
+    if let Some(tail) = rest.strip_prefix('*') {
+        pattern.push_str(&format!("[{SEGMENT}]+"));
+        return Some(tail);
+    }
+    let end = rest.find(['/', '{', '}']).unwrap_or(rest.len());
+    let (literal, tail) = rest.split_at(end);
+    let valid = |c: char| c.is_ascii_alphanumeric() || "-._~%!$&'()*+,;=:@".contains(c);
+    if literal.is_empty() || !literal.chars().all(valid) {
+        return None;
+    }
+    for c in literal.chars() {
+        if "$()+.".contains(c) {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    Some(tail)
 }
 
 impl TemplateRewrite {

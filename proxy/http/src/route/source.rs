@@ -11,7 +11,7 @@ use sampan_listener::{FactoryContext, KnownClusters};
 
 use super::action::{Action, ClusterAction, Redirect};
 use super::{Found, RequestView, Route, RouteTable, VirtualHost, WorkerTable};
-use crate::filter::{HttpFilterRegistry, RouteConfig};
+use crate::filter::{HttpFilterRegistry, LocalReply, RouteConfig};
 use crate::stream::Stream;
 
 /// What compiling a route table needs.
@@ -111,8 +111,9 @@ impl SharedTable {
         let view = RequestView { headers: &stream.request, info: &stream.info, random, runtime };
         let found = self.0.find(&view)?;
         let selected = Selected { table: self, found, weighted: None };
-        let weighted =
-            selected.cluster_action().and_then(|action| action.pick(stream.worker.random(), runtime));
+        let weighted = selected
+            .cluster_action()
+            .and_then(|action| action.pick(|| stream.worker.random(), &stream.request, runtime));
         Some(Selected { weighted, ..selected })
     }
 }
@@ -198,6 +199,11 @@ impl Selected {
         if let (Some(route), Some(action)) = (self.route(), self.cluster_action()) {
             action.rewrite(route, self.weighted, headers, keep_original);
         }
+    }
+
+    /// Whether the route's mutations apply to a local reply: to all where it forwards, to its own else.
+    pub fn decorates(&self, reply: &LocalReply) -> bool {
+        self.cluster_action().is_some() || reply.details == "direct_response"
     }
 
     /// Header mutations of the response.

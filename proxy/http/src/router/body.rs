@@ -33,6 +33,17 @@ pub(super) struct UpstreamBody {
     finished: bool,
 }
 
+impl Parts {
+    fn charge_timeout(&self, failure: &Failure) {
+        let host = self.exchange.host();
+        match failure {
+            Failure::PerTryIdleTimeout => host.cluster_stats().upstream_rq_per_try_idle_timeout.inc(),
+            _ => host.cluster_stats().upstream_rq_timeout.inc(),
+        }
+        host.host.stats.rq_timeout.inc();
+    }
+}
+
 impl UpstreamBody {
     pub(super) fn new(mut parts: Parts) -> Self {
         parts.deadline.response_begun();
@@ -96,7 +107,10 @@ impl BodyStream for UpstreamBody {
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
             Poll::Pending => {
-                self.parts.deadline.poll(&self.parts.timer, cx).map(|_| Some(Err(BodyError::Timeout)))
+                self.parts.deadline.poll(&self.parts.timer, cx).map(|failure| {
+                    self.parts.charge_timeout(&failure);
+                    Some(Err(BodyError::Timeout))
+                })
             }
         }
     }

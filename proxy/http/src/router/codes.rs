@@ -57,6 +57,7 @@ struct ClusterCodes {
     internal: Option<Codes>,
     external: Option<Codes>,
     canary: Option<Codes>,
+    retry: Option<Codes>,
 }
 
 type Cache = HashMap<usize, Rc<RefCell<ClusterCodes>>, FixedState>;
@@ -85,6 +86,7 @@ fn with<T>(cluster: &Arc<Cluster>, charge: impl FnOnce(&mut ClusterCodes) -> T) 
             internal: None,
             external: None,
             canary: None,
+            retry: None,
         }));
         cache.insert(key, fresh.clone());
         fresh
@@ -108,6 +110,14 @@ pub(super) fn charge(cluster: &Arc<Cluster>, status: u16, kind: Kind) {
             codes.canary.get_or_insert_with(|| Codes::new(cluster.scope().scope("canary"))).charge(status);
         }
         origin(codes, kind.internal).charge(status);
+    });
+}
+
+/// Counts the code of a response that a retry took the place of.
+pub(super) fn charge_retried(cluster: &Arc<Cluster>, status: u16) {
+    with(cluster, |codes| {
+        let cluster = &codes.cluster;
+        codes.retry.get_or_insert_with(|| Codes::new(cluster.scope().scope("retry"))).charge(status);
     });
 }
 

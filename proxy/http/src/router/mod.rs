@@ -39,7 +39,7 @@ use sampan_upstream::{
 
 use crate::filter::{HttpFilterContext, HttpFilterKind, LocalReply, Response, decode};
 use crate::manager::{has_token, split_port};
-use crate::route::{Action, ClusterAction, Decision, Selected};
+use crate::route::{Action, ClusterAction, Decision, Redirect, Selected};
 use crate::stream::Stream;
 use body::UpstreamBody;
 use exchange::Exchange;
@@ -167,16 +167,6 @@ pub fn note_route(stream: &mut Stream) {
     stream.info.cluster_observability = name;
 }
 
-/// Response header mutations of the route, for upstream and local responses alike.
-pub fn finalize_response(stream: &Stream, response: &mut Response) {
-    let Some(selected) = &stream.route else { return };
-    selected.finalize_response(&stream.request, &mut response.headers, &stream.info);
-    let host = selected.virtual_host();
-    if host.attempt_count_in_response && stream.info.attempts > 0 {
-        response.headers.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, stream.info.attempts.to_string());
-    }
-}
-
 /// What is counted when the stream is over.
 pub fn charge_end(_stream: &Stream, _response: Option<&HeaderMap>) {}
 
@@ -198,6 +188,8 @@ pub async fn forward(stream: &mut Stream, config: &Arc<RouterConfig>) -> Result<
     };
     let Some(cluster) = find_cluster(stream, &selected, action) else {
         config.no_cluster.inc();
+        stream.info.cluster = None;
+        stream.info.cluster_observability = None;
         return Err(LocalReply::new(action.not_found, "cluster_not_found")
             .flag(ResponseFlag::NoClusterFound)
             .into());
@@ -219,7 +211,12 @@ fn answer(stream: &Stream, config: &RouterConfig, selected: &Selected, action: &
             config.rq_direct_response.inc();
             let context =
                 FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
-            LocalReply::new(direct.status, "direct_response").body(direct.body(&context)).into()
+            let mut reply = LocalReply::new(direct.status, "direct_response").body(direct.body(&context));
+            if direct.status == 201 || (300..400).contains(&direct.status) {
+                let here = Redirect::to_here().location(None, &stream.request);
+                reply = reply.header(HeaderId::LOCATION, here);
+            }
+            reply.into()
         }
         Action::None | Action::Cluster(_) => {
             config.no_route.inc();
@@ -271,6 +268,8 @@ struct Forward<'s> {
     priority: Priority,
     timeouts: Timeouts,
     tried: Vec<Arc<Host>>,
+    /// The attempt's.
+    host: Option<Rc<WorkerHost>>,
     internal: bool,
     connect_options: Option<ConnectOptions>,
 }
@@ -297,16 +296,18 @@ impl<'s> Forward<'s> {
             priority,
             timeouts: Timeouts::default(),
             tried: Vec::new(),
+            host: None,
             internal,
             connect_options: None,
         }
     }
 
     async fn run(mut self) -> Result<Response, End> {
+        self.timeouts = Timeouts::new(self.action, self.stream, self.config);
+        self.set_attempt_headers(1);
         let keep_original = !self.config.suppress_envoy_headers;
         self.selected.finalize_request(&mut self.stream.request, &self.stream.info, keep_original);
         self.connect_options = self.connect_options();
-        self.timeouts = Timeouts::new(self.action, self.stream, self.config);
         let mut retry =
             RetryState::new(&self.action.retry, &mut self.stream.request, &self.cluster, self.priority);
         if self.stream.upgrade.is_some() {
@@ -319,8 +320,13 @@ impl<'s> Forward<'s> {
         let mut upload = Upload::new(body, retry.is_some().then_some(limit));
         loop {
             self.stream.info.attempts += 1;
-            self.set_attempt_headers();
+            if self.stream.info.attempts > 1 {
+                self.set_attempt_headers(self.stream.info.attempts);
+            }
             let result = self.attempt(&mut upload).await;
+            if let Err(failure) = &result {
+                self.charge_failed(failure);
+            }
             let random = self.stream.worker.random();
             let decision = match (&mut retry, &result) {
                 (None, _) => Retry::No,
@@ -338,8 +344,7 @@ impl<'s> Forward<'s> {
             };
             match decision {
                 Retry::After(delay) => {
-                    self.charge_retried(&result);
-                    drop(result);
+                    self.give_up(result, &upload);
                     upload.rewind();
                     self.back_off(delay).await?;
                     continue;
@@ -382,17 +387,16 @@ impl<'s> Forward<'s> {
         })
     }
 
-    fn set_attempt_headers(&mut self) {
-        if self.selected.virtual_host().attempt_count {
-            let attempts = self.stream.info.attempts;
-            self.stream.request.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, attempts.to_string());
-        }
+    fn set_attempt_headers(&mut self, attempt: u32) {
         if !self.config.suppress_envoy_headers
             && let Some(expected) = self.timeouts.expected(Instant::now())
         {
             let mut text = itoa::Buffer::new();
             let text = text.format(expected.as_millis() as u64);
             self.stream.request.set(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, text);
+        }
+        if self.selected.virtual_host().attempt_count {
+            self.stream.request.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, attempt.to_string());
         }
     }
 
@@ -404,6 +408,7 @@ impl<'s> Forward<'s> {
             Err(_) => return Err(Failure::Connect(no_host())),
         };
         self.note_host(&host);
+        self.host = Some(host.clone());
         let lease = self.connection(&host, upload).await?;
         self.note_connection(&lease);
         if self.action.auto_host_rewrite() && !host.host.hostname.is_empty() {
@@ -542,9 +547,31 @@ impl<'s> Forward<'s> {
         }
     }
 
-    fn charge_retried(&self, result: &Result<(ResponseHead, Exchange), Failure>) {
-        if let Ok((_, exchange)) = result {
-            exchange.host().host.stats.rq_error.inc();
+    /// Counts a timeout where it happens, whatever becomes of the request.
+    fn charge_failed(&self, failure: &Failure) {
+        let stats = self.cluster.stats();
+        match failure {
+            Failure::Timeout => stats.upstream_rq_timeout.inc(),
+            Failure::PerTryTimeout => stats.upstream_rq_per_try_timeout.inc(),
+            Failure::PerTryIdleTimeout => stats.upstream_rq_per_try_idle_timeout.inc(),
+            _ => return,
+        }
+        if let Some(host) = &self.host {
+            host.host.stats.rq_timeout.inc();
+        }
+    }
+
+    /// An attempt that is followed by another; its connection is kept where nothing is left on it.
+    fn give_up(&self, result: Result<(ResponseHead, Exchange), Failure>, upload: &Upload) {
+        if let Some(host) = &self.host {
+            host.host.stats.rq_error.inc();
+        }
+        let Ok((head, mut exchange)) = result else { return };
+        if self.config.dynamic_stats {
+            codes::charge_retried(self.cluster.cluster(), head.status);
+        }
+        if head.end && !head.tunnel && upload.is_received() {
+            exchange.finish(true);
         }
     }
 
@@ -562,7 +589,7 @@ impl<'s> Forward<'s> {
 
     /// The response's head, with what the router adds to it.
     fn respond(self, mut head: ResponseHead, mut exchange: Exchange, upload: Upload) -> Response {
-        let Self { stream, config, cluster, timeouts, internal, .. } = self;
+        let Self { stream, config, selected, cluster, timeouts, internal, .. } = self;
         let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         let host = exchange.host();
         let kind = codes::Kind { internal, canary: canary || host.host.canary };
@@ -582,6 +609,11 @@ impl<'s> Forward<'s> {
         }
         stream.info.details.get_or_insert(Cow::Borrowed("via_upstream"));
         stream.info.bytes.upstream_header_received = head.bytes as u64;
+        stream.info.response_code = head.status;
+        selected.finalize_response(&stream.request, &mut head.headers, &stream.info);
+        if selected.virtual_host().attempt_count_in_response {
+            head.headers.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, stream.info.attempts.to_string());
+        }
         let complete = head.end && !head.tunnel;
         let body = if complete && (upload.is_received() || exchange.is_h1()) {
             exchange.finish(upload.is_received());
@@ -618,15 +650,12 @@ impl<'s> Forward<'s> {
         }
         let (status, flag, reason, transport) = match &failure {
             Failure::Timeout => {
-                stats.upstream_rq_timeout.inc();
                 return self.timed_out("response_timeout");
             }
             Failure::PerTryTimeout => {
-                stats.upstream_rq_per_try_timeout.inc();
                 return self.timed_out("upstream_per_try_timeout");
             }
             Failure::PerTryIdleTimeout => {
-                stats.upstream_rq_per_try_idle_timeout.inc();
                 return self.timed_out("upstream_per_try_idle_timeout");
             }
             Failure::Overflow => (503, ResponseFlag::UpstreamOverflow, "overflow", None),
@@ -658,8 +687,6 @@ impl<'s> Forward<'s> {
         }
         if let Some(transport) = transport {
             details = format!("{details}|{transport}");
-            body.push_str(", transport failure reason: ");
-            body.push_str(&transport);
             info.upstream_mut().transport_failure = Some(transport);
         }
         if let Failure::Protocol(error) = &failure {

@@ -10,7 +10,7 @@ use sampan_listener::Worker;
 use sampan_upstream::{LbContext, Priority};
 
 use super::exchange::Exchange;
-use crate::manager::split_port;
+use crate::manager::{append_ip, split_port};
 use crate::route::ClusterAction;
 use crate::stream::Stream;
 
@@ -43,6 +43,9 @@ pub(super) fn begin(stream: &Stream, action: &ClusterAction) -> Vec<Shadow> {
         if !mirror.keep_host {
             append_suffix(&mut headers);
         }
+        // A copy is the proxy's own request.
+        headers.set(HeaderId::X_ENVOY_INTERNAL, "true");
+        append_ip(&mut headers, sampan_core::local_info::address());
         shadows.push(Shadow { worker: stream.worker.clone(), cluster, headers });
     }
     shadows

@@ -117,7 +117,6 @@ impl RequestGuard {
     pub(crate) fn new(host: &Rc<WorkerHost>, priority: Priority) -> Option<Self> {
         let core = &host.core;
         if !core.breakers[priority as usize].requests().take() {
-            core.stats.upstream_rq_pending_overflow.inc();
             return None;
         }
         core.stats.upstream_rq_total.inc();
