@@ -353,3 +353,6 @@ impl Route {
 
 /// The table and the indices, as a worker holds them.
 pub(crate) type WorkerTable = Rc<Arc<RouteTable>>;
+
+#[cfg(test)]
+mod tests;
