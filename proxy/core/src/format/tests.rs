@@ -243,7 +243,7 @@ fn flags_and_missing_parts_of_a_tcp_stream() {
     let mut out = Vec::new();
     let format = "%RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG% %PROTOCOL% %REQ(:PATH)% %UPSTREAM_HOST% %UPSTREAM_CONNECTION_ID%";
     Formatter::parse(format, &Extensions::NONE).unwrap().write(&context, &mut out);
-    let expected = "UF,URX UpstreamConnectionFailure,UpstreamRetryLimitExceeded - - - 0";
+    let expected = "URX,UF UpstreamRetryLimitExceeded,UpstreamConnectionFailure - - - 0";
     assert_eq!(String::from_utf8(out).unwrap(), expected);
 }
 

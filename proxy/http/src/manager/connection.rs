@@ -128,10 +128,11 @@ async fn detect_h2(
             if let Poll::Ready(n) = peek.as_mut().poll(cx) {
                 return Poll::Ready(n.ok());
             }
-            if draining.as_mut().poll(cx).is_ready() || timer.poll(cx, deadline).is_ready() {
+            if timer.poll(cx, deadline).is_ready() {
+                manager.stats.downstream_cx_idle_timeout.inc();
                 return Poll::Ready(None);
             }
-            Poll::Pending
+            if draining.as_mut().poll(cx).is_ready() { Poll::Ready(None) } else { Poll::Pending }
         })
         .await?
     };
