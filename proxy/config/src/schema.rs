@@ -9,7 +9,7 @@
 //! Layout (see [`layout`]): a header of 32-bit little-endian words, then five tables of fixed-size rows (messages
 //! sorted by full name, fields sorted by number within their message, oneofs, enums sorted by full name, enum values
 //! in order of declaration), then a pool of byte strings (two bytes of length, the bytes). Constraints are the bytes
-//! of `validate.FieldRules` in that pool; [`crate::check`] reads them.
+//! of `validate.FieldRules` in that pool; [`crate::check()`] reads them.
 
 use std::cmp::Ordering;
 

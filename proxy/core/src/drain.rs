@@ -1,7 +1,7 @@
 //! Drain: everyone who serves holds a guard; who stops the proxy raises the signal and waits for the guards.
 //!
 //! `Drain` belongs to the program, a [`Signal`] goes to each worker, a [`Guard`] to each connection. A connection
-//! asks [`Signal::is_draining`] where it decides about keep-alive and awaits [`Signal::drained`] where it idles.
+//! asks [`Signal::is_draining`] where it decides about keep-alive and awaits [`Signal::reached`] where it idles.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};

@@ -2,7 +2,7 @@
 //!
 //! Nothing here opens a socket of the data path or knows a filter. In the order of a request:
 //! [`address`] and [`header`] are what it is made of, [`stream_info`] is what becomes known about it on its
-//! way, [`matcher`] and [`format`] read it, [`stats`] and [`access_log`] tell of it afterwards.
+//! way, [`matcher`] and [`mod@format`] read it, [`stats`] and [`access_log`] tell of it afterwards.
 //! [`error`] is how a wrong configuration is refused, [`runtime`] what an operator may change while it serves,
 //! [`drain`] how it ends.
 

@@ -1,6 +1,6 @@
 //! The HTTP connection manager: the network filter that serves HTTP.
 //!
-//! [`config`] is its model, `connection` decides the codec and takes requests off it, `exchange` serves one,
+//! `config` is its model, `connection` decides the codec and takes requests off it, `exchange` serves one,
 //! `request` and [`path`] normalise it, `responder` writes the response whatever the codec.
 
 mod config;
