@@ -1,9 +1,47 @@
 //! The HTTP filters, one file each, and the registry's lines.
 
-use crate::filter::{HttpFilterFactory, HttpFilterRegistry};
+mod buffer;
+mod cors;
+mod fault;
+mod header_mutation;
+mod health_check;
+mod local_ratelimit;
+
+use envoy_types::pb::google::protobuf::Any;
+use sampan_core::error::{ConfigError, ConfigResult};
+
+use crate::filter::{HttpFilterContext, HttpFilterFactory, HttpFilterKind, HttpFilterRegistry, RouteConfig};
 use crate::router::{self, RouterConfig};
 
-/// Registers every filter.
+type Make = fn(&Any, &HttpFilterContext<'_>) -> ConfigResult<HttpFilterKind>;
+type MakeRoute = fn(&Any) -> ConfigResult<RouteConfig>;
+
+/// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    registry.register(router::TYPE, None, HttpFilterFactory { filter: RouterConfig::factory, route: None });
+    let lines: [(&'static str, Make, Option<(&'static str, MakeRoute)>); 7] = [
+        (router::TYPE, RouterConfig::factory, None),
+        (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
+        (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
+        (fault::TYPE, fault::make, Some((fault::TYPE, fault::make_route))),
+        (
+            header_mutation::TYPE,
+            header_mutation::make,
+            Some((header_mutation::ROUTE_TYPE, header_mutation::make_route)),
+        ),
+        (health_check::TYPE, health_check::make, None),
+        (
+            local_ratelimit::TYPE,
+            local_ratelimit::make,
+            Some((local_ratelimit::TYPE, local_ratelimit::make_route)),
+        ),
+    ];
+    for (message, filter, route) in lines {
+        let factory = HttpFilterFactory { filter, route: route.map(|(_, make)| make) };
+        registry.register(message, route.map(|(name, _)| name), factory);
+    }
+}
+
+/// Refuses a field that is set and that Sampan does not implement.
+fn refuse(set: bool, field: &str) -> ConfigResult<()> {
+    if set { Err(ConfigError::unsupported("this field").at(field)) } else { Ok(()) }
 }

@@ -106,12 +106,10 @@ impl BodyStream for UpstreamBody {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
-            Poll::Pending => {
-                self.parts.deadline.poll(&self.parts.timer, cx).map(|failure| {
-                    self.parts.charge_timeout(&failure);
-                    Some(Err(BodyError::Timeout))
-                })
-            }
+            Poll::Pending => self.parts.deadline.poll(&self.parts.timer, cx).map(|failure| {
+                self.parts.charge_timeout(&failure);
+                Some(Err(BodyError::Timeout))
+            }),
         }
     }
 
