@@ -156,11 +156,10 @@ impl HttpFilter for Cors {
         let asked = stream.request.get(HeaderId::ACCESS_CONTROL_REQUEST_METHOD).unwrap_or_default();
         let preflight = stream.request.get(HeaderId::METHOD) == Some(b"OPTIONS") && !asked.is_empty();
         let forward = allowed.origin.is_none() && allowed.flag(|p| p.forward_not_matching).unwrap_or(true);
-        if preflight && !forward {
-            return Step::reply(allowed.preflight(stream));
-        }
+        let reply = (preflight && !forward).then(|| allowed.preflight(stream));
+        // The answer to a preflight passes this filter once more, as any response does.
         *state = Some(Box::new(allowed));
-        Step::Continue
+        reply.map_or(Step::Continue, Step::reply)
     }
 
     fn on_response<'a>(

@@ -451,7 +451,9 @@ impl Exchange {
             headers.append_to_value(HeaderId::VIA, ", ", manager.via.as_bytes());
         }
         let Responder::H1(connection) = responder else { return };
-        if drain.is_draining() && !self.close {
+        // Connections go elsewhere while a health check is told to fail, as in Envoy.
+        let failed = stream.worker.server.health_check_failed.load(std::sync::atomic::Ordering::Relaxed);
+        if (failed || drain.is_draining()) && !self.close {
             manager.stats.downstream_cx_drain_close.inc();
             self.close = true;
         }
