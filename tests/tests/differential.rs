@@ -37,12 +37,15 @@ fn run(root: &Path) -> Result<usize> {
         .collect();
     let started = Instant::now();
     let outcomes = run_all(&world, &root.join("cases"), &cases);
+    let outcomes = again(&world, &root.join("cases"), outcomes);
     let failed = report(&outcomes, started);
     world.clean();
     Ok(failed)
 }
 
-fn run_all(world: &World, root: &Path, cases: &[PathBuf]) -> Vec<Outcome> {
+type Judged = Vec<(PathBuf, Vec<Outcome>)>;
+
+fn run_all(world: &World, root: &Path, cases: &[PathBuf]) -> Judged {
     let jobs = std::env::var("JOBS").ok().and_then(|j| j.parse().ok()).unwrap_or(4usize);
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(Vec::new());
@@ -52,15 +55,33 @@ fn run_all(world: &World, root: &Path, cases: &[PathBuf]) -> Vec<Outcome> {
                 while let Some(file) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let judged = judge(world, root, file);
                     if let Ok(mut outcomes) = outcomes.lock() {
-                        outcomes.extend(judged);
+                        outcomes.push((file.clone(), judged));
                     }
                 }
             });
         }
     });
-    let mut outcomes = outcomes.into_inner().unwrap_or_default();
-    outcomes.sort_by(|a, b| a.name.cmp(&b.name));
-    outcomes
+    outcomes.into_inner().unwrap_or_default()
+}
+
+/// Cases that failed beside others get the machine for themselves once: several of them measure time, which a busy
+/// machine stretches. What fails alone too has failed; what passes then is named.
+fn again(world: &World, root: &Path, judged: Judged) -> Vec<Outcome> {
+    let failing = |outcomes: &[Outcome]| outcomes.iter().any(|o| !o.wrong.is_empty());
+    let mut all = Vec::new();
+    for (file, outcomes) in judged {
+        if !failing(&outcomes) {
+            all.extend(outcomes);
+            continue;
+        }
+        let second = judge(world, root, &file);
+        if !failing(&second) {
+            println!("passed only when run alone: {}", file.strip_prefix(root).unwrap_or(&file).display());
+        }
+        all.extend(second);
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
 }
 
 fn judge(world: &World, root: &Path, file: &Path) -> Vec<Outcome> {
