@@ -1,6 +1,7 @@
 //! Tables as an operator would write them, and what they do with a request. Expectations of single cases were seen
 //! of Envoy 1.40; whole suites of its route checker run in [`router_check`] where they are at hand.
 
+mod actions;
 mod lookup;
 mod router_check;
 
