@@ -18,6 +18,7 @@ mod mirror;
 mod retry;
 mod rewrite;
 mod source;
+mod vcluster;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub use headers::HeaderMutations;
 pub use mirror::Mirror;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
 pub use source::{Decision, RouteContext, RouteSource, Selected, SharedTable};
+pub use vcluster::VirtualCluster;
 
 use crate::filter::RouteConfig;
 use crate::manager::split_port;
@@ -66,6 +68,7 @@ pub struct VirtualHost {
     index: Index,
     mutations: Mutations,
     filter_configs: FilterConfigs,
+    virtual_clusters: Vec<Arc<VirtualCluster>>,
     /// `include_request_attempt_count`
     pub attempt_count: bool,
     /// `include_attempt_count_in_response`
@@ -245,7 +248,6 @@ impl VirtualHost {
         refuse(!message.rate_limits.is_empty(), "rate_limits")?;
         refuse(message.hedge_policy.is_some(), "hedge_policy")?;
         refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
-        refuse(!message.virtual_clusters.is_empty(), "virtual_clusters")?;
         refuse(message.include_is_timeout_retry_header, "include_is_timeout_retry_header")?;
         let retry =
             message.retry_policy.as_ref().map(RetryPolicy::from_proto).transpose().at("retry_policy")?;
@@ -280,10 +282,16 @@ impl VirtualHost {
                 )?,
             },
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
+            virtual_clusters: VirtualCluster::list(message)?,
             attempt_count: message.include_request_attempt_count,
             attempt_count_in_response: message.include_attempt_count_in_response,
             metadata: metadata(message.metadata.as_ref()),
         })
+    }
+
+    /// The virtual cluster that a request counts for.
+    pub fn virtual_cluster(&self, headers: &HeaderMap) -> Option<&Arc<VirtualCluster>> {
+        self.virtual_clusters.iter().find(|one| one.takes(headers))
     }
 
     fn requires_redirect(&self, request: &RequestView<'_>) -> bool {

@@ -1,5 +1,6 @@
 //! The response's body on its way down, while the rest of the request may still be on its way up.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use sampan_codec::{BodyError, BodyStream, Frame};
 use sampan_upstream::Cluster;
 
-use super::codes::{self, Kind};
+use super::codes::{self, Kind, VirtualCounters};
 use super::exchange::Exchange;
 use super::timeouts::Timeouts;
 use super::upload::Upload;
@@ -23,6 +24,7 @@ pub(super) struct Parts {
     pub(super) tunnel: bool,
     /// The response has no body; only the request is still under way.
     pub(super) complete: bool,
+    pub(super) virtual_counters: Option<Rc<VirtualCounters>>,
     pub(super) charge: Option<(Arc<Cluster>, Kind, Instant)>,
 }
 
@@ -38,7 +40,12 @@ impl Parts {
         let host = self.exchange.host();
         match failure {
             Failure::PerTryIdleTimeout => host.cluster_stats().upstream_rq_per_try_idle_timeout.inc(),
-            _ => host.cluster_stats().upstream_rq_timeout.inc(),
+            _ => {
+                host.cluster_stats().upstream_rq_timeout.inc();
+                if let Some(counters) = &self.virtual_counters {
+                    counters.timeout.inc();
+                }
+            }
         }
         host.host.stats.rq_timeout.inc();
     }
@@ -79,7 +86,11 @@ impl UpstreamBody {
         self.finished = true;
         self.parts.exchange.finish(self.sent || self.parts.upload.is_received());
         if let Some((cluster, kind, since)) = self.parts.charge.take() {
-            codes::time(&cluster, since.elapsed().as_millis() as u64, kind);
+            let took = since.elapsed().as_millis() as u64;
+            codes::time(&cluster, took, kind);
+            if let Some(counters) = &self.parts.virtual_counters {
+                counters.time(took);
+            }
         }
     }
 }

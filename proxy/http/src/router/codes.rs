@@ -10,6 +10,8 @@ use foldhash::fast::FixedState;
 use sampan_core::stats::{Counter, Histogram, Scope, Unit};
 use sampan_upstream::Cluster;
 
+use crate::route::VirtualCluster;
+
 /// The counters of one scope (`cluster.NAME.`, `cluster.NAME.external.` …).
 struct Codes {
     scope: Scope,
@@ -58,6 +60,56 @@ struct ClusterCodes {
     external: Option<Codes>,
     canary: Option<Codes>,
     retry: Option<Codes>,
+}
+
+/// What is counted for a virtual cluster, by one worker.
+pub(super) struct VirtualCounters {
+    owner: Arc<VirtualCluster>,
+    codes: RefCell<Codes>,
+    pub(super) retry: Counter,
+    pub(super) retry_limit_exceeded: Counter,
+    pub(super) retry_overflow: Counter,
+    pub(super) retry_success: Counter,
+    pub(super) timeout: Counter,
+    pub(super) total: Counter,
+}
+
+thread_local! {
+    static VIRTUAL: RefCell<Vec<Rc<VirtualCounters>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl VirtualCounters {
+    /// This worker's counters of a virtual cluster.
+    pub(super) fn of(owner: &Arc<VirtualCluster>, root: &Scope) -> Rc<Self> {
+        VIRTUAL.with_borrow_mut(|all| {
+            if let Some(found) = all.iter().find(|one| Arc::ptr_eq(&one.owner, owner)) {
+                return found.clone();
+            }
+            // What only this list still holds belongs to tables that have been replaced.
+            all.retain(|one| Arc::strong_count(&one.owner) > 1);
+            let scope = root.scope("vhost").scope(&owner.virtual_host).scope("vcluster").scope(&owner.name);
+            let fresh = Rc::new(Self {
+                owner: owner.clone(),
+                retry: scope.counter("upstream_rq_retry"),
+                retry_limit_exceeded: scope.counter("upstream_rq_retry_limit_exceeded"),
+                retry_overflow: scope.counter("upstream_rq_retry_overflow"),
+                retry_success: scope.counter("upstream_rq_retry_success"),
+                timeout: scope.counter("upstream_rq_timeout"),
+                total: scope.counter("upstream_rq_total"),
+                codes: RefCell::new(Codes::new(scope)),
+            });
+            all.push(fresh.clone());
+            fresh
+        })
+    }
+
+    pub(super) fn charge(&self, status: u16) {
+        self.codes.borrow_mut().charge(status);
+    }
+
+    pub(super) fn time(&self, milliseconds: u64) {
+        self.codes.borrow_mut().time(milliseconds);
+    }
 }
 
 type Cache = HashMap<usize, Rc<RefCell<ClusterCodes>>, FixedState>;

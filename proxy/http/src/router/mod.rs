@@ -42,6 +42,7 @@ use crate::manager::{has_token, split_port};
 use crate::route::{Action, ClusterAction, Decision, Redirect, Selected};
 use crate::stream::Stream;
 use body::UpstreamBody;
+use codes::VirtualCounters;
 use exchange::Exchange;
 use retry::{Retry, RetryState};
 use timeouts::Timeouts;
@@ -62,6 +63,7 @@ pub struct RouterConfig {
     rq_direct_response: Counter,
     rq_redirect: Counter,
     rq_retry_skipped_request_not_complete: Counter,
+    root: Scope,
 }
 
 /// How forwarding ended without a response.
@@ -142,6 +144,7 @@ impl RouterConfig {
             rq_direct_response: counter("rq_direct_response"),
             rq_redirect: counter("rq_redirect"),
             rq_retry_skipped_request_not_complete: counter("rq_retry_skipped_request_not_complete"),
+            root: context.factory.root_scope(),
         })))
     }
 }
@@ -272,6 +275,7 @@ struct Forward<'s> {
     host: Option<Rc<WorkerHost>>,
     internal: bool,
     connect_options: Option<ConnectOptions>,
+    virtual_counters: Option<Rc<VirtualCounters>>,
 }
 
 impl<'s> Forward<'s> {
@@ -287,6 +291,9 @@ impl<'s> Forward<'s> {
             RoutingPriority::Default => Priority::Default,
         };
         let internal = stream.request.get(HeaderId::X_ENVOY_INTERNAL) == Some(b"true");
+        let virtual_cluster = selected.virtual_host().virtual_cluster(&stream.request);
+        stream.info.virtual_cluster = virtual_cluster.map(|one| one.name.clone());
+        let virtual_counters = virtual_cluster.map(|one| VirtualCounters::of(one, &config.root));
         Self {
             stream,
             config,
@@ -299,6 +306,7 @@ impl<'s> Forward<'s> {
             host: None,
             internal,
             connect_options: None,
+            virtual_counters,
         }
     }
 
@@ -310,6 +318,9 @@ impl<'s> Forward<'s> {
         self.connect_options = self.connect_options();
         let mut retry =
             RetryState::new(&self.action.retry, &mut self.stream.request, &self.cluster, self.priority);
+        if let Some(retry) = &mut retry {
+            retry.virtual_counters.clone_from(&self.virtual_counters);
+        }
         if self.stream.upgrade.is_some() {
             retry = None;
         }
@@ -411,6 +422,9 @@ impl<'s> Forward<'s> {
         self.host = Some(host.clone());
         let lease = self.connection(&host, upload).await?;
         self.note_connection(&lease);
+        if let Some(counters) = &self.virtual_counters {
+            counters.total.inc();
+        }
         if self.action.auto_host_rewrite() && !host.host.hostname.is_empty() {
             let name = host.host.hostname.clone();
             self.action.set_host(&mut self.stream.request, name.as_bytes(), true);
@@ -551,7 +565,12 @@ impl<'s> Forward<'s> {
     fn charge_failed(&self, failure: &Failure) {
         let stats = self.cluster.stats();
         match failure {
-            Failure::Timeout => stats.upstream_rq_timeout.inc(),
+            Failure::Timeout => {
+                stats.upstream_rq_timeout.inc();
+                if let Some(counters) = &self.virtual_counters {
+                    counters.timeout.inc();
+                }
+            }
             Failure::PerTryTimeout => stats.upstream_rq_per_try_timeout.inc(),
             Failure::PerTryIdleTimeout => stats.upstream_rq_per_try_idle_timeout.inc(),
             _ => return,
@@ -589,7 +608,7 @@ impl<'s> Forward<'s> {
 
     /// The response's head, with what the router adds to it.
     fn respond(self, mut head: ResponseHead, mut exchange: Exchange, upload: Upload) -> Response {
-        let Self { stream, config, selected, cluster, timeouts, internal, .. } = self;
+        let Self { stream, config, selected, cluster, timeouts, internal, virtual_counters, .. } = self;
         let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         let host = exchange.host();
         let kind = codes::Kind { internal, canary: canary || host.host.canary };
@@ -600,6 +619,9 @@ impl<'s> Forward<'s> {
         }
         if config.dynamic_stats && !stream.info.health_check {
             codes::charge(cluster.cluster(), head.status, kind);
+            if let Some(counters) = &virtual_counters {
+                counters.charge(head.status);
+            }
         }
         let received = stream.info.last_downstream_rx.unwrap_or_else(Instant::now);
         let took = received.elapsed().as_millis() as u64;
@@ -619,6 +641,9 @@ impl<'s> Forward<'s> {
             exchange.finish(upload.is_received());
             if config.dynamic_stats {
                 codes::time(cluster.cluster(), took, kind);
+                if let Some(counters) = &virtual_counters {
+                    counters.time(took);
+                }
             }
             Body::Empty
         } else {
@@ -629,6 +654,7 @@ impl<'s> Forward<'s> {
                 deadline: timeouts,
                 tunnel: head.tunnel,
                 complete,
+                virtual_counters,
                 charge: config.dynamic_stats.then(|| (cluster.cluster().clone(), kind, received)),
             }))
         };
@@ -725,6 +751,9 @@ impl<'s> Forward<'s> {
                 status,
                 codes::Kind { internal: self.internal, canary: false },
             );
+            if let Some(counters) = &self.virtual_counters {
+                counters.charge(status);
+            }
         }
     }
 }
