@@ -52,6 +52,8 @@ pub struct Boot {
     pub server: Arc<Server>,
     /// The clusters.
     pub clusters: Arc<ClusterManager>,
+    /// Fields that nobody knows and that were let pass.
+    pub unknown_fields: usize,
     /// The listeners.
     pub listeners: Vec<Arc<ListenerConfig>>,
 }
@@ -81,7 +83,8 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     }
     let server = Arc::new(server(options, &bootstrap, stats, runtime, secrets, &clusters));
     let listeners = listeners(&parts.listeners, &server)?;
-    Ok(Boot { bootstrap, bytes: loaded.bytes().clone(), parts, server, clusters, listeners })
+    let unknown_fields = loaded.report.unknown.len();
+    Ok(Boot { bootstrap, bytes: loaded.bytes().clone(), parts, server, clusters, unknown_fields, listeners })
 }
 
 fn warn(options: &Options, report: &sampan_config::Report) {
@@ -181,10 +184,11 @@ fn listeners(encoded: &[Bytes], server: &Arc<Server>) -> ConfigResult<Vec<Arc<Li
         let message: ListenerMessage = decode(bytes).map_err(at)?;
         let made = ListenerConfig::from_proto(&message, server, &registry);
         let listener = made.map_err(|e| at(named(e, "listener", &message.name)))?;
-        if all.iter().any(|l| l.name == listener.name) {
-            return Err(at(ConfigError::new(format!("duplicate listener {}", listener.name))));
+        // The last of a name wins, and stands where the first stood.
+        match all.iter_mut().find(|l| l.name == listener.name) {
+            Some(earlier) => *earlier = Arc::new(listener),
+            None => all.push(Arc::new(listener)),
         }
-        all.push(Arc::new(listener));
     }
     Ok(all)
 }

@@ -1,6 +1,6 @@
 //! Sampan: an Envoy-compatible L7 data plane.
 //!
-//! The program: command line ([`cli`]), bootstrap to models ([`boot`]), threads ([`server`], [`worker`]), what the
+//! The program: command line ([`cli`]), bootstrap to models ([`boot`]), threads ([`server`], [`worker`]), own stats ([`stats`]), what the
 //! admin interface shows ([`view`]), and the demonstration that runs without arguments ([`demo`]).
 
 mod boot;
@@ -8,6 +8,7 @@ mod cli;
 mod demo;
 mod logging;
 mod server;
+mod stats;
 mod view;
 mod worker;
 

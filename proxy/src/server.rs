@@ -1,6 +1,7 @@
 //! The life of the process: start, serve, drain, end.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use tokio::task::LocalSet;
 
 use crate::boot::{self, Boot, BootError};
 use crate::cli::{Mode, Options};
+use crate::stats::{ListenerManagerStats, ServerStats};
 use crate::view::View;
 use crate::worker::{Handle, Order};
 
@@ -51,6 +53,12 @@ pub struct Process {
     pub failed: Cell<bool>,
     /// Commands to the main loop.
     pub commands: mpsc::UnboundedSender<Command>,
+    /// `server.*`
+    pub stats: ServerStats,
+    /// `listener_manager.*`
+    pub listener_stats: ListenerManagerStats,
+    /// Listeners that accept no more.
+    stopped: RefCell<HashSet<Arc<str>>>,
     workers: RefCell<Vec<Handle>>,
 }
 
@@ -93,8 +101,13 @@ async fn serve(options: &Options) -> Result<(), BootError> {
     }
     let listening = bound.iter().map(|b| (b.config.clone(), b.addresses.clone())).collect();
     let (commands, inbox) = mpsc::unbounded_channel();
+    let stats = ServerStats::new(&boot.server.stats);
+    stats.concurrency.set(count as u64);
+    stats.static_unknown_fields.add(boot.unknown_fields as u64);
     let process = Rc::new(Process {
         options: options.clone(),
+        stats,
+        listener_stats: ListenerManagerStats::new(&boot.server.stats),
         boot,
         listening,
         drain: Drain::new(),
@@ -103,6 +116,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
         live: Cell::new(false),
         failed: Cell::new(false),
         commands,
+        stopped: RefCell::default(),
         workers: RefCell::default(),
     });
     start_admin(&process, model).await?;
@@ -114,6 +128,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
     process.boot.clusters.initialised().await;
     open_listeners(&process, bound).await?;
     process.live.set(true);
+    process.stats.initialised(process.started.elapsed());
     sampan_core::log!(Component::Main, Level::Info, "starting main dispatch loop");
     main_loop(&process, inbox).await;
     finish(&process);
@@ -156,7 +171,6 @@ fn start_workers(process: &Rc<Process>, count: usize) -> Result<(), BootError> {
             .map_err(|e| BootError::System(format!("worker {id}"), e))?;
         workers.push(worker);
     }
-    process.boot.server.stats.root().scope("server").gauge("concurrency").set(count as u64);
     Ok(())
 }
 
@@ -172,13 +186,18 @@ async fn open_listeners(process: &Rc<Process>, bound: Vec<Bound>) -> Result<(), 
         }
         for answer in answers {
             let done = answer.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
+            match done {
+                Ok(()) => process.listener_stats.create_success.inc(),
+                Err(_) => process.listener_stats.create_failure.inc(),
+            }
             done.map_err(|e| BootError::System(format!("listener '{name}'"), e))?;
         }
     }
-    let scope = process.boot.server.stats.root().scope("listener_manager");
-    scope.gauge("total_listeners_active").set(process.listening.len() as u64);
-    scope.gauge("workers_started").set(1);
-    scope.counter("listener_added").add(process.listening.len() as u64);
+    let stats = &process.listener_stats;
+    stats.active.set(process.listening.len() as u64);
+    stats.workers_started.set(1);
+    stats.added.add(process.listening.len() as u64);
+    stats.modified.add((process.boot.parts.listeners.len() - process.listening.len()) as u64);
     Ok(())
 }
 
@@ -250,14 +269,15 @@ async fn drained(process: &Process) {
 }
 
 fn stop_listening(process: &Process, inbound_only: bool) {
-    let names = inbound_only.then(|| {
-        process
-            .listening
-            .iter()
-            .filter(|(l, _)| l.traffic_direction == TrafficDirection::Inbound)
-            .map(|(l, _)| l.name.clone())
-            .collect::<Vec<_>>()
-    });
+    let mut stopped = process.stopped.borrow_mut();
+    let names: Vec<_> = process
+        .listening
+        .iter()
+        .filter(|(l, _)| !inbound_only || l.traffic_direction == TrafficDirection::Inbound)
+        .map(|(l, _)| l.name.clone())
+        .filter(|name| stopped.insert(name.clone()))
+        .collect();
+    process.listener_stats.stopped.add(names.len() as u64);
     for worker in process.workers.borrow().iter() {
         worker.order(Order::StopListening(names.clone()));
     }

@@ -167,7 +167,7 @@ impl AdminSource for View {
     fn server_info(&self) -> pb::ServerInfo {
         let options = &self.process.options;
         let uptime = Some(proto_duration(self.process.started.elapsed()));
-        let concurrency = self.process.boot.server.stats.value("server.concurrency").unwrap_or_default();
+        let concurrency = self.process.stats.concurrency.value();
         pb::ServerInfo {
             version: crate::cli::version().split_whitespace().last().unwrap_or_default().to_owned(),
             state: self.state() as i32,
@@ -220,7 +220,7 @@ impl AdminSource for View {
     }
 
     fn certs(&self) -> pb::Certificates {
-        pb::Certificates::default()
+        pb::Certificates { certificates: self.certificates() }
     }
 
     fn memory(&self) -> pb::Memory {
@@ -309,20 +309,31 @@ impl AdminSource for View {
     }
 
     fn refresh_stats(&self) {
-        let scope = self.process.boot.server.stats.root().scope("server");
-        scope.gauge("uptime").set(self.process.started.elapsed().as_secs());
-        scope.gauge("live").set(u64::from(self.process.live.get()));
-        scope.gauge("state").set(self.state() as u64);
-        scope.gauge("memory_allocated").set(resident());
-        scope.gauge("memory_heap_size").set(resident());
-        scope.gauge("memory_physical_size").set(resident());
-        scope.gauge("total_connections").set(self.process.drain.active() as u64);
+        let stats = &self.process.stats;
+        stats.uptime.set(self.process.started.elapsed().as_secs());
+        stats.live.set(u64::from(self.process.live.get() && !self.process.failed.get()));
+        stats.state.set(self.state() as u64);
+        let resident = resident();
+        stats.memory_allocated.set(resident);
+        stats.memory_heap_size.set(resident);
+        stats.memory_physical_size.set(resident);
+        stats.total_connections.set(self.process.drain.active() as u64);
+        let all = self.certificates();
+        let details = all.iter().flat_map(|c| c.ca_cert.iter().chain(&c.cert_chain));
+        stats.first_certificate(details.map(|d| d.days_until_expiration).min());
     }
 
     fn accessed(&self, _entry: &AccessEntry<'_>) {}
 }
 
 impl View {
+    fn certificates(&self) -> Vec<pb::Certificate> {
+        let boot = &self.process.boot;
+        let listeners = boot.listeners.iter().flat_map(|listener| listener.certificates());
+        let clusters = boot.clusters.clusters().all();
+        listeners.chain(clusters.iter().flat_map(|cluster| cluster.certificates())).collect()
+    }
+
     fn send(&self, command: Command) {
         // The main loop is gone only when the process is about to be.
         let _ = self.process.commands.send(command);

@@ -14,8 +14,8 @@ use tokio::task::LocalSet;
 pub enum Order {
     /// Serve this listener; answered once it accepts.
     Listen(Arc<ListenerConfig>, ListenSockets, oneshot::Sender<std::io::Result<()>>),
-    /// Close the listening sockets of these listeners, or of all.
-    StopListening(Option<Vec<Arc<str>>>),
+    /// Close the listening sockets of these listeners.
+    StopListening(Vec<Arc<str>>),
 }
 
 /// The control thread's end of a worker.
@@ -72,8 +72,7 @@ async fn work(
                 // A control thread that waits no more is on its way out.
                 let _ = done.send(listeners.add(config, sockets));
             }
-            Order::StopListening(None) => listeners.stop(),
-            Order::StopListening(Some(names)) => names.iter().for_each(|name| listeners.remove(name)),
+            Order::StopListening(names) => names.iter().for_each(|name| listeners.remove(name)),
         }
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn escape(text: &str) -> String {
 /// A page around a body, which must be escaped already.
 pub(crate) fn page(body: &str) -> String {
     format!(
-        "<!DOCTYPE html>\n<html lang='en'>\n<head>\n<title>Envoy Admin</title>\n<style>{STYLE}</style>\n\
+        "<!DOCTYPE html>\n<html lang='en'>\n<head>\n  <title>Envoy Admin</title>\n  <style>{STYLE}</style>\n\
          </head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 }

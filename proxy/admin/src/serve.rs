@@ -153,7 +153,12 @@ async fn respond(
         duration: start.elapsed(),
         peer,
     });
-    response(reply)
+    let mut response = response(reply);
+    if head.method == hyper::Method::HEAD {
+        // The answer to HEAD tells of the framing that GET would get.
+        response.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    response
 }
 
 fn is_form(headers: &hyper::HeaderMap) -> bool {

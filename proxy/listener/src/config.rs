@@ -163,6 +163,14 @@ impl ListenerConfig {
     }
 }
 
+impl ListenerConfig {
+    /// The entries of the admin's `/certs`: one for each TLS context.
+    pub fn certificates(&self) -> Vec<envoy_types::pb::envoy::admin::v3::Certificate> {
+        let chains = self.chains.iter().chain(&self.default_chain);
+        chains.filter_map(|chain| chain.tls.as_ref()).map(ServerContext::admin_certificate).collect()
+    }
+}
+
 impl FilterChain {
     fn from_proto(
         message: &pb::FilterChain,

@@ -361,6 +361,17 @@ impl Drop for Cluster {
     }
 }
 
+impl Cluster {
+    /// The entries of the admin's `/certs`: one for each TLS context.
+    pub fn certificates(&self) -> Vec<envoy_types::pb::envoy::admin::v3::Certificate> {
+        let tls = self.sockets.iter().filter_map(|socket| match socket {
+            TransportSocket::Tls { context, .. } => Some(context.admin_certificate()),
+            TransportSocket::Raw => None,
+        });
+        tls.collect()
+    }
+}
+
 impl TransportSocket {
     fn new(config: &TransportSocketConfig, secrets: &StaticSecrets, scope: &Scope) -> ConfigResult<Self> {
         match config {

@@ -115,7 +115,11 @@ impl Runtime {
             None => Vec::new(),
         };
         let runtime = Self::default();
-        let _ = runtime.0.stats.set(Stats::new(&root.scope("runtime")));
+        let stats = Stats::new(&root.scope("runtime"));
+        // Envoy loads its layers once more when those that come by RTDS are there; counted even if there are none.
+        stats.load_success.inc();
+        stats.override_dir_not_exists.inc();
+        let _ = runtime.0.stats.set(stats);
         runtime.publish(layers);
         Ok(runtime)
     }

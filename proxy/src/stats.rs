@@ -1,0 +1,138 @@
+//! The stats of the process itself: `server.*`, `listener_manager.*` and the watchdogs'.
+//!
+//! Dashboards read names; a stat whose part of Envoy does not exist here (watchdogs, hot restart, deferred cluster
+//! initialisation) is made all the same and stays 0.
+
+use std::time::Duration;
+
+use sampan_core::stats::{Counter, Gauge, Histogram, Store, Unit};
+
+/// What `server.days_until_first_cert_expiring` shows where there is no certificate.
+const NEVER: u64 = u32::MAX as u64;
+
+/// `server.*`
+pub struct ServerStats {
+    /// `uptime`, in seconds.
+    pub uptime: Gauge,
+    /// `live`: 0 while health checks shall fail.
+    pub live: Gauge,
+    /// `state`, as in `/server_info`.
+    pub state: Gauge,
+    /// `concurrency`
+    pub concurrency: Gauge,
+    /// `total_connections`
+    pub total_connections: Gauge,
+    /// `memory_allocated`
+    pub memory_allocated: Gauge,
+    /// `memory_heap_size`
+    pub memory_heap_size: Gauge,
+    /// `memory_physical_size`
+    pub memory_physical_size: Gauge,
+    /// `static_unknown_fields`
+    pub static_unknown_fields: Counter,
+    days_until_first_cert_expiring: Gauge,
+    initialization_time_ms: Histogram,
+}
+
+impl ServerStats {
+    /// Makes them all.
+    pub fn new(store: &Store) -> Self {
+        let root = store.root();
+        let scope = root.scope("server");
+        for name in [
+            "debug_assertion_failures",
+            "dropped_stat_flushes",
+            "dynamic_unknown_fields",
+            "envoy_bug_failures",
+            "envoy_notifications",
+            "main_thread.watchdog_mega_miss",
+            "main_thread.watchdog_miss",
+            "wip_protos",
+        ] {
+            scope.counter(name);
+        }
+        for name in [
+            "compilation_settings.fips_mode",
+            "hot_restart_epoch",
+            "parent_connections",
+            "seconds_until_first_ocsp_response_expiring",
+            "stats_recent_lookups",
+            "version",
+        ] {
+            scope.gauge(name);
+        }
+        for thread in ["main_thread", "workers"] {
+            let scope = root.scope(thread);
+            scope.counter("watchdog_mega_miss");
+            scope.counter("watchdog_miss");
+        }
+        Self {
+            uptime: scope.gauge("uptime"),
+            live: scope.gauge("live"),
+            state: scope.gauge("state"),
+            concurrency: scope.gauge("concurrency"),
+            total_connections: scope.gauge("total_connections"),
+            memory_allocated: scope.gauge("memory_allocated"),
+            memory_heap_size: scope.gauge("memory_heap_size"),
+            memory_physical_size: scope.gauge("memory_physical_size"),
+            static_unknown_fields: scope.counter("static_unknown_fields"),
+            days_until_first_cert_expiring: scope.gauge("days_until_first_cert_expiring"),
+            initialization_time_ms: scope.histogram("initialization_time_ms", Unit::Milliseconds),
+        }
+    }
+
+    /// All listeners accept.
+    pub fn initialised(&self, after: Duration) {
+        self.initialization_time_ms.record(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// The first of all certificates expires in so many days; none: there are no certificates.
+    pub fn first_certificate(&self, days: Option<u64>) {
+        self.days_until_first_cert_expiring.set(days.unwrap_or(NEVER));
+    }
+}
+
+/// `listener_manager.*`
+pub struct ListenerManagerStats {
+    /// `listener_added`
+    pub added: Counter,
+    /// `listener_create_success`, one for each listener and worker.
+    pub create_success: Counter,
+    /// `listener_create_failure`, likewise.
+    pub create_failure: Counter,
+    /// `listener_modified`: a later listener of the same name took the place of an earlier one.
+    pub modified: Counter,
+    /// `listener_stopped`
+    pub stopped: Counter,
+    /// `total_listeners_active`
+    pub active: Gauge,
+    /// `workers_started`
+    pub workers_started: Gauge,
+}
+
+impl ListenerManagerStats {
+    /// Makes them all.
+    pub fn new(store: &Store) -> Self {
+        let scope = store.root().scope("listener_manager");
+        for name in ["listener_in_place_updated", "listener_removed"] {
+            scope.counter(name);
+        }
+        for name in [
+            "total_filter_chains_draining",
+            "total_listeners_draining",
+            "total_listeners_warming",
+            "workers_pinned",
+        ] {
+            scope.gauge(name);
+        }
+        Self {
+            added: scope.counter("listener_added"),
+            create_success: scope.counter("listener_create_success"),
+            create_failure: scope.counter("listener_create_failure"),
+            modified: scope.counter("listener_modified"),
+            stopped: scope.counter("listener_stopped"),
+            active: scope.gauge("total_listeners_active"),
+            workers_started: scope.gauge("workers_started"),
+        }
+    }
+}
