@@ -197,7 +197,9 @@ async fn open_listeners(process: &Rc<Process>, bound: Vec<Bound>) -> Result<(), 
     stats.active.set(process.listening.len() as u64);
     stats.workers_started.set(1);
     stats.added.add(process.listening.len() as u64);
-    stats.modified.add((process.boot.parts.listeners.len() - process.listening.len()) as u64);
+    for _ in process.listening.len()..process.boot.parts.listeners.len() {
+        stats.modified.inc();
+    }
     Ok(())
 }
 
