@@ -153,12 +153,7 @@ async fn respond(
         duration: start.elapsed(),
         peer,
     });
-    let mut response = response(reply);
-    if head.method == hyper::Method::HEAD {
-        // The answer to HEAD tells of the framing that GET would get.
-        response.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    response
+    response(reply)
 }
 
 fn is_form(headers: &hyper::HeaderMap) -> bool {

@@ -55,7 +55,7 @@ fn layers_merge_and_the_admin_layer_wins() {
     runtime.modify([("flag", ""), ("new", "")]).unwrap();
     active(0);
     assert!(runtime.boolean("flag", false));
-    assert_eq!(store.value("runtime.load_success"), Some(3));
+    assert_eq!(store.value("runtime.load_success"), Some(4));
     assert_eq!(runtime.snapshot().layers().len(), 2);
 }
 
