@@ -25,6 +25,7 @@ struct Inner {
     max_duration_at: Cell<Option<Instant>>,
     request_at: Cell<Option<Instant>>,
     informational: RefCell<Vec<(u16, HeaderMap)>>,
+    upstream_wire: Cell<(u64, u64)>,
 }
 
 struct Armed {
@@ -54,6 +55,7 @@ impl Default for Timer {
             max_duration_at: Cell::new(None),
             request_at: Cell::new(None),
             informational: RefCell::new(Vec::new()),
+            upstream_wire: Cell::new((0, 0)),
         }))
     }
 }
@@ -93,9 +95,21 @@ impl Timer {
         request: Option<Duration>,
     ) {
         self.0.last_activity.set(now);
+        self.0.upstream_wire.set((0, 0));
         self.0.idle_timeout.set(idle);
         self.0.max_duration_at.set(max_duration.map(|d| now + d));
         self.0.request_at.set(request.map(|d| now + d));
+    }
+
+    /// Bytes sent to and received from the upstream, as of now; the body that counts them outlives the router, and
+    /// the log wants them after it is gone.
+    pub fn set_upstream_wire(&self, bytes: (u64, u64)) {
+        self.0.upstream_wire.set(bytes);
+    }
+
+    /// What [`Timer::set_upstream_wire`] was told last.
+    pub fn upstream_wire(&self) -> (u64, u64) {
+        self.0.upstream_wire.get()
     }
 
     /// Something moved.

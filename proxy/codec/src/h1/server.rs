@@ -261,6 +261,12 @@ impl ServerConnection {
         (inner.io.bytes_in, inner.io.bytes_out)
     }
 
+    /// The same without what was read ahead: where the current message stands.
+    pub fn consumed_bytes(&self) -> (u64, u64) {
+        let inner = self.0.borrow();
+        (inner.io.bytes_in - inner.io.inbox.len() as u64, inner.io.bytes_out)
+    }
+
     /// The transport and unread bytes, if nobody else holds the connection.
     pub fn into_parts(self) -> Option<(Transport, BytesMut)> {
         Rc::try_unwrap(self.0).ok().map(|inner| inner.into_inner().io.into_parts())

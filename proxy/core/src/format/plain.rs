@@ -4,7 +4,7 @@ use super::FormatContext;
 use super::op::{AddressPart, GrpcForm, Precision, Side, TimePoint, What, join, put, put_some, underscored};
 use super::value::{attempts, close_name, host_name, upstream_remote};
 use crate::address::Address;
-use crate::header::HeaderMap;
+use crate::header::{HeaderId, HeaderMap};
 use crate::stream_info::{CertInfo, ResponseFlags, StreamInfo, TlsInfo, UpstreamInfo};
 
 /// Whose address an operator is about: the name without its suffix.
@@ -151,7 +151,10 @@ fn plain_text(name: &str) -> Option<What> {
         }
         "LISTENER_NAME" => |c, out| put_some(Some(c.info.connection.listener.as_bytes()), out),
         "FILTER_CHAIN_NAME" => |c, out| put_some(Some(c.info.connection.filter_chain.as_bytes()), out),
-        "STREAM_ID" => |c, out| put_some(c.info.request_id.as_ref().map(|n| n.as_bytes()), out),
+        "STREAM_ID" => |c, out| {
+            let kept = c.info.request_id.as_ref().map(|n| n.as_bytes());
+            put_some(kept.or_else(|| c.request?.get(HeaderId::X_REQUEST_ID)), out)
+        },
         "TRACE_ID" => |c, out| put_some(c.info.trace_id.as_ref().map(|n| n.as_bytes()), out),
         "SPAN_ID" => |c, out| put_some(c.info.span_id.as_ref().map(|n| n.as_bytes()), out),
         "UNIQUE_ID" => |_, out| unique_id(out),

@@ -70,13 +70,15 @@ impl Exchange {
             Some(Protocol::Http3) => stats.downstream_rq_http3_total.inc(),
             _ => stats.downstream_rq_http1_total.inc(),
         }
+        let (read, written) = responder.wire_bytes().unwrap_or_default();
         Self {
-            stream,
             states: SmallVec::new(),
             response: None,
             trailers: None,
             close: false,
-            wire_before: responder.wire_bytes().unwrap_or_default(),
+            // The head has been read already and belongs to this exchange.
+            wire_before: (read.saturating_sub(stream.info.bytes.header_received), written),
+            stream,
         }
     }
 
@@ -141,6 +143,9 @@ impl Exchange {
         )?;
         stream.refresh_route();
         router::note_route(stream);
+        if manager.log_on_new_request {
+            self.log(AccessLogType::DownstreamStart);
+        }
         Ok(())
     }
 
@@ -531,6 +536,19 @@ impl Exchange {
         }
     }
 
+    fn log(&self, log_type: AccessLogType) {
+        for log in &self.stream.manager.access_log {
+            log.log(&sampan_core::format::FormatContext {
+                request: Some(&self.stream.request),
+                response: self.response.as_ref(),
+                trailers: self.trailers.as_ref(),
+                info: &self.stream.info,
+                local_reply_body: b"",
+                log_type,
+            });
+        }
+    }
+
     /// What the wire carried for this exchange.
     fn count_wire(&mut self, responder: &Responder) {
         if let Some((read, written)) = responder.wire_bytes() {
@@ -601,15 +619,9 @@ impl Drop for Exchange {
         manager.stats.downstream_rq_active.dec();
         manager.stats.downstream_rq_time.record((now - stream.info.start).as_millis() as u64);
         router::charge_end(stream, self.response.as_ref());
-        for log in &manager.access_log {
-            log.log(&sampan_core::format::FormatContext {
-                request: Some(&stream.request),
-                response: self.response.as_ref(),
-                trailers: self.trailers.as_ref(),
-                info: &stream.info,
-                local_reply_body: b"",
-                log_type: AccessLogType::DownstreamEnd,
-            });
-        }
+        let (sent, received) = stream.timer.upstream_wire();
+        stream.info.bytes.upstream_wire_sent = sent;
+        stream.info.bytes.upstream_wire_received = received;
+        self.log(AccessLogType::DownstreamEnd);
     }
 }

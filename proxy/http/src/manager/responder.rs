@@ -85,10 +85,10 @@ impl Responder {
         }
     }
 
-    /// Bytes read and written on the wire, where the codec tells.
+    /// Bytes consumed and written on the wire, where the codec tells.
     pub fn wire_bytes(&self) -> Option<(u64, u64)> {
         match self {
-            Self::H1(connection) => Some(connection.wire_bytes()),
+            Self::H1(connection) => Some(connection.consumed_bytes()),
             Self::H2(_) => None,
         }
     }

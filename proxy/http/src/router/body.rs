@@ -36,6 +36,12 @@ pub(super) struct UpstreamBody {
 }
 
 impl Parts {
+    fn note_wire(&mut self) {
+        if let Some(bytes) = self.exchange.wire_bytes() {
+            self.timer.set_upstream_wire(bytes);
+        }
+    }
+
     fn charge_timeout(&self, failure: &Failure) {
         let host = self.exchange.host();
         match failure {
@@ -48,6 +54,12 @@ impl Parts {
             }
         }
         host.host.stats.rq_timeout.inc();
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        self.parts.note_wire();
     }
 }
 
@@ -84,6 +96,7 @@ impl UpstreamBody {
             return;
         }
         self.finished = true;
+        self.parts.note_wire();
         self.parts.exchange.finish(self.sent || self.parts.upload.is_received());
         if let Some((cluster, kind, since)) = self.parts.charge.take() {
             let took = since.elapsed().as_millis() as u64;

@@ -12,7 +12,13 @@ use sampan_upstream::{ConnectInfo, H1Lease, H2Lease, HttpLease, WorkerHost};
 
 /// A request on its connection. Dropping it before the end closes the connection or resets the stream.
 pub(super) enum Exchange {
-    H1 { lease: Option<H1Lease>, host: Rc<WorkerHost>, half_closed: bool },
+    H1 {
+        lease: Option<H1Lease>,
+        host: Rc<WorkerHost>,
+        half_closed: bool,
+        /// What the connection had carried before, received and sent.
+        before: (u64, u64),
+    },
     H2 { stream: ClientStream, lease: H2Lease, done: bool },
 }
 
@@ -21,9 +27,10 @@ impl Exchange {
     pub(super) fn start(lease: HttpLease, headers: &HeaderMap, end: bool) -> Result<Self, ResetReason> {
         match lease {
             HttpLease::H1(mut lease) => {
+                let before = lease.codec().wire_bytes();
                 lease.codec().send_head(headers, end);
                 let host = lease.host().clone();
-                Ok(Self::H1 { lease: Some(lease), host, half_closed: false })
+                Ok(Self::H1 { lease: Some(lease), host, half_closed: false, before })
             }
             HttpLease::H2(mut lease) => {
                 let stream = lease.start(headers, end)?;
@@ -123,6 +130,17 @@ impl Exchange {
             Self::H1 { lease: Some(lease), .. } => lease.codec().response_done(),
             Self::H1 { lease: None, .. } => true,
             Self::H2 { stream, .. } => stream.response_done(),
+        }
+    }
+
+    /// Bytes sent and received so far; known for HTTP/1 until [`Exchange::finish`].
+    pub(super) fn wire_bytes(&mut self) -> Option<(u64, u64)> {
+        match self {
+            Self::H1 { lease: Some(lease), before, .. } => {
+                let (received, sent) = lease.codec().wire_bytes();
+                Some((sent - before.1, received - before.0))
+            }
+            Self::H1 { lease: None, .. } | Self::H2 { .. } => None,
         }
     }
 

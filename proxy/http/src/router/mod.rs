@@ -440,6 +440,7 @@ impl<'s> Forward<'s> {
             self.timeouts.attempt_sent(now);
         }
         let mut sent = end;
+        let mut last_tx = end.then_some(now);
         let tunnel = self.stream.upgrade.is_some();
         let timer = self.stream.timer.clone();
         let timeouts = &mut self.timeouts;
@@ -449,6 +450,7 @@ impl<'s> Forward<'s> {
                     Poll::Ready(Ok(())) => {
                         sent = true;
                         let now = Instant::now();
+                        last_tx = Some(now);
                         timeouts.request_received(now);
                         timeouts.attempt_sent(now);
                         timer.request_done();
@@ -482,6 +484,7 @@ impl<'s> Forward<'s> {
         if upload.is_received() {
             self.received(upload);
         }
+        self.stream.info.upstream_mut().last_tx = last_tx;
         let head = head?;
         let now = Instant::now();
         timer.touch();
@@ -524,13 +527,20 @@ impl<'s> Forward<'s> {
         let timer = self.stream.timer.clone();
         let timeouts = &mut self.timeouts;
         let mut acquire = std::pin::pin!(host.http(self.priority, h2, self.connect_options.as_ref()));
-        poll_fn(|cx| match acquire.as_mut().poll(cx) {
+        let mut waiting_since = None;
+        let lease = poll_fn(|cx| match acquire.as_mut().poll(cx) {
             Poll::Ready(Ok(lease)) => Poll::Ready(Ok(lease)),
             Poll::Ready(Err(PoolError::Overflow)) => Poll::Ready(Err(Failure::Overflow)),
             Poll::Ready(Err(PoolError::Connect(failure))) => Poll::Ready(Err(Failure::Connect(failure))),
-            Poll::Pending => timeouts.poll(&timer, cx).map(Err),
+            Poll::Pending => {
+                waiting_since.get_or_insert_with(Instant::now);
+                timeouts.poll(&timer, cx).map(Err)
+            }
         })
-        .await
+        .await;
+        let waited = waiting_since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.stream.info.upstream_mut().pool_wait = Some(waited);
+        lease
     }
 
     fn note_host(&mut self, host: &WorkerHost) {
@@ -638,6 +648,9 @@ impl<'s> Forward<'s> {
         }
         let complete = head.end && !head.tunnel;
         let body = if complete && (upload.is_received() || exchange.is_h1()) {
+            if let Some(bytes) = exchange.wire_bytes() {
+                stream.timer.set_upstream_wire(bytes);
+            }
             exchange.finish(upload.is_received());
             if config.dynamic_stats {
                 codes::time(cluster.cluster(), took, kind);
