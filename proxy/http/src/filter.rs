@@ -215,6 +215,11 @@ impl HttpFilterRegistry {
         }
     }
 
+    /// Whether there is a filter with such a configuration on a route.
+    pub fn knows_route_config(&self, config: &Any) -> bool {
+        self.routes.contains_key(message_name(config))
+    }
+
     /// Parses a filter's configuration on a route.
     pub fn route_config(&self, config: &Any) -> ConfigResult<RouteConfig> {
         match self.routes.get(message_name(config)) {

@@ -12,8 +12,9 @@ use sampan_core::format::{FormatContext, Formatter};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_core::matcher::RegexRewrite;
 use sampan_core::runtime::Runtime;
-use sampan_core::stream_info::Metadata;
+use sampan_core::stream_info::{Metadata, StreamInfo};
 
+use super::hash::HashPolicies;
 use super::headers::HeaderMutations;
 use super::matching::{RouteMatch, without_query};
 use super::mirror::Mirror;
@@ -38,6 +39,8 @@ pub enum Action {
 pub(super) struct Inherited<'a> {
     pub(super) retry: Option<&'a RetryPolicy>,
     pub(super) mirrors: &'a [Mirror],
+    /// `max_direct_response_body_size_bytes`
+    pub(super) max_body: usize,
 }
 
 /// How the cluster is found.
@@ -56,6 +59,8 @@ pub enum ClusterChoice {
         runtime_keys: bool,
         /// `header_name`: the request's own random number.
         random_header: Option<HeaderName>,
+        /// `use_hash_policy`: the route's hash takes the place of a random number.
+        use_hash: bool,
     },
 }
 
@@ -124,6 +129,8 @@ pub struct ClusterAction {
     /// `metadata_match`
     pub metadata_match: Option<Arc<Metadata>>,
     upgrades: Vec<(Box<str>, bool)>,
+    /// `hash_policy`
+    pub hash: HashPolicies,
 }
 
 /// A redirect.
@@ -166,9 +173,9 @@ impl Action {
             pb::route::Action::Redirect(m) => {
                 Self::Redirect(Box::new(Redirect::from_proto(m).at("redirect")?))
             }
-            pb::route::Action::DirectResponse(m) => {
-                Self::Direct(Box::new(DirectResponse::from_proto(m).at("direct_response")?))
-            }
+            pb::route::Action::DirectResponse(m) => Self::Direct(Box::new(
+                DirectResponse::from_proto(m, inherited.max_body).at("direct_response")?,
+            )),
             pb::route::Action::FilterAction(_) => return Err(ConfigError::unsupported("filter_action")),
             pb::route::Action::NonForwardingAction(_) => Self::None,
         })
@@ -184,13 +191,13 @@ impl Action {
 }
 
 impl DirectResponse {
-    fn from_proto(message: &pb::DirectResponseAction) -> ConfigResult<Self> {
+    fn from_proto(message: &pb::DirectResponseAction, max_body: usize) -> ConfigResult<Self> {
         let body = match &message.body {
             Some(source) => sampan_core::format::read_source(source).at("body")?,
             None => String::new(),
         };
-        if body.len() > 4096 {
-            let reason = format!("response body size is {} bytes; maximum is 4096", body.len());
+        if body.len() > max_body {
+            let reason = format!("response body size is {} bytes; maximum is {max_body}", body.len());
             return Err(ConfigError::new(reason).at("body"));
         }
         Ok(Self {
@@ -221,7 +228,7 @@ impl WeightedCluster {
         };
         Ok(Self {
             cluster,
-            weight: message.weight.map_or(0, |w| w.value),
+            weight: message.weight.ok_or_else(|| ConfigError::missing("weight"))?.value,
             runtime_key: (!prefix.is_empty()).then(|| format!("{prefix}.{}", message.name).into()),
             mutations: Mutations {
                 request: HeaderMutations::new(
@@ -261,6 +268,9 @@ impl ClusterAction {
         } else {
             Mirror::list(&message.request_mirror_policies)?
         };
+        for (i, mirror) in mirrors.iter().enumerate() {
+            mirror.check_cluster(context).at_index("request_mirror_policies", i)?;
+        }
         let or_off = |d: Option<Duration>| d.map(|d| Some(d).filter(|d| !d.is_zero()));
         let max = message.max_stream_duration.as_ref();
         Self {
@@ -286,13 +296,8 @@ impl ClusterAction {
             mirrors,
             priority: message.priority(),
             metadata_match: metadata(message.metadata_match.as_ref()),
-            upgrades: message
-                .upgrade_configs
-                .iter()
-                .map(|u| {
-                    (u.upgrade_type.to_ascii_lowercase().into_boxed_str(), u.enabled.is_none_or(|e| e.value))
-                })
-                .collect(),
+            upgrades: upgrades(message)?,
+            hash: HashPolicies::from_proto(&message.hash_policy)?,
         }
         .with_path_rewrite(message)
     }
@@ -333,13 +338,21 @@ impl ClusterAction {
     }
 
     /// Picks a weighted cluster; its index, none where there is nothing to pick from.
-    pub fn pick(&self, random: impl FnOnce() -> u64, headers: &HeaderMap, runtime: &Runtime) -> Option<u32> {
-        let ClusterChoice::Weighted { clusters, total, runtime_keys, random_header } = &self.choice else {
+    pub fn pick(
+        &self,
+        random: impl FnOnce() -> u64,
+        headers: &HeaderMap,
+        info: &StreamInfo,
+        runtime: &Runtime,
+    ) -> Option<u32> {
+        let ClusterChoice::Weighted { clusters, total, runtime_keys, random_header, use_hash } = &self.choice
+        else {
             return None;
         };
         let given = random_header.as_ref().and_then(|name| headers.get_name(name));
         let given = given.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-        let random = given.unwrap_or_else(random);
+        let hash = || if *use_hash { self.hash.hash(headers, info, None) } else { None };
+        let random = given.or_else(hash).unwrap_or_else(random);
         let weight = |c: &WeightedCluster| match &c.runtime_key {
             Some(key) => runtime.integer(key, c.weight.into()),
             None => c.weight.into(),
@@ -455,18 +468,45 @@ impl ClusterAction {
 fn refuse_unsupported(message: &pb::RouteAction) -> ConfigResult<()> {
     refuse(!message.path_rewrite.is_empty(), "path_rewrite")?;
     refuse(message.flush_timeout.is_some(), "flush_timeout")?;
-    refuse(message.early_data_policy.is_some(), "early_data_policy")?;
+    early_data(message).at("early_data_policy")?;
     refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
     refuse(!message.rate_limits.is_empty(), "rate_limits")?;
     refuse(message.cors.is_some(), "cors")?;
-    refuse(!message.hash_policy.is_empty(), "hash_policy")?;
     refuse(message.internal_redirect_policy.is_some(), "internal_redirect_policy")?;
     refuse(message.internal_redirect_action != 0, "internal_redirect_action")?;
-    refuse(message.hedge_policy.is_some(), "hedge_policy")?;
+    hedging(message.hedge_policy.as_ref())?;
     refuse(
         message.upgrade_configs.iter().any(|u| u.connect_config.is_some()),
         "upgrade_configs.connect_config",
     )
+}
+
+/// Hedging is not done; a policy that asks for none is nothing.
+pub(super) fn hedging(policy: Option<&pb::HedgePolicy>) -> ConfigResult<()> {
+    refuse(policy.is_some_and(|p| p.hedge_on_per_try_timeout), "hedge_policy.hedge_on_per_try_timeout")
+}
+
+/// Early data only goes out over HTTP/3: Envoy's own policy has no effect without it.
+fn early_data(message: &pb::RouteAction) -> ConfigResult<()> {
+    let Some(policy) = &message.early_data_policy else { return Ok(()) };
+    let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
+    match crate::filter::message_name(any) {
+        "envoy.extensions.early_data.v3.DefaultEarlyDataPolicy" => Ok(()),
+        _ => Err(ConfigError::unsupported(format!("early data policy {:?}", any.type_url))),
+    }
+}
+
+fn upgrades(message: &pb::RouteAction) -> ConfigResult<Vec<(Box<str>, bool)>> {
+    let mut all: Vec<(Box<str>, bool)> = Vec::with_capacity(message.upgrade_configs.len());
+    for (i, upgrade) in message.upgrade_configs.iter().enumerate() {
+        let name = upgrade.upgrade_type.to_ascii_lowercase().into_boxed_str();
+        if all.iter().any(|(other, _)| *other == name) {
+            let reason = format!("Duplicate upgrade {}", upgrade.upgrade_type);
+            return Err(ConfigError::new(reason).index(i).at("upgrade_configs"));
+        }
+        all.push((name, upgrade.enabled.is_none_or(|e| e.value)));
+    }
+    Ok(all)
 }
 
 #[allow(deprecated)] // `max_grpc_timeout` is deprecated and still taken.
@@ -520,10 +560,7 @@ fn weighted(message: &pb::WeightedCluster, context: &RouteContext<'_>) -> Config
     let random_header = match &message.random_value_specifier {
         None => None,
         Some(RandomValueSpecifier::HeaderName(name)) => Some(HeaderName::new(name)),
-        Some(RandomValueSpecifier::UseHashPolicy(hash)) => {
-            refuse(hash.value, "use_hash_policy")?;
-            None
-        }
+        Some(RandomValueSpecifier::UseHashPolicy(_)) => None,
     };
     let mut clusters = Vec::with_capacity(message.clusters.len());
     for (i, cluster) in message.clusters.iter().enumerate() {
@@ -541,7 +578,11 @@ fn weighted(message: &pb::WeightedCluster, context: &RouteContext<'_>) -> Config
         return Err(ConfigError::new("Sum of weights in the weighted_cluster must be greater than 0."));
     }
     let runtime_keys = !message.runtime_key_prefix.is_empty();
-    Ok(ClusterChoice::Weighted { clusters, total, runtime_keys, random_header })
+    let use_hash = matches!(
+        &message.random_value_specifier,
+        Some(RandomValueSpecifier::UseHashPolicy(hash)) if hash.value
+    );
+    Ok(ClusterChoice::Weighted { clusters, total, runtime_keys, random_header, use_hash })
 }
 
 impl Redirect {

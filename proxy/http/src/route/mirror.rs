@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::route_action::RequestMirrorPolicy;
-use sampan_core::error::{AtField, ConfigResult};
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::header::HeaderName;
 use sampan_core::runtime::Fraction;
 
-use super::refuse;
+use super::{RouteContext, refuse};
 
 /// A compiled mirror policy.
 #[derive(Clone)]
@@ -29,9 +29,33 @@ impl Mirror {
             .collect()
     }
 
+    /// Whether its cluster is there, where that matters.
+    pub(super) fn check_cluster(&self, context: &RouteContext<'_>) -> ConfigResult<()> {
+        match &self.cluster {
+            Ok(name) if context.validate_clusters && !context.clusters.has(name) => {
+                Err(ConfigError::new(format!("route: unknown shadow cluster '{name}'")).at("cluster"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn from_proto(message: &RequestMirrorPolicy) -> ConfigResult<Self> {
         refuse(!message.request_headers_mutations.is_empty(), "request_headers_mutations")?;
         refuse(!message.host_rewrite_literal.is_empty(), "host_rewrite_literal")?;
+        match (message.cluster.as_str(), message.cluster_header.as_str()) {
+            ("", "") => {
+                let reason =
+                    "Exactly one of cluster or cluster_header in request mirror policy need to be specified";
+                return Err(ConfigError::new(reason));
+            }
+            ("", _) | (_, "") => {}
+            (name, header) => {
+                return Err(ConfigError::new(format!(
+                    "Only one of cluster '{name}' or cluster_header '{header}' in request mirror policy can be \
+                     specified"
+                )));
+            }
+        }
         Ok(Self {
             cluster: if message.cluster.is_empty() {
                 Err(HeaderName::new(&message.cluster_header))

@@ -10,6 +10,7 @@
 //! without atomics. A stream keeps the table it began with, whatever updates come.
 
 mod action;
+mod hash;
 mod headers;
 mod host;
 mod index;
@@ -32,6 +33,7 @@ use sampan_core::stream_info::{Metadata, StreamInfo};
 pub use action::{
     Action, ClusterAction, ClusterChoice, DirectResponse, GrpcTimeout, Redirect, WeightedCluster,
 };
+pub use hash::{Cookie, HashPolicies, MakeCookie};
 pub use headers::HeaderMutations;
 pub use mirror::Mirror;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
@@ -148,11 +150,23 @@ impl FilterConfigs {
             if crate::filter::message_name(any) == FILTER_CONFIG {
                 let wrapper: pb::FilterConfig = crate::filter::decode(any).map_err(at)?;
                 one.disabled = wrapper.disabled;
-                match wrapper.config.as_ref().map(|inner| context.registry.route_config(inner)) {
-                    Some(Ok(config)) => one.config = Some(config),
-                    Some(Err(_)) if wrapper.is_optional => continue,
-                    Some(Err(e)) => return Err(at(e.at("config"))),
-                    None => {}
+                match &wrapper.config {
+                    // What is switched off needs no configuration, and none is looked at.
+                    _ if wrapper.disabled => {}
+                    None => {
+                        return Err(at(ConfigError::new(format!(
+                            "Empty route/virtual host per filter configuration for {name} filter"
+                        ))));
+                    }
+                    // An empty message switches the filter on.
+                    Some(inner) if inner.type_url.is_empty() => {}
+                    Some(inner) if wrapper.is_optional && !context.registry.knows_route_config(inner) => {
+                        continue;
+                    }
+                    Some(inner) => {
+                        let config = context.registry.route_config(inner).at("config").map_err(at)?;
+                        one.config = Some(config);
+                    }
                 }
             } else {
                 one.config = Some(context.registry.route_config(any).map_err(at)?);
@@ -181,11 +195,15 @@ impl RouteTable {
     /// Compiles the message.
     pub fn from_proto(message: &pb::RouteConfiguration, context: &RouteContext<'_>) -> ConfigResult<Self> {
         refuse(message.vhds.is_some(), "vhds")?;
-        refuse(!message.request_mirror_policies.is_empty(), "request_mirror_policies")?;
         refuse(!message.cluster_specifier_plugins.is_empty(), "cluster_specifier_plugins")?;
         let validate = message.validate_clusters.map_or(context.validate_clusters, |v| v.value);
         let context = &RouteContext { validate_clusters: validate, ..*context };
         let mut virtual_hosts = Vec::with_capacity(message.virtual_hosts.len());
+        let inherited = action::Inherited {
+            retry: None,
+            mirrors: &Mirror::list(&message.request_mirror_policies)?,
+            max_body: message.max_direct_response_body_size_bytes.map_or(4096, |m| m.value as usize),
+        };
         let mut names = std::collections::HashSet::new();
         for (i, host) in message.virtual_hosts.iter().enumerate() {
             if !names.insert(host.name.as_str()) {
@@ -195,7 +213,8 @@ impl RouteTable {
                 );
                 return Err(ConfigError::new(reason).index(i).at("virtual_hosts"));
             }
-            virtual_hosts.push(VirtualHost::from_proto(host, context).at_index("virtual_hosts", i)?);
+            virtual_hosts
+                .push(VirtualHost::from_proto(host, context, &inherited).at_index("virtual_hosts", i)?);
         }
         Ok(Self {
             name: message.name.as_str().into(),
@@ -242,23 +261,28 @@ impl RouteTable {
 
 impl VirtualHost {
     #[allow(deprecated)] // `cors` and `per_request_buffer_limit_bytes` are deprecated and still known.
-    fn from_proto(message: &pb::VirtualHost, context: &RouteContext<'_>) -> ConfigResult<Self> {
+    fn from_proto(
+        message: &pb::VirtualHost,
+        context: &RouteContext<'_>,
+        inherited: &action::Inherited<'_>,
+    ) -> ConfigResult<Self> {
         refuse(message.matcher.is_some(), "matcher")?;
         refuse(message.cors.is_some(), "cors")?;
         refuse(!message.rate_limits.is_empty(), "rate_limits")?;
-        refuse(message.hedge_policy.is_some(), "hedge_policy")?;
+        action::hedging(message.hedge_policy.as_ref())?;
         refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
         refuse(message.include_is_timeout_retry_header, "include_is_timeout_retry_header")?;
         let retry =
             message.retry_policy.as_ref().map(RetryPolicy::from_proto).transpose().at("retry_policy")?;
-        let mirrors = Mirror::list(&message.request_mirror_policies)?;
+        let own = Mirror::list(&message.request_mirror_policies)?;
+        let mirrors = if own.is_empty() { inherited.mirrors } else { &own };
+        let inherited = action::Inherited { retry: retry.as_ref(), mirrors, ..*inherited };
         let limit = message
             .request_body_buffer_limit
             .map(|l| l.value)
             .or(message.per_request_buffer_limit_bytes.map(|l| u64::from(l.value)));
         let mut routes = Vec::with_capacity(message.routes.len());
         for (i, route) in message.routes.iter().enumerate() {
-            let inherited = action::Inherited { retry: retry.as_ref(), mirrors: &mirrors };
             let mut route = Route::from_proto(route, context, &inherited).at_index("routes", i)?;
             route.buffer_limit = route.buffer_limit.or(limit);
             routes.push(route);

@@ -111,9 +111,9 @@ impl SharedTable {
         let view = RequestView { headers: &stream.request, info: &stream.info, random, runtime };
         let found = self.0.find(&view)?;
         let selected = Selected { table: self, found, weighted: None };
-        let weighted = selected
-            .cluster_action()
-            .and_then(|action| action.pick(|| stream.worker.random(), &stream.request, runtime));
+        let weighted = selected.cluster_action().and_then(|action| {
+            action.pick(|| stream.worker.random(), &stream.request, &stream.info, runtime)
+        });
         Some(Selected { weighted, ..selected })
     }
 }

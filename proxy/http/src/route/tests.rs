@@ -19,7 +19,7 @@ use sampan_core::stream_info::{ConnectionInfo, StreamInfo};
 use super::*;
 use crate::filter::HttpFilterRegistry;
 
-fn message(yaml: &str) -> pb::RouteConfiguration {
+pub(super) fn message(yaml: &str) -> pb::RouteConfiguration {
     load_text(Format::Yaml, yaml, &LoadOptions::default()).unwrap().decode().unwrap()
 }
 
@@ -35,13 +35,13 @@ fn routes(lines: &[&str]) -> RouteTable {
     compile(&with_routes(lines)).unwrap()
 }
 
-fn with_routes(lines: &[&str]) -> String {
+pub(super) fn with_routes(lines: &[&str]) -> String {
     let mut yaml = "virtual_hosts:\n- name: all\n  domains: [\"*\"]\n  routes:\n".to_owned();
     lines.iter().for_each(|line| yaml.push_str(&format!("  - {line}\n")));
     yaml
 }
 
-fn info() -> StreamInfo {
+pub(super) fn info() -> StreamInfo {
     let address = |text: &str| Address::Ip(text.parse().unwrap());
     let connection = ConnectionInfo {
         id: 1,
@@ -64,7 +64,7 @@ fn info() -> StreamInfo {
     StreamInfo::new(1, Rc::new(connection), None)
 }
 
-fn request(authority: &str, path: &str) -> HeaderMap {
+pub(super) fn request(authority: &str, path: &str) -> HeaderMap {
     let mut headers = HeaderMap::default();
     headers.append(HeaderId::METHOD, "GET");
     headers.append(HeaderId::AUTHORITY, authority);
@@ -184,7 +184,10 @@ fn paths_match_as_written() {
 fn what_changes_behaviour_and_is_not_done_is_refused_by_name() {
     for (route, field) in [
         ("{match: {prefix: /}, route: {cluster: unknown}}", "unknown cluster 'unknown'"),
-        ("{match: {prefix: /}, route: {cluster: a, hedge_policy: {}}}", "hedge_policy"),
+        (
+            "{match: {prefix: /}, route: {cluster: a, hedge_policy: {hedge_on_per_try_timeout: true}}}",
+            "hedge_policy",
+        ),
         (
             "{match: {prefix: /}, route: {cluster: a, rate_limits: [{actions: [{remote_address: {}}]}]}}",
             "rate_limits",
@@ -211,4 +214,84 @@ fn what_changes_behaviour_and_is_not_done_is_refused_by_name() {
         let error = compile(&with_routes(&[route])).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(error.contains(field), "{route}: {error:?}");
     }
+}
+
+/// Verdicts that Envoy 1.40 gave in `--mode validate`.
+#[test]
+fn verdicts_are_those_of_envoy() {
+    const ACCEPTED: &str = "";
+    let forward =
+        |fields: &str| with_routes(&[&format!("{{match: {{prefix: /}}, route: {{cluster: a, {fields}}}}}")]);
+    let body = |limit: u32, length: usize| {
+        let route = format!(
+            "{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: \"{}\"}}}}}}",
+            "x".repeat(length)
+        );
+        format!("max_direct_response_body_size_bytes: {limit}\n{}", with_routes(&[&route]))
+    };
+    let mirror = |cluster: &str| {
+        format!("request_mirror_policies: [{{cluster: {cluster}}}]\n{}", forward("priority: HIGH"))
+    };
+    let per_filter = |fields: &str| {
+        format!(
+            "virtual_hosts: [{{name: v, domains: [v], typed_per_filter_config: {{x: {{\"@type\": \
+             type.googleapis.com/envoy.config.route.v3.FilterConfig{fields}}}}}}}]"
+        )
+    };
+    let unknown = "config: {\"@type\": type.googleapis.com/google.protobuf.Struct, value: {}}";
+    for (yaml, expected) in [
+        (body(5, 5), ACCEPTED),
+        (body(5, 6), "response body size is 6 bytes; maximum is 5"),
+        (body(5000, 5000), ACCEPTED),
+        (mirror("a"), ACCEPTED),
+        (mirror("unknown"), "unknown shadow cluster 'unknown'"),
+        (format!("validate_clusters: false\n{}", mirror("unknown")), ACCEPTED),
+        (forward("request_mirror_policies: [{}]"), "Exactly one of cluster or cluster_header"),
+        (forward("request_mirror_policies: [{cluster: a, cluster_header: b}]"), "Only one of cluster 'a'"),
+        (
+            forward("upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: WebSocket}]"),
+            "Duplicate upgrade WebSocket",
+        ),
+        (forward("hedge_policy: {}"), ACCEPTED),
+        (
+            forward(
+                "hash_policy: [{header: {header_name: x}}, {cookie: {name: c, ttl: 5s}, terminal: true}]",
+            ),
+            ACCEPTED,
+        ),
+        (per_filter(""), "Empty route/virtual host per filter configuration for x filter"),
+        (per_filter(", disabled: true"), ACCEPTED),
+        (per_filter(", config: {}"), ACCEPTED),
+        (per_filter(&format!(", {unknown}")), "google.protobuf.Struct"),
+        (per_filter(&format!(", is_optional: true, {unknown}")), ACCEPTED),
+        (
+            with_routes(&[
+                "{match: {prefix: /}, route: {weighted_clusters: {clusters: [{name: a}, {name: a, weight: 1}]}}}",
+            ]),
+            "weight",
+        ),
+    ] {
+        let error = compile(&yaml).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains(expected) && error.is_empty() == expected.is_empty(), "{yaml}: {error:?}");
+    }
+}
+
+#[test]
+fn weighted_clusters_are_picked_by_hash_where_asked() {
+    let table = routes(&["{match: {prefix: /}, route: {hash_policy: [{header: {header_name: x}}], \
+                          weighted_clusters: {use_hash_policy: true, clusters: \
+                          [{name: a, weight: 50}, {name: b, weight: 50}]}}}"]);
+    let action = table.virtual_hosts[0].routes[0].action.cluster().unwrap();
+    let runtime = Runtime::default();
+    let pick = |value: &str, random: u64| {
+        let mut headers = request("a", "/");
+        headers.append_lower(b"x", value.as_bytes());
+        action.pick(|| random, &headers, &info(), &runtime).unwrap()
+    };
+    // XXH64 of "abc" modulo 100 is 49, that of "a" 55.
+    assert_eq!((pick("abc", 0), pick("abc", 99)), (0, 0));
+    assert_eq!((pick("a", 0), pick("a", 99)), (1, 1));
+    let none = request("a", "/");
+    assert_eq!(action.pick(|| 99, &none, &info(), &runtime), Some(1));
+    assert_eq!(action.pick(|| 0, &none, &info(), &runtime), Some(0));
 }

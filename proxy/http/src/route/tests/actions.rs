@@ -171,11 +171,11 @@ fn weights_share_by_random_number_and_a_header_may_bring_it() {
     let runtime = Runtime::default();
     let mut picked = [0u32; 3];
     for random in 0..1000 {
-        picked[action.pick(|| random, &headers, &runtime).unwrap() as usize] += 1;
+        picked[action.pick(|| random, &headers, &info(), &runtime).unwrap() as usize] += 1;
     }
     assert_eq!(picked, [400, 0, 600]);
     for (value, index) in [("39", 0), ("40", 2), ("139", 0), ("x", 2)] {
         headers.set_name(&HeaderName::new("x-rand"), value);
-        assert_eq!(action.pick(|| 99, &headers, &runtime), Some(index), "{value}");
+        assert_eq!(action.pick(|| 99, &headers, &info(), &runtime), Some(index), "{value}");
     }
 }

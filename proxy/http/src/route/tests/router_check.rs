@@ -100,7 +100,7 @@ fn run(table: &RouteTable, config: &pb::RouteConfiguration, input: &Value) -> Ou
         let (host, route) = table.levels(found);
         match route.map(|r| &r.action) {
             Some(Action::Cluster(action)) => {
-                let weighted = action.pick(|| random, &headers, &runtime);
+                let weighted = action.pick(|| random, &headers, &info, &runtime);
                 out.cluster = match &action.choice {
                     ClusterChoice::Header(name) if headers.get_name(name).is_none() => String::new(),
                     _ => action.cluster_name(weighted, &headers).unwrap_or_default().to_string(),

@@ -1,0 +1,301 @@
+//! `hash_policy`: a number that is the same for all requests that belong together.
+//!
+//! Policies are asked in order; what each yields is mixed into the number so far, turned by one bit, so that two equal
+//! policies do not cancel each other out. A `terminal` policy ends the list once there is a number. The hash is XXH64
+//! with seed 0, over the same bytes as in Envoy, so that both send a request to the same host.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::route::v3::route_action as pb;
+use pb::hash_policy::PolicySpecifier;
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
+use sampan_core::matcher::{RegexRewrite, query_parameter};
+use sampan_core::stream_info::StreamInfo;
+use smallvec::SmallVec;
+
+use crate::manager::duration;
+
+/// A compiled list of policies.
+#[derive(Default)]
+pub struct HashPolicies(Vec<Policy>);
+
+struct Policy {
+    source: Source,
+    terminal: bool,
+}
+
+enum Source {
+    Header { name: HeaderName, rewrite: Option<RegexRewrite> },
+    Cookie(Cookie),
+    ClientIp,
+    QueryParameter(Box<[u8]>),
+}
+
+/// A cookie whose value is hashed.
+#[derive(Debug)]
+pub struct Cookie {
+    /// Its name.
+    pub name: Box<str>,
+    /// `ttl`: whoever has no such cookie is given one that lives that long; without it nobody is given one.
+    pub ttl: Option<Duration>,
+    /// `path`
+    pub path: Box<str>,
+    /// `attributes`: names and values.
+    pub attributes: Vec<(Box<str>, Box<str>)>,
+}
+
+/// Makes the value of a cookie that a client lacks; empty for none.
+pub type MakeCookie<'a> = &'a mut dyn FnMut(&Cookie) -> String;
+
+impl HashPolicies {
+    pub(super) fn from_proto(messages: &[pb::HashPolicy]) -> ConfigResult<Self> {
+        let mut policies = Vec::with_capacity(messages.len());
+        for (i, message) in messages.iter().enumerate() {
+            if let Some(source) = Source::from_proto(message).at_index("hash_policy", i)? {
+                policies.push(Policy { source, terminal: message.terminal });
+            }
+        }
+        Ok(Self(policies))
+    }
+
+    /// The request's number; none where no policy yields one. Cookies are made only where `make_cookie` is given.
+    pub fn hash(
+        &self,
+        headers: &HeaderMap,
+        info: &StreamInfo,
+        mut make_cookie: Option<MakeCookie<'_>>,
+    ) -> Option<u64> {
+        let mut all: Option<u64> = None;
+        for policy in &self.0 {
+            if let Some(hash) = policy.source.hash(headers, info, &mut make_cookie) {
+                all = Some(all.unwrap_or(0).rotate_left(1) ^ hash);
+            }
+            if policy.terminal && all.is_some() {
+                break;
+            }
+        }
+        all
+    }
+}
+
+impl Source {
+    /// None for a policy that never yields anything.
+    fn from_proto(message: &pb::HashPolicy) -> ConfigResult<Option<Self>> {
+        let specifier =
+            message.policy_specifier.as_ref().ok_or_else(|| ConfigError::missing("policy_specifier"))?;
+        Ok(Some(match specifier {
+            PolicySpecifier::Header(header) => {
+                let rewrite = header.regex_rewrite.as_ref().map(RegexRewrite::from_proto).transpose();
+                Self::Header {
+                    name: HeaderName::new(&header.header_name),
+                    rewrite: rewrite.at("regex_rewrite").at("header")?,
+                }
+            }
+            PolicySpecifier::Cookie(cookie) => Self::Cookie(Cookie {
+                name: cookie.name.as_str().into(),
+                ttl: cookie.ttl.as_ref().map(|ttl| Duration::from_secs(duration(ttl).as_secs())),
+                path: cookie.path.as_str().into(),
+                attributes: cookie
+                    .attributes
+                    .iter()
+                    .map(|a| (a.name.as_str().into(), a.value.as_str().into()))
+                    .collect(),
+            }),
+            PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => Self::ClientIp,
+            PolicySpecifier::ConnectionProperties(_) => return Ok(None),
+            PolicySpecifier::QueryParameter(parameter) => {
+                Self::QueryParameter(parameter.name.as_bytes().into())
+            }
+            PolicySpecifier::FilterState(_) => {
+                return Err(ConfigError::unsupported("filter_state").at("filter_state"));
+            }
+        }))
+    }
+
+    fn hash(
+        &self,
+        headers: &HeaderMap,
+        info: &StreamInfo,
+        make_cookie: &mut Option<MakeCookie<'_>>,
+    ) -> Option<u64> {
+        match self {
+            Self::Header { name, rewrite } => hash_header(headers, name, rewrite.as_ref()),
+            Self::Cookie(cookie) => match cookie_value(headers, &cookie.name) {
+                Some(value) => Some(xxh64(value, 0)),
+                None => {
+                    let value = make_cookie.as_mut().filter(|_| cookie.ttl.is_some())?(cookie);
+                    (!value.is_empty()).then(|| xxh64(value.as_bytes(), 0))
+                }
+            },
+            Self::ClientIp => Some(xxh64(info.remote.ip()?.to_string().as_bytes(), 0)),
+            Self::QueryParameter(name) => {
+                let path = headers.get(HeaderId::PATH)?;
+                query_parameter(path, name).map(|value| xxh64(value, 0))
+            }
+        }
+    }
+}
+
+/// The order of a header's values does not count.
+fn hash_header(headers: &HeaderMap, name: &HeaderName, rewrite: Option<&RegexRewrite>) -> Option<u64> {
+    let rewritten: SmallVec<[Vec<u8>; 1]>;
+    let mut values: SmallVec<[&[u8]; 4]> = headers.get_all_name(name).collect();
+    if values.is_empty() {
+        return None;
+    }
+    if let Some(rewrite) = rewrite {
+        rewritten = values.iter().map(|v| rewrite.replace(v).unwrap_or_else(|| v.to_vec())).collect();
+        values = rewritten.iter().map(Vec::as_slice).collect();
+    }
+    values.sort_unstable();
+    Some(values.iter().fold(0, |seed, value| xxh64(value, seed)))
+}
+
+/// The first cookie of that name; an empty one counts for none.
+fn cookie_value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+    let cookies = headers.get_all(HeaderId::COOKIE).flat_map(|line| line.split(|c| *c == b';'));
+    for cookie in cookies {
+        let Some(equals) = cookie.iter().position(|c| *c == b'=') else { continue };
+        let start = cookie.iter().position(|c| *c != b' ').unwrap_or(0);
+        if cookie.get(start..equals) == Some(name.as_bytes()) {
+            let value = &cookie[equals + 1..];
+            let unquoted = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\""));
+            return Some(unquoted.unwrap_or(value)).filter(|v| !v.is_empty());
+        }
+    }
+    None
+}
+
+const PRIME_1: u64 = 0x9E37_79B1_85EB_CA87;
+const PRIME_2: u64 = 0xC2B2_AE3D_27D4_EB4F;
+const PRIME_3: u64 = 0x1656_67B1_9E37_79F9;
+const PRIME_4: u64 = 0x85EB_CA77_C2B2_AE63;
+const PRIME_5: u64 = 0x27D4_EB2F_1656_67C5;
+
+fn round(lane: u64, input: u64) -> u64 {
+    lane.wrapping_add(input.wrapping_mul(PRIME_2)).rotate_left(31).wrapping_mul(PRIME_1)
+}
+
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, byte| (number << 8) | u64::from(*byte))
+}
+
+/// XXH64 (the format's specification: xxHash fast digest algorithm, version 0.1.1).
+fn xxh64(input: &[u8], seed: u64) -> u64 {
+    let stripes = input.chunks_exact(32);
+    let rest = stripes.remainder();
+    let mut hash = if input.len() >= 32 {
+        let mut lanes = [
+            seed.wrapping_add(PRIME_1).wrapping_add(PRIME_2),
+            seed.wrapping_add(PRIME_2),
+            seed,
+            seed.wrapping_sub(PRIME_1),
+        ];
+        for stripe in stripes {
+            for (lane, input) in lanes.iter_mut().zip(stripe.chunks_exact(8)) {
+                *lane = round(*lane, little_endian(input));
+            }
+        }
+        let sum = [1, 7, 12, 18]
+            .iter()
+            .zip(lanes)
+            .fold(0u64, |sum, (turn, lane)| sum.wrapping_add(lane.rotate_left(*turn)));
+        lanes
+            .iter()
+            .fold(sum, |hash, lane| (hash ^ round(0, *lane)).wrapping_mul(PRIME_1).wrapping_add(PRIME_4))
+    } else {
+        seed.wrapping_add(PRIME_5)
+    };
+    hash = hash.wrapping_add(input.len() as u64);
+    let words = rest.chunks_exact(8);
+    let rest = words.remainder();
+    for word in words {
+        hash ^= round(0, little_endian(word));
+        hash = hash.rotate_left(27).wrapping_mul(PRIME_1).wrapping_add(PRIME_4);
+    }
+    let halves = rest.chunks_exact(4);
+    let rest = halves.remainder();
+    for half in halves {
+        hash ^= little_endian(half).wrapping_mul(PRIME_1);
+        hash = hash.rotate_left(23).wrapping_mul(PRIME_2).wrapping_add(PRIME_3);
+    }
+    for byte in rest {
+        hash ^= u64::from(*byte).wrapping_mul(PRIME_5);
+        hash = hash.rotate_left(11).wrapping_mul(PRIME_1);
+    }
+    hash = (hash ^ (hash >> 33)).wrapping_mul(PRIME_2);
+    hash = (hash ^ (hash >> 29)).wrapping_mul(PRIME_3);
+    hash ^ (hash >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::tests::{info, message, request, with_routes};
+
+    #[test]
+    fn xxh64_has_its_published_values() {
+        for (text, hash) in [
+            ("", 0xEF46_DB37_51D8_E999),
+            ("a", 0xD24E_C4F1_A98C_6E5B),
+            ("abc", 0x44BC_2CF5_AD77_0999),
+            ("The quick brown fox jumps over the lazy dog", 0x0B24_2D36_1FDA_71BC),
+        ] {
+            assert_eq!(xxh64(text.as_bytes(), 0), hash, "{text:?}");
+        }
+    }
+
+    fn policies(list: &str) -> HashPolicies {
+        use envoy_types::pb::envoy::config::route::v3::route::Action;
+        let route = format!("{{match: {{prefix: /}}, route: {{cluster: a, hash_policy: {list}}}}}");
+        let config = message(&with_routes(&[&route]));
+        let Some(Action::Route(action)) = &config.virtual_hosts[0].routes[0].action else { unreachable!() };
+        HashPolicies::from_proto(&action.hash_policy).unwrap()
+    }
+
+    #[test]
+    fn each_source_and_their_mixture() {
+        let mut headers = request("a", "/p?q=one&q=two&empty");
+        headers.append_lower(b"x", b"b");
+        headers.append_lower(b"x", b"a");
+        headers.append(HeaderId::COOKIE, "first=1; c=\"word\"; empty=");
+        let hash = |list: &str| policies(list).hash(&headers, &info(), None);
+        let x = |text: &str| xxh64(text.as_bytes(), 0);
+        assert_eq!(hash("[{header: {header_name: X}}]"), Some(xxh64(b"b", x("a"))));
+        let rewrite = "regex_rewrite: {pattern: {regex: \"[ab]\"}, substitution: c}";
+        assert_eq!(hash(&format!("[{{header: {{header_name: X, {rewrite}}}}}]")), Some(xxh64(b"c", x("c"))));
+        assert_eq!(hash("[{header: {header_name: none}}]"), None);
+        assert_eq!(hash("[{cookie: {name: c}}]"), Some(x("word")));
+        assert_eq!(hash("[{cookie: {name: empty}}]"), None);
+        assert_eq!(hash("[{cookie: {name: none, ttl: 1s}}]"), None, "nobody makes one");
+        assert_eq!(hash("[{query_parameter: {name: q}}]"), Some(x("one")));
+        assert_eq!(hash("[{query_parameter: {name: empty}}]"), Some(x("")));
+        assert_eq!(hash("[{connection_properties: {source_ip: true}}]"), Some(x("127.0.0.1")));
+        assert_eq!(hash("[{connection_properties: {source_ip: false}}]"), None);
+        let (c, q) = ("{cookie: {name: c}", "{query_parameter: {name: q}}");
+        assert_eq!(hash(&format!("[{c}}}, {q}]")), Some(x("word").rotate_left(1) ^ x("one")));
+        assert_eq!(hash(&format!("[{c}, terminal: true}}, {q}]")), Some(x("word")));
+        assert_eq!(
+            hash(&format!("[{{header: {{header_name: none}}, terminal: true}}, {q}]")),
+            Some(x("one"))
+        );
+    }
+
+    #[test]
+    fn a_cookie_is_made_where_there_is_a_time_to_live() {
+        let headers = request("a", "/");
+        let made = |list: &str| {
+            let mut names = Vec::new();
+            let mut make = |cookie: &Cookie| {
+                names.push(format!("{} {} {:?}", cookie.name, cookie.path, cookie.ttl));
+                "made".to_owned()
+            };
+            let hash = policies(list).hash(&headers, &info(), Some(&mut make));
+            (hash, names.join(","))
+        };
+        assert_eq!(made("[{cookie: {name: id}}]"), (None, String::new()));
+        let expected = (Some(xxh64(b"made", 0)), "id /p Some(5s)".to_owned());
+        assert_eq!(made("[{cookie: {name: id, path: /p, ttl: 5.5s}}]"), expected);
+    }
+}
