@@ -291,7 +291,9 @@ impl Exchange {
         if let Some(flag) = reply.flag {
             stream.info.flags.set(flag);
         }
-        self.close |= reply.close;
+        // A bad request may be out of step with its connection (HTTP/1).
+        let bad = reply.status == 400 && stream.info.protocol.is_some_and(|p| p < Protocol::Http2);
+        self.close |= reply.close || bad;
         stream.info.details = Some(reply.details.clone());
         let manager = stream.manager.clone();
         manager.local_reply.respond(reply, stream)
