@@ -16,6 +16,7 @@ use crate::route::ClusterChoice;
 #[derive(Default)]
 struct Outcome {
     cluster: String,
+    virtual_cluster: String,
     virtual_host: String,
     path: String,
     host: String,
@@ -98,6 +99,7 @@ fn run(table: &RouteTable, config: &pb::RouteConfiguration, input: &Value) -> Ou
     let found = table.find(&view);
     if let Some(found) = found {
         let (host, route) = table.levels(found);
+        let virtual_cluster = host.virtual_cluster(&headers).map(|c| c.name.to_string()).unwrap_or_default();
         match route.map(|r| &r.action) {
             Some(Action::Cluster(action)) => {
                 let weighted = action.pick(|| random, &headers, &info, &runtime);
@@ -106,6 +108,7 @@ fn run(table: &RouteTable, config: &pb::RouteConfiguration, input: &Value) -> Ou
                     _ => action.cluster_name(weighted, &headers).unwrap_or_default().to_string(),
                 };
                 out.virtual_host = host.name.to_string();
+                out.virtual_cluster = virtual_cluster;
                 let route = route.unwrap();
                 for level in [&route.mutations, &host.mutations, &table.mutations] {
                     level.request.apply_to_request(&mut headers, &info);
@@ -151,6 +154,7 @@ fn check(expected: &Value, outcome: &Outcome) -> Vec<String> {
     let mut wrong = Vec::new();
     let texts = [
         ("cluster_name", &outcome.cluster),
+        ("virtual_cluster_name", &outcome.virtual_cluster),
         ("virtual_host_name", &outcome.virtual_host),
         ("path_rewrite", &outcome.path),
         ("host_rewrite", &outcome.host),
