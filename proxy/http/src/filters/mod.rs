@@ -15,10 +15,12 @@ use crate::router::{self, RouterConfig};
 
 type Make = fn(&Any, &HttpFilterContext<'_>) -> ConfigResult<HttpFilterKind>;
 type MakeRoute = fn(&Any) -> ConfigResult<RouteConfig>;
+/// A filter's type, how it is made, and the same for its configuration on a route.
+type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [(&'static str, Make, Option<(&'static str, MakeRoute)>); 7] = [
+    let lines: [Line; 7] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
