@@ -150,7 +150,8 @@ fn chunk_size(bytes: &[u8]) -> Result<Option<(u64, usize)>, BodyError> {
     if end > MAX_CHUNK_LINE {
         return Err(BAD_CHUNK);
     }
-    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    // A bare LF is where another parser may see another line.
+    let Some(line) = bytes[..end].strip_suffix(b"\r") else { return Err(BAD_CHUNK) };
     let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
     let rest = &line[digits..];
     let spaces = rest.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
