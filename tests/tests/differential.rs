@@ -36,8 +36,11 @@ fn run(root: &Path) -> Result<usize> {
         })
         .collect();
     let started = Instant::now();
-    let outcomes = run_all(&world, &root.join("cases"), &cases);
-    let outcomes = again(&world, &root.join("cases"), outcomes);
+    let judged = run_all(&world, &root.join("cases"), &cases);
+    // Fresh folders: a second run of a case must not find the first one's logs.
+    world.clean();
+    let Some(world) = World::from_environment(root)? else { return Ok(1) };
+    let outcomes = again(&world, &root.join("cases"), judged);
     let failed = report(&outcomes, started);
     world.clean();
     Ok(failed)

@@ -187,6 +187,7 @@ impl Encoder {
 pub(super) fn reason(status: u16) -> &'static str {
     match status {
         101 => "Switching Protocols",
+        103 => "Unknown",
         208 => "Already Reported",
         599 => "Last Unassigned Server Error Code",
         418 | 420 | 509 => "Unknown",

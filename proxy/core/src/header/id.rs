@@ -93,6 +93,14 @@ impl HeaderId {
         NAMES[usize::from(self.0)]
     }
 
+    /// A small number of its own, below [`HeaderId::COUNT`].
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// How many ids there are, [`HeaderId::CUSTOM`] among them.
+    pub const COUNT: usize = NAMES.len();
+
     /// Whether this is `:method`, `:path` and so on.
     pub fn is_pseudo(self) -> bool {
         self.0 >= 1 && self.0 <= Self::PSEUDO_PROTOCOL.0

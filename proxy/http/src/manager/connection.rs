@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sampan_codec::h1::{HeadError, RequestHead, ServerConnection};
 use sampan_codec::{Body, CodecError, h2};
@@ -210,18 +210,18 @@ async fn serve_h1(connection: Connection, transport: Transport) {
             Next::Refuse(error) => {
                 manager.stats.downstream_cx_protocol_error.inc();
                 Box::pin(refuse(&connection, error, &timer, &mut responder)).await;
-                Fate::Close
+                Fate::Linger
             }
             Next::HeaderTimeout => {
                 manager.stats.downstream_rq_header_timeout.inc();
                 Box::pin(header_timeout(&connection, &timer, &mut responder)).await;
-                Fate::Close
+                Fate::Linger
             }
         };
         match fate {
             Fate::Keep => {}
-            Fate::Close => {
-                close_politely(&codec, &manager, &timer).await;
+            Fate::Close | Fate::Linger => {
+                close(&codec, &manager, &timer, fate == Fate::Linger).await;
                 break;
             }
             Fate::Abort => break,
@@ -232,28 +232,38 @@ async fn serve_h1(connection: Connection, transport: Transport) {
     manager.stats.downstream_cx_tx_bytes_total.add(written);
 }
 
-/// Ends our direction and reads on for a while, so that the client gets to see the last response instead of a reset.
-async fn close_politely(codec: &ServerConnection, manager: &Manager, timer: &Timer) {
+/// Writes what is queued and closes. A client that may still be sending is read from for a while first: a close with
+/// bytes unread would be a reset, and the response lost.
+async fn close(codec: &ServerConnection, manager: &Manager, timer: &Timer, linger: bool) {
     let delay = manager.limits.delayed_close_timeout;
-    let deadline = Some(Instant::now() + delay);
-    let mut shut = false;
-    let timed_out = poll_fn(|cx| {
-        if !shut {
-            match codec.poll_shutdown(cx) {
-                Poll::Ready(Ok(())) => shut = true,
-                Poll::Ready(Err(_)) => return Poll::Ready(false),
-                Poll::Pending => return timer.poll(cx, deadline).map(|()| true),
-            }
-        }
-        if delay.is_zero() || codec.poll_discard(cx).is_ready() {
-            return Poll::Ready(false);
-        }
-        timer.poll(cx, deadline).map(|()| true)
+    let deadline = Some(Instant::now() + delay.max(Duration::from_secs(1)));
+    let flushed = poll_fn(|cx| match codec.poll_flush(cx) {
+        Poll::Ready(result) => Poll::Ready(result.is_ok()),
+        Poll::Pending => timer.poll(cx, deadline).map(|()| false),
     })
     .await;
-    if timed_out {
-        manager.stats.downstream_cx_delayed_close_timeout.inc();
+    if !flushed {
+        return;
     }
+    if linger && !delay.is_zero() {
+        let deadline = Some(Instant::now() + delay);
+        let timed_out = poll_fn(|cx| {
+            if codec.poll_discard(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            timer.poll(cx, deadline).map(|()| true)
+        })
+        .await;
+        if timed_out {
+            manager.stats.downstream_cx_delayed_close_timeout.inc();
+        }
+    }
+    let deadline = Some(Instant::now() + Duration::from_secs(1));
+    poll_fn(|cx| match codec.poll_shutdown(cx) {
+        Poll::Ready(_) => Poll::Ready(()),
+        Poll::Pending => timer.poll(cx, deadline),
+    })
+    .await;
 }
 
 fn stream(

@@ -36,6 +36,8 @@ pub enum Fate {
     Keep,
     /// It is closed when what is queued was written.
     Close,
+    /// The same, but the client, who may still be sending, gets `delayed_close_timeout` to see the response.
+    Linger,
     /// It is closed at once.
     Abort,
 }
@@ -415,7 +417,11 @@ impl Exchange {
             Responder::H1(connection) => !connection.request_done(),
             Responder::H2(_) => false,
         };
-        if self.close || incomplete { Fate::Close } else { Fate::Keep }
+        match (incomplete, self.close) {
+            (true, _) => Fate::Linger,
+            (false, true) => Fate::Close,
+            (false, false) => Fate::Keep,
+        }
     }
 
     /// The base headers of every response, and `connection`.
@@ -528,7 +534,7 @@ impl Exchange {
         }
         self.reset(responder);
         // What came before is still the client's.
-        Fate::Close
+        Fate::Linger
     }
 
     fn reset(&mut self, responder: &mut Responder) {

@@ -67,13 +67,7 @@ pub fn normalize(path: &[u8], options: PathOptions) -> Normalized {
         }
     }
     if options.merge_slashes && now.windows(2).any(|w| w == b"//") {
-        let mut merged = Vec::with_capacity(now.len());
-        for c in now.iter() {
-            if *c != b'/' || merged.last() != Some(&b'/') {
-                merged.push(*c);
-            }
-        }
-        now = Cow::Owned(merged);
+        now = Cow::Owned(merge_slashes(&now));
     }
     match now {
         Cow::Borrowed(_) => Normalized::Same,
@@ -82,6 +76,21 @@ pub fn normalize(path: &[u8], options: PathOptions) -> Normalized {
             if redirect { Normalized::Redirect(path) } else { Normalized::Changed(path) }
         }
     }
+}
+
+/// Empty segments go; the first slash and the last stay, even where nothing is between them, as in Envoy.
+fn merge_slashes(path: &[u8]) -> Vec<u8> {
+    let mut merged = if path.starts_with(b"/") { b"/".to_vec() } else { Vec::new() };
+    for (i, segment) in path.split(|c| *c == b'/').filter(|s| !s.is_empty()).enumerate() {
+        if i > 0 {
+            merged.push(b'/');
+        }
+        merged.extend_from_slice(segment);
+    }
+    if path.ends_with(b"/") {
+        merged.push(b'/');
+    }
+    merged
 }
 
 fn unescape_slashes(path: &[u8]) -> Option<Vec<u8>> {
@@ -185,6 +194,11 @@ fn dot_segment(path: &[u8], start: usize) -> (usize, usize) {
     while i < path.len() {
         match &path[i..] {
             [b'/' | b'\\', ..] => break,
+            // `..;x` is `..` to servers that know path parameters (CVE-2026-73551).
+            [b';', ..] if dots > 0 => {
+                i += path[i..].iter().take_while(|c| !matches!(c, b'/' | b'\\')).count();
+                break;
+            }
             [b'.', ..] => i += 1,
             [b'%', b'2', b'e' | b'E', ..] => i += 3,
             _ => return (0, start),

@@ -22,6 +22,7 @@ pub fn prepare(
     grpc: bool,
     random: impl Fn() -> u64,
 ) -> Result<Option<u16>, LocalReply> {
+    join_repeated(headers);
     check(manager, headers)?;
     normalize_path(manager, headers, grpc)?;
     let options = &manager.request;
@@ -148,6 +149,28 @@ pub fn has_token(headers: &HeaderMap, id: HeaderId, token: &[u8]) -> bool {
     headers
         .get_all(id)
         .any(|value| value.split(|c| *c == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token)))
+}
+
+/// Repeated headers of which there can only be one become one, joined by a comma (`cookie` by a semicolon).
+fn join_repeated(headers: &mut HeaderMap) {
+    let mut seen = [0u64; HeaderId::COUNT.div_ceil(64)];
+    let mut repeated: smallvec::SmallVec<[HeaderId; 4]> = smallvec::SmallVec::new();
+    for (id, ..) in headers.iter() {
+        let (word, bit) = (id.index() / 64, 1 << (id.index() % 64));
+        if id != HeaderId::CUSTOM && seen[word] & bit != 0 && !repeated.contains(&id) {
+            repeated.push(id);
+        }
+        seen[word] |= bit;
+    }
+    for id in repeated {
+        let separator: &[u8] = match id {
+            HeaderId::COOKIE => b"; ",
+            id if crate::route::is_inline(id) => b",",
+            _ => continue,
+        };
+        let all = headers.get_all(id).collect::<Vec<_>>().join(separator);
+        headers.set(id, all);
+    }
 }
 
 /// Hop-by-hop headers go; an upgrade keeps its own.
@@ -315,16 +338,10 @@ fn last_from_xff(headers: &HeaderMap, skip: u32) -> Option<(Address, bool)> {
     Some((Address::Ip(std::net::SocketAddr::new(ip, 0)), single))
 }
 
-/// RFC 1918, RFC 4193 and loopback, unless the configuration says otherwise.
+/// Whether an address is the mesh's own: only what `internal_address_config` names, nothing by default, as in
+/// Envoy 1.40.
 fn is_internal(options: &RequestOptions, address: &Address) -> bool {
-    let Some(ip) = address.ip() else { return false };
-    if !options.internal_ranges.is_empty() {
-        return options.internal_ranges.iter().any(|net| net.contains(&ip));
-    }
-    match ip {
-        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
-        IpAddr::V6(v6) => v6.is_loopback() || (v6.segments()[0] & 0xfe00) == 0xfc00,
-    }
+    address.ip().is_some_and(|ip| options.internal_ranges.iter().any(|net| net.contains(&ip)))
 }
 
 /// Headers that only the mesh itself may send.

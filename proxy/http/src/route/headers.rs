@@ -217,12 +217,16 @@ fn append(headers: &mut HeaderMap, name: &HeaderName, value: &[u8]) {
     }
 }
 
-fn is_inline(id: HeaderId) -> bool {
+/// Whether Envoy keeps the header inline: there is only one, repeated values are joined by a comma.
+pub fn is_inline(id: HeaderId) -> bool {
     id.is_pseudo()
         || id.name().starts_with("x-envoy-")
         || matches!(
             id,
-            HeaderId::CONNECTION
+            HeaderId::ACCEPT
+                | HeaderId::ACCEPT_ENCODING
+                | HeaderId::CACHE_CONTROL
+                | HeaderId::CONNECTION
                 | HeaderId::CONTENT_LENGTH
                 | HeaderId::CONTENT_TYPE
                 | HeaderId::DATE
@@ -234,6 +238,7 @@ fn is_inline(id: HeaderId) -> bool {
                 | HeaderId::HOST
                 | HeaderId::KEEP_ALIVE
                 | HeaderId::LOCATION
+                | HeaderId::ORIGIN
                 | HeaderId::PROXY_CONNECTION
                 | HeaderId::SERVER
                 | HeaderId::TE

@@ -34,7 +34,7 @@ pub use action::{
     Action, ClusterAction, ClusterChoice, DirectResponse, GrpcTimeout, Redirect, WeightedCluster,
 };
 pub use hash::{Cookie, HashPolicies, MakeCookie};
-pub use headers::HeaderMutations;
+pub use headers::{HeaderMutations, is_inline};
 pub use mirror::Mirror;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
 pub use source::{Decision, RouteContext, RouteSource, Selected, SharedTable};

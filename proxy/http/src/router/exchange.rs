@@ -19,7 +19,11 @@ pub(super) enum Exchange {
         /// What the connection had carried before, received and sent.
         before: (u64, u64),
     },
-    H2 { stream: ClientStream, lease: H2Lease, done: bool },
+    H2 {
+        stream: ClientStream,
+        lease: H2Lease,
+        done: bool,
+    },
 }
 
 impl Exchange {
