@@ -204,15 +204,7 @@ impl RouteTable {
             mirrors: &Mirror::list(&message.request_mirror_policies)?,
             max_body: message.max_direct_response_body_size_bytes.map_or(4096, |m| m.value as usize),
         };
-        let mut names = std::collections::HashSet::new();
         for (i, host) in message.virtual_hosts.iter().enumerate() {
-            if !names.insert(host.name.as_str()) {
-                let reason = format!(
-                    "Only unique names for virtual hosts are permitted. Duplicate virtual host entry of {}",
-                    host.name
-                );
-                return Err(ConfigError::new(reason).index(i).at("virtual_hosts"));
-            }
             virtual_hosts
                 .push(VirtualHost::from_proto(host, context, &inherited).at_index("virtual_hosts", i)?);
         }

@@ -202,7 +202,8 @@ fn refuse_unsupported(m: &Message) -> ConfigResult<()> {
         (m.eds_cluster_config.is_some(), "eds_cluster_config"),
         (!m.health_checks.is_empty(), "health_checks"),
         (m.outlier_detection.is_some(), "outlier_detection"),
-        (m.lb_subset_config.is_some(), "lb_subset_config"),
+        // Without a selector there are no subsets.
+        (m.lb_subset_config.as_ref().is_some_and(|c| !c.subset_selectors.is_empty()), "lb_subset_config"),
         (!m.filters.is_empty(), "filters"),
         (m.upstream_config.is_some(), "upstream_config"),
         (m.lrs_server.is_some(), "lrs_server"),
