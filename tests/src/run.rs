@@ -210,6 +210,8 @@ impl World {
         let dir = self.dir.join(format!("{}-{subject}", case.replace(['/', '#', ' '], "_")));
         fs::create_dir_all(&dir).trying("make the run's folder")?;
         names.set("dir", dir.display());
+        // A case that is run once more begins with an empty log.
+        let _ = fs::remove_file(dir.join("access.log"));
         names.set("log", dir.join("access.log").display());
         names.set("certs", self.certs.dir().display());
         if let Some(address) = host_address() {
