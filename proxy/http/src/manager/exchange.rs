@@ -58,6 +58,8 @@ pub struct Exchange {
     response: Option<HeaderMap>,
     trailers: Option<HeaderMap>,
     close: bool,
+    /// It was the drain that asked to close.
+    drained: bool,
     wire_before: (u64, u64),
 }
 
@@ -78,6 +80,7 @@ impl Exchange {
             response: None,
             trailers: None,
             close: false,
+            drained: false,
             // The head has been read already and belongs to this exchange.
             wire_before: (read.saturating_sub(stream.info.bytes.header_received), written),
             stream,
@@ -417,7 +420,8 @@ impl Exchange {
             Responder::H1(connection) => !connection.request_done(),
             Responder::H2(_) => false,
         };
-        match (incomplete, self.close) {
+        // A client that is asked to go closes first, as in Envoy.
+        match (incomplete || self.drained, self.close) {
             (true, _) => Fate::Linger,
             (false, true) => Fate::Close,
             (false, false) => Fate::Keep,
@@ -469,6 +473,7 @@ impl Exchange {
         if (failed || drain.is_draining()) && !self.close {
             manager.stats.downstream_cx_drain_close.inc();
             self.close = true;
+            self.drained = true;
         }
         if stream.info.protocol == Some(Protocol::Http10) {
             self.close |= !headers.contains(HeaderId::CONTENT_LENGTH);
