@@ -234,7 +234,6 @@ async fn secured(chain: Chain, mut downstream: Downstream) -> Option<Ready> {
         match done {
             Ok((transport, tls)) => {
                 downstream.transport = transport;
-                info.requested_server_name = info.requested_server_name.take().or_else(|| tls.sni.clone());
                 info.tls = Some(Rc::new(tls));
                 info.handshake_done = Some(Instant::now());
             }

@@ -328,6 +328,8 @@ impl Inner {
         self.target(&mut headers, target)?;
         if protocol == Protocol::Http10 {
             if !self.options.accept_http10 {
+                // The refusal is in our own version.
+                self.protocol = Protocol::Http11;
                 return Err(CodecError { status: 426, details: "low_version", message: "Upgrade required" });
             }
             if let Some(host) = &self.options.default_host

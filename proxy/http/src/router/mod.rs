@@ -707,6 +707,10 @@ impl<'s> Forward<'s> {
             Failure::Refused => {
                 (503, ResponseFlag::UpstreamRemoteReset, ResetReason::RemoteRefused.as_str(), None)
             }
+            Failure::Reset { reason: reason @ ResetReason::RemoteReset, .. } => {
+                stats.upstream_rq_rx_reset.inc();
+                (503, ResponseFlag::UpstreamRemoteReset, reason.as_str(), None)
+            }
             Failure::Reset { reason, .. } => (503, reset_flag(*reason), reason.as_str(), None),
             Failure::Protocol(error) => {
                 stats.upstream_cx_protocol_error.inc();
