@@ -51,8 +51,8 @@ enum Source<T> {
 /// How often, unless the header that controls the fault says less.
 struct Chance {
     fraction: Fraction,
-    percent: u32,
-    denominator: u32,
+    percent: FractionalPercent,
+    key: String,
 }
 
 struct Settings {
@@ -89,23 +89,33 @@ fn or(configured: &str, default: &str) -> String {
 impl Chance {
     fn new(percent: Option<&FractionalPercent>, key: &str) -> Self {
         let percent = percent.copied().unwrap_or_default();
-        let denominator = match percent.denominator {
-            1 => 10_000,
-            2 => 1_000_000,
-            _ => 100,
-        };
-        Self { fraction: Fraction::fixed(&percent).with_key(key), percent: percent.numerator, denominator }
+        Self { fraction: Fraction::fixed(&percent).with_key(key), percent, key: key.to_owned() }
     }
 
-    fn hit(&self, header: Option<HeaderId>, stream: &Stream) -> bool {
-        let random = stream.worker.random();
+    /// Whether it happens. `header` can lower what the configuration allows, not raise it; runtime overrides both,
+    /// by the key of the client's cluster (`of_cluster`) alone where the client names one.
+    fn hit(&self, header: Option<HeaderId>, of_cluster: &str, stream: &Stream) -> bool {
+        let (runtime, random) = (&stream.worker.runtime, stream.worker.random());
         let asked = header.and_then(|id| stream.request.get_str(id)).and_then(|v| v.parse::<u32>().ok());
-        match asked {
-            // The header can lower what the configuration allows, not raise it.
-            Some(asked) => random % u64::from(self.denominator) < u64::from(asked.min(self.percent)),
-            None => self.fraction.hit(&stream.worker.runtime, random),
+        let key = (!of_cluster.is_empty()).then(|| cluster_key(stream, of_cluster)).flatten();
+        if asked.is_none() && key.is_none() {
+            return self.fraction.hit(runtime, random);
         }
+        let mut percent = self.percent;
+        percent.numerator = asked.unwrap_or(u32::MAX).min(percent.numerator);
+        Fraction::fixed(&percent).with_key(key.as_ref().unwrap_or(&self.key)).hit(runtime, random)
     }
+}
+
+/// `fault.http.CLUSTER.NAME`, where the client says which cluster it belongs to.
+fn cluster_key(stream: &Stream, name: &str) -> Option<String> {
+    let cluster = stream.request.get_str(HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER)?;
+    Some(format!("fault.http.{cluster}.{name}"))
+}
+
+/// What runtime says under the key of the client's cluster.
+fn of_cluster(stream: &Stream, runtime: &Runtime, name: &str, default: u64) -> u64 {
+    cluster_key(stream, name).map_or(default, |key| runtime.integer(&key, default))
 }
 
 impl<T> Source<T> {
@@ -179,21 +189,29 @@ impl Settings {
 
     fn delay(&self, stream: &Stream, runtime: &Runtime) -> Option<Duration> {
         let (source, chance) = self.delay.as_ref()?;
-        if !chance.hit(source.percentage_header(HeaderId::X_ENVOY_FAULT_DELAY_REQUEST_PERCENTAGE), stream) {
+        if !chance.hit(
+            source.percentage_header(HeaderId::X_ENVOY_FAULT_DELAY_REQUEST_PERCENTAGE),
+            "delay.fixed_delay_percent",
+            stream,
+        ) {
             return None;
         }
         let base = match source {
             Source::Fixed(delay) => *delay,
             Source::Header => milliseconds(&stream.request, HeaderId::X_ENVOY_FAULT_DELAY_REQUEST)?,
         };
-        let delay =
-            Duration::from_millis(runtime.integer(&self.keys.delay_duration, base.as_millis() as u64));
-        Some(delay).filter(|d| !d.is_zero())
+        let delay = runtime.integer(&self.keys.delay_duration, base.as_millis() as u64);
+        let delay = of_cluster(stream, runtime, "delay.fixed_duration_ms", delay);
+        Some(Duration::from_millis(delay)).filter(|d| !d.is_zero())
     }
 
     fn abort(&self, stream: &Stream, runtime: &Runtime) -> Option<Status> {
         let (source, chance) = self.abort.as_ref()?;
-        if !chance.hit(source.percentage_header(HeaderId::X_ENVOY_FAULT_ABORT_REQUEST_PERCENTAGE), stream) {
+        if !chance.hit(
+            source.percentage_header(HeaderId::X_ENVOY_FAULT_ABORT_REQUEST_PERCENTAGE),
+            "abort.abort_percent",
+            stream,
+        ) {
             return None;
         }
         let number = |id| stream.request.get_str(id).and_then(|v| v.parse::<u64>().ok());
@@ -205,17 +223,27 @@ impl Settings {
                 None => Status::Grpc(number(HeaderId::X_ENVOY_FAULT_ABORT_GRPC_REQUEST)? as u32),
             },
         };
+        let by_runtime = |key: &str, name: &str, code: u64| match cluster_key(stream, name) {
+            Some(of_cluster) => runtime.integer(&of_cluster, code),
+            None => runtime.integer(key, code),
+        };
         Some(match status {
-            Status::Http(code) => Status::Http(runtime.integer(&self.keys.abort_http, code.into()) as u16),
-            Status::Grpc(code) => Status::Grpc(runtime.integer(&self.keys.abort_grpc, code.into()) as u32),
+            Status::Http(code) => {
+                Status::Http(by_runtime(&self.keys.abort_http, "abort.http_status", code.into()) as u16)
+            }
+            Status::Grpc(code) => {
+                Status::Grpc(by_runtime(&self.keys.abort_grpc, "abort.grpc_status", code.into()) as u32)
+            }
         })
     }
 
     fn rate(&self, stream: &Stream) -> Option<u64> {
         let (source, chance) = self.rate.as_ref()?;
-        if !chance
-            .hit(source.percentage_header(HeaderId::X_ENVOY_FAULT_THROUGHPUT_RESPONSE_PERCENTAGE), stream)
-        {
+        if !chance.hit(
+            source.percentage_header(HeaderId::X_ENVOY_FAULT_THROUGHPUT_RESPONSE_PERCENTAGE),
+            "",
+            stream,
+        ) {
             return None;
         }
         let rate = match source {
@@ -398,9 +426,15 @@ struct Slow {
     timer: Timer,
 }
 
+/// Bytes of a tick; any rate is possible, the client may choose it.
+fn per_tick(kbps: u64) -> usize {
+    let bytes = u128::from(kbps) * 1024 * TICK.as_millis() / 1000;
+    usize::try_from(bytes).unwrap_or(usize::MAX).max(1)
+}
+
 impl Slow {
     fn new(body: Body, kbps: u64, timer: Timer) -> Self {
-        let per_tick = (kbps as usize * 1024 * TICK.as_millis() as usize / 1000).max(1);
+        let per_tick = per_tick(kbps);
         Self { body, per_tick, left: per_tick, next: Instant::now() + TICK, held: None, timer }
     }
 }
@@ -430,5 +464,16 @@ impl BodyStream for Slow {
 
     fn is_end(&self) -> bool {
         self.held.is_none() && self.body.is_end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_rate_has_a_tick() {
+        assert_eq!((per_tick(0), per_tick(1), per_tick(1000)), (1, 64, 64_512));
+        assert_eq!(per_tick(u64::MAX), usize::MAX);
     }
 }

@@ -10,6 +10,7 @@ use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{ConfigError, ConfigResult};
 use sampan_core::header::HeaderId;
 use sampan_core::matcher::{HeaderMatcher, all_headers_match};
+use sampan_core::stats::{Counter, Scope};
 use sampan_core::stream_info::ResponseFlag;
 use sampan_upstream::Health;
 
@@ -25,9 +26,37 @@ struct HealthCheck {
     pass_through: bool,
     headers: Vec<HeaderMatcher>,
     cache: Option<Cache>,
-    clusters: HashMap<Box<str>, f64>,
+    /// Names and whole per cent.
+    clusters: HashMap<Box<str>, u64>,
     failed: Arc<AtomicBool>,
     node_cluster: Box<str>,
+    stats: Stats,
+}
+
+struct Stats {
+    request_total: Counter,
+    failed: Counter,
+    ok: Counter,
+    cached_response: Counter,
+    failed_cluster_not_found: Counter,
+    failed_cluster_empty: Counter,
+    failed_cluster_unhealthy: Counter,
+}
+
+impl Stats {
+    fn new(scope: &Scope) -> Self {
+        // No cached answer is degraded: no host can be.
+        scope.counter("degraded");
+        Self {
+            request_total: scope.counter("request_total"),
+            failed: scope.counter("failed"),
+            ok: scope.counter("ok"),
+            cached_response: scope.counter("cached_response"),
+            failed_cluster_not_found: scope.counter("failed_cluster_not_found"),
+            failed_cluster_empty: scope.counter("failed_cluster_empty"),
+            failed_cluster_unhealthy: scope.counter("failed_cluster_unhealthy"),
+        }
+    }
 }
 
 /// The last answer that passed through.
@@ -49,6 +78,14 @@ pub(super) fn make(any: &Any, context: &HttpFilterContext<'_>) -> ConfigResult<H
     if !pass_through && cache_time.is_some() {
         return Err(ConfigError::new("cache_time_ms must not be set when path_through_mode is disabled"));
     }
+    if let Some((name, _)) =
+        message.cluster_min_healthy_percentages.iter().find(|(_, percent)| percent.value.is_nan())
+    {
+        return Err(ConfigError::new(format!(
+            "cluster_min_healthy_percentages contains a NaN value for cluster: {name}"
+        )));
+    }
+    let scope = context.factory.root_scope().scope(context.stat_prefix).scope("health_check");
     let server = &context.factory.server;
     Ok(HttpFilterKind::Filter(Arc::new(HealthCheck {
         pass_through,
@@ -62,10 +99,11 @@ pub(super) fn make(any: &Any, context: &HttpFilterContext<'_>) -> ConfigResult<H
         clusters: message
             .cluster_min_healthy_percentages
             .iter()
-            .map(|(name, percent)| (name.as_str().into(), percent.value))
+            .map(|(name, percent)| (name.as_str().into(), percent.value as u64))
             .collect(),
         failed: server.health_check_failed.clone(),
         node_cluster: server.node.cluster.as_str().into(),
+        stats: Stats::new(&scope),
     })))
 }
 
@@ -73,22 +111,40 @@ impl HealthCheck {
     fn reply(&self, status: u16, details: &'static str) -> LocalReply {
         let reply = LocalReply::new(status, details)
             .header(HeaderId::X_ENVOY_UPSTREAM_HEALTHCHECKED_CLUSTER, self.node_cluster.as_bytes());
-        if status >= 500 { reply.flag(ResponseFlag::FailedLocalHealthCheck) } else { reply }
+        if (200..300).contains(&status) {
+            self.stats.ok.inc();
+            reply
+        } else {
+            self.stats.failed.inc();
+            reply.flag(ResponseFlag::FailedLocalHealthCheck)
+        }
     }
 
-    /// Whether every cluster that counts has as many healthy hosts as it needs.
-    fn clusters_healthy(&self, stream: &Stream) -> bool {
-        self.clusters.iter().all(|(name, percent)| {
-            let Some(cluster) = stream.worker.clusters.get(name) else { return false };
+    /// Whether every cluster that counts has as many healthy hosts as it needs, as status and details.
+    fn clusters_healthy(&self, stream: &Stream) -> (u16, &'static str) {
+        for (name, &percent) in &self.clusters {
+            let Some(cluster) = stream.worker.clusters.get(name) else {
+                self.stats.failed_cluster_not_found.inc();
+                return (503, "health_check_failed_no_cluster_found");
+            };
             let hosts = cluster.cluster().hosts();
-            let total = hosts.hosts().count();
-            let fit = hosts.hosts().filter(|h| h.health() != Health::Unhealthy).count();
-            if total == 0 { *percent == 0.0 } else { 100.0 * fit as f64 >= percent * total as f64 }
-        })
+            let total = hosts.hosts().count() as u64;
+            let fit = hosts.hosts().filter(|h| h.health() != Health::Unhealthy).count() as u64;
+            if total == 0 && percent > 0 {
+                self.stats.failed_cluster_empty.inc();
+                return (503, "health_check_failed_cluster_empty");
+            }
+            if 100 * fit < total.saturating_mul(percent) {
+                self.stats.failed_cluster_unhealthy.inc();
+                return (503, "health_check_failed_cluster_unhealthy");
+            }
+        }
+        (200, "health_check_ok_cluster_healthy")
     }
 
     fn answer(&self, stream: &Stream) -> Option<LocalReply> {
         if self.failed.load(Ordering::Relaxed) {
+            self.stats.request_total.inc();
             let reply = self.reply(503, "health_check_failed");
             return Some(reply.header(HeaderId::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL, "true"));
         }
@@ -98,16 +154,16 @@ impl HealthCheck {
             if now >= cache.until.load(Ordering::Acquire) {
                 return None;
             }
+            self.stats.request_total.inc();
+            self.stats.cached_response.inc();
             return Some(self.reply(cache.status.load(Ordering::Relaxed), "health_check_cached"));
         }
+        self.stats.request_total.inc();
         if self.clusters.is_empty() {
             return Some(self.reply(200, "health_check_ok"));
         }
-        Some(if self.clusters_healthy(stream) {
-            self.reply(200, "health_check_ok")
-        } else {
-            self.reply(503, "health_check_failed_cluster_unhealthy")
-        })
+        let (status, details) = self.clusters_healthy(stream);
+        Some(self.reply(status, details))
     }
 }
 
@@ -132,7 +188,8 @@ impl HttpFilter for HealthCheck {
         response: &'a mut Response,
         state: &'a mut State,
     ) -> Step<'a> {
-        if state.is_some() && !response.local {
+        if state.is_some() {
+            // Whoever made the response, also the proxy itself.
             if let Some(cache) = &self.cache {
                 cache.status.store(response.status, Ordering::Relaxed);
                 let until = cache.origin.elapsed() + cache.time;

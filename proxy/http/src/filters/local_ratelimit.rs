@@ -26,15 +26,25 @@ pub(super) const TYPE: &str = "envoy.extensions.filters.http.local_ratelimit.v3.
 
 /// A token bucket without a lock: tokens are implied by the time since the bucket was last empty.
 ///
-/// The bucket holds the instant at which it was, or would have been, empty; taking a token moves it on by the time
-/// that one token takes to come.
+/// The bucket holds the moment at which it was, or would have been, empty; taking a token moves it on by the time
+/// that one token takes to come. Seconds are floating: the largest bucket and the longest interval fit.
 struct TokenBucket {
     origin: Instant,
-    /// Nanoseconds since `origin` at which the bucket counts as empty; may lie in the past by at most a full bucket.
+    /// Seconds since `origin` at which the bucket counts as empty (the bits of an `f64`); negative at first.
     empty_at: AtomicU64,
-    max: u64,
-    per_fill: u64,
-    interval: Duration,
+    max: u32,
+    /// Tokens in a second.
+    rate: f64,
+}
+
+/// The answer of a bucket.
+#[derive(Debug, PartialEq)]
+struct Taken {
+    ok: bool,
+    /// Whole tokens left.
+    left: u64,
+    /// Whole seconds until the next token comes; 0 where there is one.
+    reset: u64,
 }
 
 impl TokenBucket {
@@ -44,47 +54,46 @@ impl TokenBucket {
             return Err(ConfigError::new("local rate limit token bucket fill timer must be >= 50ms")
                 .at("fill_interval"));
         }
-        Ok(Self {
-            // A full bucket at the start.
-            origin: Instant::now() - interval.saturating_mul(message.max_tokens.max(1)),
-            empty_at: AtomicU64::new(0),
-            max: message.max_tokens.into(),
-            per_fill: message.tokens_per_fill.map_or(1, |n| n.value.max(1)).into(),
-            interval,
-        })
+        let per_fill = message.tokens_per_fill.map_or(1, |n| n.value.max(1));
+        Ok(Self::full(message.max_tokens, f64::from(per_fill) / interval.as_secs_f64()))
+    }
+
+    fn full(max: u32, rate: f64) -> Self {
+        let empty_at = -f64::from(max) / rate;
+        Self { origin: Instant::now(), empty_at: AtomicU64::new(empty_at.to_bits()), max, rate }
     }
 
     fn fresh(&self) -> Self {
-        let full = self.interval.saturating_mul(self.max.max(1) as u32);
-        Self { origin: Instant::now() - full, empty_at: AtomicU64::new(0), ..*self }
+        Self::full(self.max, self.rate)
     }
 
-    fn per_token(&self) -> u64 {
-        (self.interval.as_nanos() as u64 / self.per_fill).max(1)
+    fn take(&self) -> Taken {
+        self.take_at(self.origin.elapsed().as_secs_f64())
     }
 
-    /// Takes a token; gives what is left, or none.
-    fn take(&self) -> Result<u64, ()> {
-        let now = self.origin.elapsed().as_nanos() as u64;
-        let per_token = self.per_token();
+    fn take_at(&self, now: f64) -> Taken {
         let mut old = self.empty_at.load(Ordering::Relaxed);
         loop {
-            let floor = now.saturating_sub(self.max * per_token);
-            let base = old.max(floor);
-            if now.saturating_sub(base) < per_token || self.max == 0 {
-                return Err(());
+            let tokens = ((now - f64::from_bits(old)) * self.rate).min(self.max.into());
+            if tokens < 1.0 {
+                return self.taken(false, tokens);
             }
-            let new = base + per_token;
-            match self.empty_at.compare_exchange_weak(old, new, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Ok((now - new) / per_token),
+            let new = now - (tokens - 1.0) / self.rate;
+            match self.empty_at.compare_exchange_weak(
+                old,
+                new.to_bits(),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return self.taken(true, tokens - 1.0),
                 Err(other) => old = other,
             }
         }
     }
 
-    /// Seconds until a token comes.
-    fn reset(&self) -> u64 {
-        self.interval.as_secs().max(1)
+    fn taken(&self, ok: bool, tokens: f64) -> Taken {
+        let reset = if tokens >= 1.0 { 0.0 } else { ((1.0 - tokens) / self.rate).ceil() };
+        Taken { ok, left: tokens as u64, reset: reset as u64 }
     }
 }
 
@@ -164,11 +173,12 @@ impl Settings {
         })
     }
 
-    /// Takes a token of the bucket that counts for this stream.
-    fn take(&self, stream: &Stream) -> Option<(Result<u64, ()>, u64, u64)> {
+    /// Takes a token of the bucket that counts for this stream; with it comes the bucket's size.
+    fn take(&self, stream: &Stream) -> Option<(Taken, u64)> {
         let shared = self.bucket.as_ref()?;
+        let max = shared.max.into();
         if !self.per_connection {
-            return Some((shared.take(), shared.max, shared.reset()));
+            return Some((shared.take(), max));
         }
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         // Connections that ended leave their bucket behind until there are many.
@@ -178,7 +188,7 @@ impl Settings {
         let bucket =
             buckets.entry(stream.info.connection.id).or_insert_with(|| Arc::new(shared.fresh())).clone();
         drop(buckets);
-        Some((bucket.take(), bucket.max, bucket.reset()))
+        Some((bucket.take(), max))
     }
 }
 
@@ -209,14 +219,14 @@ impl HttpFilter for LocalRateLimit {
         }
         let stats = settings.stats(&self.root);
         stats.enabled.inc();
-        let Some((taken, max, reset)) = settings.take(stream) else {
+        let Some((taken, max)) = settings.take(stream) else {
             stats.ok.inc();
             return Step::Continue;
         };
         if settings.x_ratelimit {
-            *state = Some(Box::new(Told(max, taken.unwrap_or(0), reset)));
+            *state = Some(Box::new(Told(max, taken.left, taken.reset)));
         }
-        if taken.is_ok() {
+        if taken.ok {
             stats.ok.inc();
             return Step::Continue;
         }
@@ -260,18 +270,31 @@ impl HttpFilter for LocalRateLimit {
 mod tests {
     use super::*;
 
+    fn taken(ok: bool, left: u64, reset: u64) -> Taken {
+        Taken { ok, left, reset }
+    }
+
     #[test]
-    fn a_bucket_gives_what_it_holds_and_no_more() {
-        let bucket = TokenBucket {
-            origin: Instant::now() - Duration::from_secs(3000),
-            empty_at: AtomicU64::new(0),
-            max: 3,
-            per_fill: 1,
-            interval: Duration::from_secs(1000),
+    fn a_bucket_gives_what_it_holds_and_fills_again() {
+        let bucket = TokenBucket::full(2, 0.5);
+        assert_eq!(bucket.take_at(0.0), taken(true, 1, 0));
+        assert_eq!(bucket.take_at(0.0), taken(true, 0, 2));
+        assert_eq!(bucket.take_at(1.0), taken(false, 0, 1));
+        assert_eq!(bucket.take_at(2.0), taken(true, 0, 2));
+        assert_eq!(bucket.take_at(1000.0), taken(true, 1, 0), "never more than it holds");
+    }
+
+    #[test]
+    fn the_largest_bucket_and_the_longest_interval() {
+        let message = TokenBucketMessage {
+            max_tokens: u32::MAX,
+            fill_interval: Some(envoy_types::pb::google::protobuf::Duration {
+                seconds: 315_576_000_000,
+                nanos: 0,
+            }),
+            ..Default::default()
         };
-        assert_eq!(
-            [bucket.take(), bucket.take(), bucket.take(), bucket.take()],
-            [Ok(2), Ok(1), Ok(0), Err(())]
-        );
+        let bucket = TokenBucket::from_proto(&message).unwrap();
+        assert_eq!(bucket.take_at(0.0), taken(true, u64::from(u32::MAX) - 1, 0));
     }
 }
