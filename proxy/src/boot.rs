@@ -219,6 +219,7 @@ fn refuse_unsupported(b: &Bootstrap) -> ConfigResult<()> {
         (b.xds_delegate_extension.is_some(), "xds_delegate_extension"),
         (b.xds_config_tracker_extension.is_some(), "xds_config_tracker_extension"),
         (b.stats_eviction.is_some(), "stats_eviction"),
+        (b.application_log_config.is_some(), "application_log_config"),
     ] {
         if set {
             return Err(ConfigError::unsupported("this field").at(field));

@@ -52,6 +52,9 @@ const BAD_ENCODING: CodecError = CodecError {
     details: "http1.invalid_transfer_encoding",
     message: "unsupported transfer encoding",
 };
+/// Neither HTTP/1.1 nor an accepted HTTP/1.0.
+pub(super) const LOW_VERSION: CodecError =
+    CodecError { status: 426, details: "low_version", message: "Upgrade required for HTTP/1.0 or HTTP/0.9" };
 const BODY_DISALLOWED: CodecError = CodecError::bad("http1.body_disallowed", "unsupported content length");
 
 /// The methods of Envoy's parser (those of Node's http-parser).
@@ -151,6 +154,7 @@ fn request_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<H
             Ok(httparse::Status::Partial) => {
                 return if bytes.len() > limits.max_bytes { Err(TOO_LARGE) } else { Ok(None) };
             }
+            Err(httparse::Error::Version) if has_version(bytes) => return Err(LOW_VERSION),
             Err(e) => return Err(parse_error(e)),
         };
         if len > limits.max_bytes + 4 * parsed.headers.len() + 32 {
@@ -171,6 +175,14 @@ fn request_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<H
         load_headers(&mut headers, bytes, parsed.headers, limits.keep_spelling)?;
         Ok(Some(Head { headers, protocol, len, target: offset(bytes, target.as_bytes()), status: 0 }))
     })
+}
+
+/// Whether the first line ends with a version of the right form; whatever is not 1.1 counts as too old.
+fn has_version(bytes: &[u8]) -> bool {
+    let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end();
+    let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
+    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+        if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
 /// Errors that Envoy sees before the head is complete.

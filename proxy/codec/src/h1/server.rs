@@ -330,7 +330,7 @@ impl Inner {
             if !self.options.accept_http10 {
                 // The refusal is in our own version.
                 self.protocol = Protocol::Http11;
-                return Err(CodecError { status: 426, details: "low_version", message: "Upgrade required" });
+                return Err(parse::LOW_VERSION);
             }
             if let Some(host) = &self.options.default_host
                 && !headers.contains(HeaderId::AUTHORITY)

@@ -86,6 +86,7 @@ fn normalize_path(manager: &Manager, headers: &mut HeaderMap, grpc: bool) -> Res
         }
         Normalized::Redirect(path) if !grpc => {
             manager.stats.downstream_rq_redirected_with_normalized_path.inc();
+            headers.set(HeaderId::PATH, &path);
             Err(LocalReply::new(307, DETAILS).header(HeaderId::LOCATION, path))
         }
         Normalized::Redirect(_) | Normalized::Reject => {
@@ -151,7 +152,7 @@ pub fn has_token(headers: &HeaderMap, id: HeaderId, token: &[u8]) -> bool {
         .any(|value| value.split(|c| *c == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token)))
 }
 
-/// Repeated headers of which there can only be one become one, joined by a comma (`cookie` by a semicolon).
+/// Repeated headers of which there can only be one become one, joined by a comma.
 fn join_repeated(headers: &mut HeaderMap) {
     let mut seen = [0u64; HeaderId::COUNT.div_ceil(64)];
     let mut repeated: smallvec::SmallVec<[HeaderId; 4]> = smallvec::SmallVec::new();
@@ -163,13 +164,10 @@ fn join_repeated(headers: &mut HeaderMap) {
         seen[word] |= bit;
     }
     for id in repeated {
-        let separator: &[u8] = match id {
-            HeaderId::COOKIE => b"; ",
-            id if crate::route::is_inline(id) => b",",
-            _ => continue,
-        };
-        let all = headers.get_all(id).collect::<Vec<_>>().join(separator);
-        headers.set(id, all);
+        if crate::route::is_inline(id) {
+            let all = headers.get_all(id).collect::<Vec<_>>().join(&b","[..]);
+            headers.set(id, all);
+        }
     }
 }
 
@@ -378,13 +376,10 @@ fn clean_internal(headers: &mut HeaderMap, edge: bool, internal_only: &[HeaderNa
 }
 
 fn request_id(options: &RequestOptions, headers: &mut HeaderMap, edge: bool, random: impl Fn() -> u64) {
-    if edge && !options.preserve_external_request_id {
-        headers.remove(HeaderId::X_REQUEST_ID);
+    let foreign = edge && !options.preserve_external_request_id;
+    if foreign || !headers.contains(HeaderId::X_REQUEST_ID) {
+        headers.set(HeaderId::X_REQUEST_ID, uuid(random(), random()));
     }
-    if headers.contains(HeaderId::X_REQUEST_ID) {
-        return;
-    }
-    headers.append(HeaderId::X_REQUEST_ID, uuid(random(), random()));
 }
 
 /// A version 4 UUID; the 15th character is where Envoy packs the trace reason.

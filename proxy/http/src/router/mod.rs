@@ -481,6 +481,7 @@ impl<'s> Forward<'s> {
             timeouts.poll(&timer, cx).map(Err)
         })
         .await;
+        self.stream.info.bytes.received = upload.received;
         if upload.is_received() {
             self.received(upload);
         }
