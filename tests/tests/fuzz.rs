@@ -84,7 +84,7 @@ fn mutate(random: &mut Random, seeds: &[&[u8]]) -> Vec<u8> {
 fn fuzz(seeds: &[&[u8]], target: impl Fn(&[u8])) {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     let seconds = number("FUZZ_SECONDS").unwrap_or(5);
-    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
     let seed = number("FUZZ_SEED").unwrap_or(clock);
     let mut random = Random(seed);
     let end = Instant::now() + Duration::from_secs(seconds);
