@@ -8,11 +8,12 @@ use std::time::Instant;
 use sampan_codec::{BodyError, BodyStream, Frame};
 use sampan_upstream::Cluster;
 
+use super::attempt::poll_upload;
 use super::codes::{self, Kind, VirtualCounters};
 use super::exchange::Exchange;
+use super::failure::Failure;
 use super::timeouts::Timeouts;
 use super::upload::Upload;
-use super::{Failure, poll_upload};
 use crate::timer::Timer;
 
 /// What an upstream body is made of.

@@ -1,0 +1,240 @@
+//! One attempt: host, connection, head and body up, head down.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use sampan_codec::h1::ResponseHead;
+use sampan_codec::{BodyError, ResetReason};
+use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_upstream::{Host, HttpLease, LbContext, PoolError, WorkerHost};
+
+use super::Forward;
+use super::exchange::Exchange;
+use super::failure::{Failure, no_host, reset};
+use super::upload::Upload;
+use crate::manager::has_token;
+
+impl Forward<'_> {
+    /// One attempt, to the response's head.
+    pub(super) async fn attempt(&mut self, upload: &mut Upload) -> Result<(ResponseHead, Exchange), Failure> {
+        let host = self.pick().ok_or(Failure::Reset { reason: ResetReason::LocalReset, sent: false });
+        let host = match host {
+            Ok(host) => host,
+            Err(_) => return Err(Failure::Connect(no_host())),
+        };
+        self.note_host(&host);
+        self.host = Some(host.clone());
+        let lease = self.connection(&host, upload).await?;
+        self.note_connection(&lease);
+        if let Some(counters) = &self.virtual_counters {
+            counters.total.inc();
+        }
+        if self.action.auto_host_rewrite() && !host.host.hostname.is_empty() {
+            let name = host.host.hostname.clone();
+            self.action.set_host(&mut self.stream.request, name.as_bytes(), true);
+        }
+        let end = upload.is_empty() && self.stream.upgrade.is_none();
+        let headers = for_protocol(&self.stream.request, &lease);
+        let exchange = Exchange::start(lease, headers.as_ref().unwrap_or(&self.stream.request), end);
+        let mut exchange = exchange.map_err(|reason| reset(reason, false))?;
+        let now = Instant::now();
+        self.stream.info.upstream_mut().first_tx = Some(now);
+        if upload.is_received() {
+            self.timeouts.request_received(now);
+            self.timeouts.attempt_sent(now);
+        }
+        let mut sent = end;
+        let mut last_tx = end.then_some(now);
+        let tunnel = self.stream.upgrade.is_some();
+        let timer = self.stream.timer.clone();
+        let timeouts = &mut self.timeouts;
+        let head = poll_fn(|cx| {
+            if !sent {
+                match poll_upload(upload, &mut exchange, tunnel, &timer, cx) {
+                    Poll::Ready(Ok(())) => {
+                        sent = true;
+                        let now = Instant::now();
+                        last_tx = Some(now);
+                        timeouts.request_received(now);
+                        timeouts.attempt_sent(now);
+                        timer.request_done();
+                    }
+                    Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
+                    Poll::Pending => {}
+                }
+            }
+            // A failed write may have an answer behind it: the read tells.
+            let _ = exchange.poll_flush(cx);
+            loop {
+                match exchange.poll_head(cx) {
+                    Poll::Ready(Ok(head)) if (100..200).contains(&head.status) && head.status != 101 => {
+                        timer.push_informational(head.status, head.headers);
+                        timer.touch();
+                    }
+                    Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
+                    Poll::Ready(Err(BodyError::Protocol(e))) => {
+                        return Poll::Ready(Err(Failure::Protocol(e)));
+                    }
+                    Poll::Ready(Err(BodyError::Reset(reason))) => {
+                        return Poll::Ready(Err(reset(reason, true)));
+                    }
+                    Poll::Ready(Err(BodyError::Timeout)) => return Poll::Ready(Err(Failure::Timeout)),
+                    Poll::Pending => break,
+                }
+            }
+            timeouts.poll(&timer, cx).map(Err)
+        })
+        .await;
+        self.stream.info.bytes.received = upload.received;
+        if upload.is_received() {
+            self.received(upload);
+        }
+        self.stream.info.upstream_mut().last_tx = last_tx;
+        let head = head?;
+        let now = Instant::now();
+        timer.touch();
+        self.stream.info.upstream_mut().first_rx = Some(now);
+        Ok((head, exchange))
+    }
+
+    fn received(&mut self, upload: &Upload) {
+        self.stream.info.bytes.received = upload.received;
+        if self.stream.info.last_downstream_rx.is_none() {
+            self.stream.info.last_downstream_rx = Some(Instant::now());
+            self.stream.timer.request_done();
+        }
+    }
+
+    fn pick(&mut self) -> Option<Rc<WorkerHost>> {
+        let policy = &self.action.retry;
+        let tried = &self.tried;
+        let avoid = |host: &Host| tried.iter().any(|t| std::ptr::eq(&**t, host));
+        let avoid_tried = policy.avoid_previous_hosts && !tried.is_empty();
+        let context = LbContext {
+            priority: self.priority,
+            exclude: avoid_tried.then_some(&avoid as &dyn Fn(&Host) -> bool),
+            max_attempts: policy.host_attempts,
+            ..LbContext::default()
+        };
+        let host = self.cluster.pick(&context)?;
+        if policy.avoid_previous_hosts {
+            self.tried.push(host.host.clone());
+        }
+        Some(host)
+    }
+
+    /// A connection, while the request's deadlines hold.
+    async fn connection(&mut self, host: &Rc<WorkerHost>, upload: &Upload) -> Result<HttpLease, Failure> {
+        if upload.is_received() {
+            self.timeouts.request_received(self.stream.info.start);
+        }
+        let h2 = self.stream.info.protocol == Some(sampan_core::stream_info::Protocol::Http2);
+        let timer = self.stream.timer.clone();
+        let timeouts = &mut self.timeouts;
+        let mut acquire = std::pin::pin!(host.http(self.priority, h2, self.connect_options.as_ref()));
+        let mut waiting_since = None;
+        let lease = poll_fn(|cx| match acquire.as_mut().poll(cx) {
+            Poll::Ready(Ok(lease)) => Poll::Ready(Ok(lease)),
+            Poll::Ready(Err(PoolError::Overflow)) => Poll::Ready(Err(Failure::Overflow)),
+            Poll::Ready(Err(PoolError::Connect(failure))) => Poll::Ready(Err(Failure::Connect(failure))),
+            Poll::Pending => {
+                waiting_since.get_or_insert_with(Instant::now);
+                timeouts.poll(&timer, cx).map(Err)
+            }
+        })
+        .await;
+        let waited = waiting_since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.stream.info.upstream_mut().pool_wait = Some(waited);
+        lease
+    }
+
+    fn note_host(&mut self, host: &WorkerHost) {
+        let upstream = self.stream.info.upstream_mut();
+        let host = &host.host;
+        upstream.host = Some((*host.address()).clone());
+        upstream.host_name = Some(host.hostname.clone()).filter(|n| !n.is_empty());
+        upstream.host_metadata = host.metadata.clone();
+        upstream.locality_zone = Some(host.locality.zone.clone()).filter(|z| !z.is_empty());
+        upstream.local = None;
+        upstream.transport_failure = None;
+        upstream.first_rx = None;
+        upstream.last_rx = None;
+    }
+
+    fn note_connection(&mut self, lease: &HttpLease) {
+        let (info, streams_before, _) = Exchange::info(lease);
+        let upstream = self.stream.info.upstream_mut();
+        upstream.local.clone_from(&info.local);
+        upstream.connection_id = Some(info.id);
+        upstream.tls.clone_from(&info.tls);
+        upstream.protocol = Some(Exchange::protocol(lease));
+        upstream.streams_before = streams_before;
+        if streams_before == 0 {
+            upstream.connect_start = Some(info.start);
+            upstream.connect_complete = Some(info.connected);
+            upstream.handshake_complete = info.handshake;
+        }
+    }
+}
+
+/// Moves the request's body up until it is sent, or the client has no more for now.
+pub(super) fn poll_upload(
+    upload: &mut Upload,
+    exchange: &mut Exchange,
+    tunnel: bool,
+    timer: &crate::timer::Timer,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), Failure>> {
+    loop {
+        match exchange.poll_ready(cx) {
+            Poll::Ready(Ok(())) => {}
+            // An answer may lie behind the failed write: the reader decides.
+            Poll::Ready(Err(_)) | Poll::Pending => return Poll::Pending,
+        }
+        match upload.poll_piece(cx) {
+            Poll::Ready(Ok(piece)) => {
+                timer.touch();
+                let end = piece.end && !tunnel;
+                if piece.frame.is_some() || end {
+                    let _ = exchange.send_frame(piece.frame, end);
+                }
+                if piece.end {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::Downstream(error))),
+            Poll::Pending => {
+                let _ = exchange.poll_flush(cx);
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// An upgrade over HTTP/2 is an extended CONNECT, and the other way round; none where nothing changes.
+fn for_protocol(headers: &HeaderMap, lease: &HttpLease) -> Option<HeaderMap> {
+    match lease {
+        HttpLease::H2(_) if has_token(headers, HeaderId::CONNECTION, b"upgrade") => {
+            let mut changed = headers.clone();
+            let protocol = headers.get(HeaderId::UPGRADE)?.to_vec();
+            changed.set(HeaderId::METHOD, "CONNECT");
+            changed.set(HeaderId::PSEUDO_PROTOCOL, protocol);
+            changed.remove(HeaderId::UPGRADE);
+            changed.remove(HeaderId::CONNECTION);
+            changed.remove(HeaderId::CONTENT_LENGTH);
+            Some(changed)
+        }
+        HttpLease::H1(_) if headers.contains(HeaderId::PSEUDO_PROTOCOL) => {
+            let mut changed = headers.clone();
+            let protocol = headers.get(HeaderId::PSEUDO_PROTOCOL)?.to_vec();
+            changed.set(HeaderId::METHOD, "GET");
+            changed.set(HeaderId::UPGRADE, protocol);
+            changed.set(HeaderId::CONNECTION, "upgrade");
+            changed.remove(HeaderId::PSEUDO_PROTOCOL);
+            Some(changed)
+        }
+        _ => None,
+    }
+}

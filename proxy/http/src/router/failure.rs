@@ -1,0 +1,195 @@
+//! An attempt that brought no response: what it counts, and what it means to the client.
+
+use sampan_codec::{BodyError, CodecError, ResetReason};
+use sampan_core::header::HeaderId;
+use sampan_core::stream_info::ResponseFlag;
+use sampan_upstream::{ConnectFailure, ConnectFailureKind};
+
+use super::{End, Forward, codes};
+use crate::filter::LocalReply;
+
+/// Why an attempt brought no response.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Overflow,
+    Connect(ConnectFailure),
+    /// The upstream reset the stream before it did anything.
+    Refused,
+    /// The stream ended; whether anything of the request may have been processed.
+    Reset {
+        reason: ResetReason,
+        sent: bool,
+    },
+    Protocol(CodecError),
+    PerTryTimeout,
+    PerTryIdleTimeout,
+    Timeout,
+    /// The client's side failed.
+    Downstream(BodyError),
+}
+
+impl Failure {
+    pub(super) fn request_sent(&self) -> bool {
+        !matches!(self, Self::Overflow | Self::Connect(_) | Self::Refused | Self::Reset { sent: false, .. })
+    }
+}
+
+impl Forward<'_> {
+    /// Counts a timeout where it happens, whatever becomes of the request.
+    pub(super) fn charge_failed(&self, failure: &Failure) {
+        let stats = self.cluster.stats();
+        match failure {
+            Failure::Timeout => {
+                stats.upstream_rq_timeout.inc();
+                if let Some(counters) = &self.virtual_counters {
+                    counters.timeout.inc();
+                }
+            }
+            Failure::PerTryTimeout => stats.upstream_rq_per_try_timeout.inc(),
+            Failure::PerTryIdleTimeout => stats.upstream_rq_per_try_idle_timeout.inc(),
+            _ => return,
+        }
+        if let Some(host) = &self.host {
+            host.host.stats.rq_timeout.inc();
+        }
+    }
+
+    /// What a failure means to the client.
+    pub(super) fn fail(&mut self, failure: Failure) -> End {
+        if let Failure::Downstream(error) = failure {
+            return downstream_failed(error);
+        }
+        let stats = self.cluster.stats().clone();
+        let info = &mut self.stream.info;
+        if let Failure::Connect(failure) = &failure
+            && failure.reason.is_empty()
+            && *failure == no_host()
+        {
+            return self.no_healthy_upstream();
+        }
+        let (status, flag, reason, transport) = match &failure {
+            Failure::Timeout => {
+                return self.timed_out("response_timeout");
+            }
+            Failure::PerTryTimeout => {
+                return self.timed_out("upstream_per_try_timeout");
+            }
+            Failure::PerTryIdleTimeout => {
+                return self.timed_out("upstream_per_try_idle_timeout");
+            }
+            Failure::Overflow => (503, ResponseFlag::UpstreamOverflow, "overflow", None),
+            Failure::Connect(failure) => (
+                503,
+                ResponseFlag::UpstreamConnectionFailure,
+                failure.reset_reason(),
+                Some(failure.reason.clone()).filter(|r| !r.is_empty()),
+            ),
+            Failure::Refused => {
+                (503, ResponseFlag::UpstreamRemoteReset, ResetReason::RemoteRefused.as_str(), None)
+            }
+            Failure::Reset { reason: reason @ ResetReason::RemoteReset, .. } => {
+                stats.upstream_rq_rx_reset.inc();
+                (503, ResponseFlag::UpstreamRemoteReset, reason.as_str(), None)
+            }
+            Failure::Reset { reason, .. } => (503, reset_flag(*reason), reason.as_str(), None),
+            Failure::Protocol(error) => {
+                stats.upstream_cx_protocol_error.inc();
+                let status = if error.status == 431 { 503 } else { 502 };
+                (status, ResponseFlag::UpstreamProtocolError, "protocol_error", None)
+            }
+            Failure::Downstream(_) => return End::Reset,
+        };
+        info.flags.set(flag);
+        let mut details = reason.to_owned();
+        let mut body = format!(
+            "upstream connect error or disconnect/reset before headers. reset reason: {}",
+            reason.replace('_', " ")
+        );
+        if info.attempts > 1 {
+            body = body.replace("headers. reset", "headers. retried and the latest reset");
+        }
+        if let Some(transport) = transport {
+            details = format!("{details}|{transport}");
+            info.upstream_mut().transport_failure = Some(transport);
+        }
+        if let Failure::Protocol(error) = &failure {
+            details = format!("{details}|{}", error.details);
+        }
+        let details = format!("upstream_reset_before_response_started{{{}}}", details.replace(' ', "_"));
+        let overloaded = matches!(failure, Failure::Overflow) && !self.config.suppress_envoy_headers;
+        self.charge_local(status);
+        let mut reply = LocalReply::new(status, details).body(body);
+        if overloaded {
+            reply = reply.header(HeaderId::X_ENVOY_OVERLOADED, "true");
+        }
+        reply.into()
+    }
+
+    fn no_healthy_upstream(&mut self) -> End {
+        self.charge_local(503);
+        LocalReply::new(503, "no_healthy_upstream")
+            .body("no healthy upstream")
+            .flag(ResponseFlag::NoHealthyUpstream)
+            .into()
+    }
+
+    fn timed_out(&mut self, details: &'static str) -> End {
+        let status = if self.timeouts.alternative_response { 204 } else { 504 };
+        self.charge_local(status);
+        let reply = LocalReply::new(status, details).flag(ResponseFlag::UpstreamRequestTimeout);
+        if status == 204 { reply.into() } else { reply.body("upstream request timeout").into() }
+    }
+
+    /// A local reply in the upstream's place counts as its code.
+    fn charge_local(&self, status: u16) {
+        if self.config.dynamic_stats {
+            codes::charge(
+                self.cluster.cluster(),
+                status,
+                codes::Kind { internal: self.internal, canary: false },
+            );
+            if let Some(counters) = &self.virtual_counters {
+                counters.charge(status);
+            }
+        }
+    }
+}
+
+/// No host to connect to; distinguished from real failures, which all have a reason or a timeout.
+pub(super) fn no_host() -> ConnectFailure {
+    ConnectFailure { kind: ConnectFailureKind::Local, reason: "".into() }
+}
+
+pub(super) fn reset(reason: ResetReason, sent: bool) -> Failure {
+    match reason {
+        ResetReason::RemoteRefused => Failure::Refused,
+        ResetReason::ProtocolError => {
+            Failure::Protocol(CodecError::bad("http2.protocol_error", "protocol error"))
+        }
+        reason => Failure::Reset { reason, sent },
+    }
+}
+
+fn reset_flag(reason: ResetReason) -> ResponseFlag {
+    match reason {
+        ResetReason::LocalReset => ResponseFlag::LocalReset,
+        ResetReason::RemoteReset | ResetReason::RemoteRefused => ResponseFlag::UpstreamRemoteReset,
+        ResetReason::ConnectionFailure => ResponseFlag::UpstreamConnectionFailure,
+        ResetReason::ConnectionTermination => ResponseFlag::UpstreamConnectionTermination,
+        ResetReason::Overflow => ResponseFlag::UpstreamOverflow,
+        ResetReason::ProtocolError => ResponseFlag::UpstreamProtocolError,
+    }
+}
+
+/// The client's body broke off or broke the rules.
+fn downstream_failed(error: BodyError) -> End {
+    match error {
+        BodyError::Protocol(error) => {
+            let mut reply =
+                LocalReply::new(error.status, error.details).flag(ResponseFlag::DownstreamProtocolError);
+            reply.close = true;
+            reply.body("Bad Request").into()
+        }
+        BodyError::Reset(_) | BodyError::Timeout => End::Reset,
+    }
+}

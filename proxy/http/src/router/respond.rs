@@ -1,0 +1,74 @@
+//! A response's head on its way down: counted, and with what the router adds to it.
+
+use std::borrow::Cow;
+use std::time::Instant;
+
+use sampan_codec::Body;
+use sampan_codec::h1::ResponseHead;
+use sampan_core::header::HeaderId;
+
+use super::body::{self, UpstreamBody};
+use super::exchange::Exchange;
+use super::upload::Upload;
+use super::{Forward, codes};
+use crate::filter::Response;
+
+impl Forward<'_> {
+    /// The response's head, with what the router adds to it.
+    pub(super) fn respond(self, mut head: ResponseHead, mut exchange: Exchange, upload: Upload) -> Response {
+        let Self { stream, config, selected, cluster, timeouts, internal, virtual_counters, .. } = self;
+        let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
+        let host = exchange.host();
+        let kind = codes::Kind { internal, canary: canary || host.host.canary };
+        if head.status >= 500 {
+            host.host.stats.rq_error.inc();
+        } else {
+            host.host.stats.rq_success.inc();
+        }
+        if config.dynamic_stats && !stream.info.health_check {
+            codes::charge(cluster.cluster(), head.status, kind);
+            if let Some(counters) = &virtual_counters {
+                counters.charge(head.status);
+            }
+        }
+        let received = stream.info.last_downstream_rx.unwrap_or_else(Instant::now);
+        let took = received.elapsed().as_millis() as u64;
+        if !config.suppress_envoy_headers && stream.info.last_downstream_rx.is_some() {
+            let mut text = itoa::Buffer::new();
+            head.headers.set(HeaderId::X_ENVOY_UPSTREAM_SERVICE_TIME, text.format(took));
+        }
+        stream.info.details.get_or_insert(Cow::Borrowed("via_upstream"));
+        stream.info.bytes.upstream_header_received = head.bytes as u64;
+        stream.info.response_code = head.status;
+        selected.finalize_response(&stream.request, &mut head.headers, &stream.info);
+        if selected.virtual_host().attempt_count_in_response {
+            head.headers.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, stream.info.attempts.to_string());
+        }
+        let complete = head.end && !head.tunnel;
+        let body = if complete && (upload.is_received() || exchange.is_h1()) {
+            if let Some(bytes) = exchange.wire_bytes() {
+                stream.timer.set_upstream_wire(bytes);
+            }
+            exchange.finish(upload.is_received());
+            if config.dynamic_stats {
+                codes::time(cluster.cluster(), took, kind);
+                if let Some(counters) = &virtual_counters {
+                    counters.time(took);
+                }
+            }
+            Body::Empty
+        } else {
+            Body::stream(UpstreamBody::new(body::Parts {
+                exchange,
+                upload,
+                timer: stream.timer.clone(),
+                deadline: timeouts,
+                tunnel: head.tunnel,
+                complete,
+                virtual_counters,
+                charge: config.dynamic_stats.then(|| (cluster.cluster().clone(), kind, received)),
+            }))
+        };
+        Response { status: head.status, headers: head.headers, body, tunnel: head.tunnel, local: false }
+    }
+}
