@@ -51,6 +51,7 @@ impl Stream {
     /// Picks the route anew; for filters that changed what routes match on.
     pub fn refresh_route(&mut self) {
         self.route = self.routes.clone().select(self);
+        crate::router::note_route(self);
     }
 
     /// The most specific configuration of a filter on this stream's route, downcast.

@@ -147,7 +147,6 @@ impl Exchange {
             || worker.random(),
         )?;
         stream.refresh_route();
-        router::note_route(stream);
         if manager.log_on_new_request {
             self.log(AccessLogType::DownstreamStart);
         }

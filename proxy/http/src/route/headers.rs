@@ -84,11 +84,6 @@ impl HeaderMutations {
         Ok(Self { operations, sequential: true })
     }
 
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.operations.is_empty()
-    }
-
     /// Applies them to a request.
     pub fn apply_to_request(&self, request: &mut HeaderMap, info: &StreamInfo) {
         self.apply(request, None, info);
@@ -104,6 +99,9 @@ impl HeaderMutations {
     /// As in Envoy, values are made from the headers as they came; then what overwrites is put in place, at the end
     /// of the list, then what is added.
     fn apply(&self, headers: &mut HeaderMap, request: Option<&HeaderMap>, info: &StreamInfo) {
+        if self.operations.is_empty() {
+            return;
+        }
         let mut pending = Pending::default();
         for operation in &self.operations {
             match operation {

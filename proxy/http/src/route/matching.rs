@@ -10,7 +10,7 @@ use sampan_core::matcher::{
 use sampan_core::runtime::Fraction;
 
 use super::index::PathKey;
-use super::rewrite::Template;
+use super::template::Template;
 use super::{RequestView, refuse};
 use crate::stream::Stream;
 

@@ -10,37 +10,43 @@
 //! without atomics. A stream keeps the table it began with, whatever updates come.
 
 mod action;
+mod forward;
 mod hash;
 mod headers;
 mod host;
 mod index;
 mod matching;
 mod mirror;
+mod per_filter;
+mod redirect;
 mod retry;
 mod rewrite;
 mod source;
+mod template;
 mod vcluster;
+mod weighted;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_core::stream_info::{Metadata, StreamInfo};
 
-pub use action::{
-    Action, ClusterAction, ClusterChoice, DirectResponse, GrpcTimeout, Redirect, WeightedCluster,
-};
+pub use action::{Action, DirectResponse};
+pub use forward::{ClusterAction, GrpcTimeout, StreamDuration};
 pub use hash::{Cookie, HashPolicies, MakeCookie};
 pub use headers::{HeaderMutations, is_inline};
 pub use mirror::Mirror;
+pub use per_filter::FilterConfigs;
+pub use redirect::Redirect;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
 pub use source::{Decision, RouteContext, RouteSource, Selected, SharedTable};
 pub use vcluster::VirtualCluster;
+pub use weighted::{ClusterChoice, WeightedCluster};
 
-use crate::filter::RouteConfig;
 use crate::manager::split_port;
 use host::Hosts;
 use index::Index;
@@ -101,16 +107,6 @@ struct Mutations {
     response: HeaderMutations,
 }
 
-/// `typed_per_filter_config` of one level.
-#[derive(Default)]
-pub struct FilterConfigs(Vec<FilterConfig>);
-
-struct FilterConfig {
-    name: Box<str>,
-    disabled: bool,
-    config: Option<RouteConfig>,
-}
-
 /// What a request is matched on.
 pub struct RequestView<'a> {
     /// Its headers.
@@ -137,47 +133,18 @@ impl Found {
     pub const TLS_REDIRECT: u32 = u32::MAX;
 }
 
-impl FilterConfigs {
+impl Mutations {
+    /// The four fields that each level has.
     fn from_proto(
-        configs: &std::collections::HashMap<String, Any>,
-        context: &RouteContext<'_>,
+        request_add: &[HeaderValueOption],
+        request_remove: &[String],
+        response_add: &[HeaderValueOption],
+        response_remove: &[String],
     ) -> ConfigResult<Self> {
-        const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
-        let mut all = Vec::new();
-        for (name, any) in configs {
-            let at = |e: ConfigError| e.key(name).at("typed_per_filter_config");
-            let mut one = FilterConfig { name: name.as_str().into(), disabled: false, config: None };
-            if crate::filter::message_name(any) == FILTER_CONFIG {
-                let wrapper: pb::FilterConfig = crate::filter::decode(any).map_err(at)?;
-                one.disabled = wrapper.disabled;
-                match &wrapper.config {
-                    // What is switched off needs no configuration, and none is looked at.
-                    _ if wrapper.disabled => {}
-                    None => {
-                        return Err(at(ConfigError::new(format!(
-                            "Empty route/virtual host per filter configuration for {name} filter"
-                        ))));
-                    }
-                    // An empty message switches the filter on.
-                    Some(inner) if inner.type_url.is_empty() => {}
-                    Some(inner) if wrapper.is_optional && !context.registry.knows_route_config(inner) => {
-                        continue;
-                    }
-                    Some(inner) => {
-                        let config = context.registry.route_config(inner).at("config").map_err(at)?;
-                        one.config = Some(config);
-                    }
-                }
-            } else {
-                one.config = Some(context.registry.route_config(any).map_err(at)?);
-            }
-            all.push(one);
-        }
-        Ok(Self(all))
-    }
-
-    fn get(&self, name: &str) -> Option<&FilterConfig> {
-        self.0.iter().find(|c| &*c.name == name)
+        Ok(Self {
+            request: HeaderMutations::new(request_add, request_remove, "request")?,
+            response: HeaderMutations::new(response_add, response_remove, "response")?,
+        })
     }
 }
 
@@ -213,18 +180,12 @@ impl RouteTable {
             hosts: Hosts::new(&message.virtual_hosts)?,
             virtual_hosts,
             internal_only_headers: message.internal_only_headers.iter().map(HeaderName::new).collect(),
-            mutations: Mutations {
-                request: HeaderMutations::new(
-                    &message.request_headers_to_add,
-                    &message.request_headers_to_remove,
-                    "request",
-                )?,
-                response: HeaderMutations::new(
-                    &message.response_headers_to_add,
-                    &message.response_headers_to_remove,
-                    "response",
-                )?,
-            },
+            mutations: Mutations::from_proto(
+                &message.request_headers_to_add,
+                &message.request_headers_to_remove,
+                &message.response_headers_to_add,
+                &message.response_headers_to_remove,
+            )?,
             most_specific_last: message.most_specific_header_mutations_wins,
             ignore_port: message.ignore_port_in_host_matching,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
@@ -261,7 +222,7 @@ impl VirtualHost {
         refuse(message.matcher.is_some(), "matcher")?;
         refuse(message.cors.is_some(), "cors")?;
         refuse(!message.rate_limits.is_empty(), "rate_limits")?;
-        action::hedging(message.hedge_policy.as_ref())?;
+        forward::hedging(message.hedge_policy.as_ref())?;
         refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
         refuse(message.include_is_timeout_retry_header, "include_is_timeout_retry_header")?;
         let retry =
@@ -285,18 +246,12 @@ impl VirtualHost {
             require_tls: message.require_tls(),
             routes,
             index,
-            mutations: Mutations {
-                request: HeaderMutations::new(
-                    &message.request_headers_to_add,
-                    &message.request_headers_to_remove,
-                    "request",
-                )?,
-                response: HeaderMutations::new(
-                    &message.response_headers_to_add,
-                    &message.response_headers_to_remove,
-                    "response",
-                )?,
-            },
+            mutations: Mutations::from_proto(
+                &message.request_headers_to_add,
+                &message.request_headers_to_remove,
+                &message.response_headers_to_add,
+                &message.response_headers_to_remove,
+            )?,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
             virtual_clusters: VirtualCluster::list(message)?,
             attempt_count: message.include_request_attempt_count,
@@ -340,26 +295,17 @@ impl Route {
         let matching = message.r#match.as_ref().ok_or_else(|| ConfigError::missing("match"))?;
         let action = message.action.as_ref().ok_or_else(|| ConfigError::missing("action"))?;
         let matching = RouteMatch::from_proto(matching).at("match")?;
-        let mut compiled = Action::from_proto(action, context, inherited)?;
-        if let (Action::Cluster(forward), pb::route::Action::Route(m)) = (&mut compiled, action) {
-            forward.bind(m, &matching).at("route")?;
-        }
+        let action = Action::from_proto(action, &matching, context, inherited)?;
         Ok(Self {
             name: message.name.as_str().into(),
             matching,
-            action: compiled,
-            mutations: Mutations {
-                request: HeaderMutations::new(
-                    &message.request_headers_to_add,
-                    &message.request_headers_to_remove,
-                    "request",
-                )?,
-                response: HeaderMutations::new(
-                    &message.response_headers_to_add,
-                    &message.response_headers_to_remove,
-                    "response",
-                )?,
-            },
+            action,
+            mutations: Mutations::from_proto(
+                &message.request_headers_to_add,
+                &message.request_headers_to_remove,
+                &message.response_headers_to_add,
+                &message.response_headers_to_remove,
+            )?,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
             metadata: metadata(message.metadata.as_ref()),
             buffer_limit: message

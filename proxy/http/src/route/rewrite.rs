@@ -1,163 +1,120 @@
-//! Path templates (`envoy.path.match.uri_template`, `envoy.path.rewrite.uri_template`).
-//!
-//! `*` is one path segment, `**` the rest, `{name}` and `{name=pattern}` capture. A template becomes a regular
-//! expression over the path without its query.
+//! What a route makes of a request's path and host.
 
-use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
-use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
-use envoy_types::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
-use regex::bytes::Regex;
+use std::borrow::Cow;
+
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use pb::route_action::HostRewriteSpecifier;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::format::{Extensions, FormatContext, Formatter};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
+use sampan_core::matcher::RegexRewrite;
+use sampan_core::stream_info::StreamInfo;
 
-use crate::filter::{decode, message_name};
+use super::matching::{RouteMatch, without_query};
+use super::template::TemplateRewrite;
 
-/// A compiled path template.
-pub struct Template(Regex);
-
-/// A compiled rewrite of what a [`Template`] captured.
-pub struct TemplateRewrite(Vec<Part>);
-
-enum Part {
-    Literal(String),
-    Variable(String),
+/// How the path changes; the query stays as it is.
+pub(super) enum PathRewrite {
+    Prefix(Box<[u8]>),
+    Regex(RegexRewrite),
+    Template(TemplateRewrite),
+    /// `path_rewrite`; nothing changes where it comes out empty.
+    Format(Formatter),
 }
 
-fn invalid(template: &str) -> ConfigError {
-    ConfigError::new(format!("path_match_policy.path_template {template} is invalid"))
+/// How the host changes.
+pub(super) enum HostRewrite {
+    Literal(Box<str>),
+    Header(HeaderName),
+    PathRegex(RegexRewrite),
+    Format(Formatter),
+    /// `auto_host_rewrite`: the name of the host that was picked.
+    Auto,
 }
 
-impl Template {
-    pub(super) fn matching(policy: &TypedExtensionConfig) -> ConfigResult<Self> {
-        let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
-        if message_name(any) != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" {
-            return Err(
-                ConfigError::unsupported(format!("path match type {:?}", any.type_url)).at("typed_config")
-            );
+fn formatted(format: &Formatter, headers: &HeaderMap, info: &StreamInfo) -> Vec<u8> {
+    let mut out = Vec::new();
+    format.write(&FormatContext { request: Some(headers), ..FormatContext::new(info) }, &mut out);
+    out
+}
+
+impl PathRewrite {
+    /// The one of the four fields that is set.
+    pub(super) fn from_proto(message: &pb::RouteAction, matching: &RouteMatch) -> ConfigResult<Option<Self>> {
+        let set = [
+            !message.prefix_rewrite.is_empty(),
+            message.regex_rewrite.is_some(),
+            message.path_rewrite_policy.is_some(),
+            !message.path_rewrite.is_empty(),
+        ];
+        if set.iter().filter(|set| **set).count() > 1 {
+            return Err(ConfigError::new(
+                "Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy",
+            ));
         }
-        let config: UriTemplateMatchConfig = decode(any)?;
-        Self::parse(&config.path_template).at("typed_config.path_template")
+        if let Some(regex) = &message.regex_rewrite {
+            return Ok(Some(Self::Regex(RegexRewrite::from_proto(regex).at("regex_rewrite")?)));
+        }
+        if let Some(policy) = &message.path_rewrite_policy {
+            let rewrite = TemplateRewrite::rewriting(policy, matching.template());
+            return Ok(Some(Self::Template(rewrite.at("path_rewrite_policy")?)));
+        }
+        if !message.path_rewrite.is_empty() {
+            let format = Formatter::parse_header_value(&message.path_rewrite, &Extensions::NONE);
+            return Ok(Some(Self::Format(format.at("path_rewrite")?)));
+        }
+        Ok(set[0].then(|| Self::Prefix(message.prefix_rewrite.as_bytes().into())))
     }
 
-    pub(super) fn parse(template: &str) -> ConfigResult<Self> {
-        if !template.starts_with('/') || template.len() > 1024 {
-            return Err(invalid(template));
-        }
-        let mut pattern = "^".to_owned();
-        let mut rest = template;
-        while !rest.is_empty() {
-            if let Some(tail) = rest.strip_prefix('{') {
-                let end = tail.find('}').ok_or_else(|| invalid(template))?;
-                let (name, inner) = tail[..end].split_once('=').unwrap_or((&tail[..end], "*"));
-                let first_ok = name.starts_with(|c: char| c.is_ascii_alphabetic());
-                if !first_ok
-                    || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-                    || name.len() > 16
-                {
-                    return Err(invalid(template));
-                }
-                pattern.push_str(&format!("(?P<{name}>"));
-                let mut inner = inner;
-                while !inner.is_empty() {
-                    inner = token(inner, &mut pattern).ok_or_else(|| invalid(template))?;
-                }
-                pattern.push(')');
-                rest = &tail[end + 1..];
-            } else {
-                rest = token(rest, &mut pattern).ok_or_else(|| invalid(template))?;
-            }
-        }
-        pattern.push('$');
-        Regex::new(&pattern).map(Self).map_err(|_| invalid(template))
-    }
-
-    pub(super) fn matches(&self, path: &[u8]) -> bool {
-        self.0.is_match(path)
+    /// The new path, query included; none where it stays.
+    pub(super) fn rewrite(
+        &self,
+        matching: &RouteMatch,
+        headers: &HeaderMap,
+        info: &StreamInfo,
+    ) -> Option<Vec<u8>> {
+        let path = headers.get(HeaderId::PATH)?;
+        let just_path = without_query(path);
+        let mut new = match self {
+            Self::Prefix(prefix) => [prefix, &just_path[matching.matched(just_path).len()..]].concat(),
+            Self::Regex(regex) => regex.replace(just_path)?,
+            Self::Template(rewrite) => rewrite.rewrite(matching.template()?, just_path)?,
+            Self::Format(format) => Some(formatted(format, headers, info)).filter(|new| !new.is_empty())?,
+        };
+        new.extend_from_slice(&path[just_path.len()..]);
+        Some(new)
     }
 }
 
-/// Characters of a path segment.
-const SEGMENT: &str = r"a-zA-Z0-9\-._~%!$&'()*+,;=:@";
-
-/// Turns the first token (`/`, `*`, `**`, a literal) into a regular expression; what is behind it, none where the
-/// template is no template. A `*` within a literal stays what it is in a regular expression, as in Envoy.
-fn token<'t>(rest: &'t str, pattern: &mut String) -> Option<&'t str> {
-    if let Some(tail) = rest.strip_prefix('/') {
-        pattern.push('/');
-        return Some(tail);
-    }
-    if let Some(tail) = rest.strip_prefix("**") {
-        pattern.push_str(&format!("[{SEGMENT}/]*"));
-        return Some(tail);
-    }
-    if let Some(tail) = rest.strip_prefix('*') {
-        pattern.push_str(&format!("[{SEGMENT}]+"));
-        return Some(tail);
-    }
-    let end = rest.find(['/', '{', '}']).unwrap_or(rest.len());
-    let (literal, tail) = rest.split_at(end);
-    let valid = |c: char| c.is_ascii_alphanumeric() || "-._~%!$&'()*+,;=:@".contains(c);
-    if literal.is_empty() || !literal.chars().all(valid) {
-        return None;
-    }
-    for c in literal.chars() {
-        if "$()+.".contains(c) {
-            pattern.push('\\');
-        }
-        pattern.push(c);
-    }
-    Some(tail)
-}
-
-impl TemplateRewrite {
-    pub(super) fn rewriting(
-        policy: &TypedExtensionConfig,
-        template: Option<&Template>,
-    ) -> ConfigResult<Self> {
-        let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
-        if message_name(any) != "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig" {
-            return Err(
-                ConfigError::unsupported(format!("path rewrite type {:?}", any.type_url)).at("typed_config")
-            );
-        }
-        let config: UriTemplateRewriteConfig = decode(any)?;
-        let template = template.ok_or_else(|| {
-            ConfigError::new(
-                "unable to use uri_template rewrite extension without uri_template match extension",
-            )
-        })?;
-        let mut parts = Vec::new();
-        let mut rest = config.path_template_rewrite.as_str();
-        while !rest.is_empty() {
-            let open = rest.find('{').unwrap_or(rest.len());
-            if open > 0 {
-                parts.push(Part::Literal(rest[..open].to_owned()));
+impl HostRewrite {
+    pub(super) fn from_proto(message: &pb::RouteAction) -> ConfigResult<Option<Self>> {
+        use HostRewriteSpecifier as H;
+        Ok(match &message.host_rewrite_specifier {
+            None => None,
+            Some(H::HostRewriteLiteral(host)) => Some(Self::Literal(host.as_str().into())),
+            Some(H::AutoHostRewrite(on)) => on.value.then_some(Self::Auto),
+            Some(H::HostRewriteHeader(name)) => Some(Self::Header(HeaderName::new(name))),
+            Some(H::HostRewritePathRegex(regex)) => {
+                Some(Self::PathRegex(RegexRewrite::from_proto(regex).at("host_rewrite_path_regex")?))
             }
-            rest = &rest[open..];
-            if let Some(tail) = rest.strip_prefix('{') {
-                let end = tail.find('}').ok_or_else(|| ConfigError::new("unbalanced { in rewrite"))?;
-                let name = &tail[..end];
-                if !template.0.capture_names().flatten().any(|n| n == name) {
-                    return Err(ConfigError::new(format!("variable {name:?} is not in the match template")));
-                }
-                parts.push(Part::Variable(name.to_owned()));
-                rest = &tail[end + 1..];
+            Some(H::HostRewrite(text)) => {
+                Some(Self::Format(Formatter::parse(text, &Extensions::NONE).at("host_rewrite")?))
             }
-        }
-        Ok(Self(parts))
+        })
     }
 
-    /// The new path for a path that the template matched.
-    pub fn rewrite(&self, template: &Template, path: &[u8]) -> Option<Vec<u8>> {
-        let captures = template.0.captures(path)?;
-        let mut out = Vec::with_capacity(path.len());
-        for part in &self.0 {
-            match part {
-                Part::Literal(text) => out.extend_from_slice(text.as_bytes()),
-                Part::Variable(name) => {
-                    out.extend_from_slice(captures.name(name).map_or(b"", |m| m.as_bytes()))
-                }
+    /// The new host; none where it stays, or is known only once an upstream host was picked.
+    pub(super) fn rewrite(&self, headers: &HeaderMap, info: &StreamInfo) -> Option<Cow<'_, [u8]>> {
+        let new = match self {
+            Self::Literal(host) => return Some(Cow::Borrowed(host.as_bytes())),
+            Self::Header(name) => headers.get_name(name)?.to_vec(),
+            Self::PathRegex(regex) => {
+                let path = without_query(headers.get(HeaderId::PATH)?);
+                return Some(Cow::Owned(regex.replace(path).unwrap_or_else(|| path.to_vec())));
             }
-        }
-        Some(out)
+            Self::Format(format) => formatted(format, headers, info),
+            Self::Auto => return None,
+        };
+        (!new.is_empty()).then_some(Cow::Owned(new))
     }
 }

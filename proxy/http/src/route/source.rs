@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
-use sampan_core::header::{HeaderMap, HeaderName};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_core::stream_info::StreamInfo;
 use sampan_listener::{FactoryContext, KnownClusters};
 
-use super::action::{Action, ClusterAction, Redirect};
-use super::{Found, RequestView, Route, RouteTable, VirtualHost, WorkerTable};
+use super::{
+    Action, ClusterAction, Found, Redirect, RequestView, Route, RouteTable, VirtualHost, WeightedCluster,
+    WorkerTable,
+};
 use crate::filter::{HttpFilterRegistry, LocalReply, RouteConfig};
 use crate::stream::Stream;
 
@@ -165,7 +167,7 @@ impl Selected {
 
     fn configs(&self) -> impl Iterator<Item = &super::FilterConfigs> {
         let (host, route) = self.table.0.levels(self.found);
-        let weighted = self.cluster_action().zip(self.weighted).and_then(|(a, i)| a.weighted(i));
+        let weighted = self.weighted_cluster();
         [
             weighted.map(|w| &w.filter_configs),
             route.map(|r| &r.filter_configs),
@@ -195,9 +197,15 @@ impl Selected {
 impl Selected {
     /// Header mutations of the request, then rewrites.
     pub fn finalize_request(&self, headers: &mut HeaderMap, info: &StreamInfo, keep_original: bool) {
-        self.each_level(false, |mutations| mutations.apply_to_request(headers, info));
+        if let Some(weighted) = self.weighted_cluster() {
+            weighted.mutations.request.apply_to_request(headers, info);
+            if let Some(host) = &weighted.host_rewrite {
+                headers.set(HeaderId::AUTHORITY, host.as_bytes());
+            }
+        }
+        self.each_level(|level| level.request.apply_to_request(headers, info));
         if let (Some(route), Some(action)) = (self.route(), self.cluster_action()) {
-            action.rewrite(route, self.weighted, headers, keep_original);
+            action.rewrite(route, headers, info, keep_original);
         }
     }
 
@@ -208,26 +216,31 @@ impl Selected {
 
     /// Header mutations of the response.
     pub fn finalize_response(&self, request: &HeaderMap, response: &mut HeaderMap, info: &StreamInfo) {
-        self.each_level(true, |mutations| mutations.apply_to_response(response, request, info));
+        if let Some(weighted) = self.weighted_cluster() {
+            weighted.mutations.response.apply_to_response(response, request, info);
+        }
+        self.each_level(|level| level.response.apply_to_response(response, request, info));
     }
 
-    fn each_level(&self, response: bool, mut apply: impl FnMut(&super::HeaderMutations)) {
+    fn weighted_cluster(&self) -> Option<&WeightedCluster> {
+        self.cluster_action()?.weighted(self.weighted?)
+    }
+
+    /// Route, virtual host and table in the order in which their mutations apply; a weighted cluster's come before
+    /// them, whatever that order.
+    fn each_level(&self, mut apply: impl FnMut(&super::Mutations)) {
         let (host, route) = self.table.0.levels(self.found);
-        let weighted = self.cluster_action().zip(self.weighted).and_then(|(a, i)| a.weighted(i));
-        let mut levels = [
-            weighted.map(|w| &w.mutations),
-            route.map(|r| &r.mutations),
-            Some(&host.mutations),
-            Some(&self.table.0.mutations),
-        ];
+        let table = &self.table.0.mutations;
         if self.table.0.most_specific_last {
-            levels.reverse();
+            apply(table);
+            apply(&host.mutations);
         }
-        for level in levels.into_iter().flatten() {
-            let mutations = if response { &level.response } else { &level.request };
-            if !mutations.is_empty() {
-                apply(mutations);
-            }
+        if let Some(route) = route {
+            apply(&route.mutations);
+        }
+        if !self.table.0.most_specific_last {
+            apply(&host.mutations);
+            apply(table);
         }
     }
 }

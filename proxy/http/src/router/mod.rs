@@ -60,23 +60,24 @@ impl From<LocalReply> for End {
 
 /// What a fresh route means for the stream besides where it goes.
 pub fn note_route(stream: &mut Stream) {
-    let Some(selected) = &stream.route else { return };
-    stream.info.virtual_host = Some(selected.virtual_host().name.clone());
-    let Some(route) = selected.route() else { return };
-    if !route.name.is_empty() {
-        stream.info.route_name = Some(route.name.clone());
-    }
-    stream.info.route_metadata = route.metadata.clone();
-    let Some(action) = selected.cluster_action() else { return };
+    let info = &mut stream.info;
+    info.virtual_host = stream.route.as_ref().map(|selected| selected.virtual_host().name.clone());
+    let route = stream.route.as_ref().and_then(Selected::route);
+    info.route_name = route.map(|r| r.name.clone()).filter(|name| !name.is_empty());
+    info.route_metadata = route.and_then(|r| r.metadata.clone());
+    let action = stream.route.as_ref().and_then(Selected::cluster_action);
+    let weighted = stream.route.as_ref().and_then(Selected::weighted);
+    let name = action.and_then(|action| action.cluster_name(weighted, &stream.request));
+    info.cluster.clone_from(&name);
+    info.cluster_observability = name;
+    let Some(action) = action else { return };
     if let Some(idle) = action.idle_timeout {
         stream.timer.set_idle_timeout(idle);
     }
-    if let Some(max) = action.max_stream_duration {
-        stream.timer.set_max_duration(max.map(|d| stream.info.start + d));
+    match action.stream_duration {
+        None if stream.manager.limits.max_stream_duration.is_none() => stream.timer.set_max_duration(None),
+        duration => timeouts::refresh_duration(stream, duration),
     }
-    let name = action.cluster_name(selected.weighted(), &stream.request);
-    stream.info.cluster.clone_from(&name);
-    stream.info.cluster_observability = name;
 }
 
 /// What is counted when the stream is over.
@@ -93,7 +94,7 @@ pub async fn forward(stream: &mut Stream, config: &Arc<RouterConfig>) -> Result<
         Decision::Cluster(action) => action,
         Decision::ToHttps(redirect) => {
             config.rq_direct_response.inc();
-            let location = redirect.location(None, &stream.request);
+            let location = redirect.location(None, &stream.request, &stream.info);
             return Err(LocalReply::new(301, "direct_response").header(HeaderId::LOCATION, location).into());
         }
         Decision::Action(action) => return Err(answer(stream, config, &selected, action)),
@@ -116,7 +117,7 @@ fn answer(stream: &Stream, config: &RouterConfig, selected: &Selected, action: &
         Action::Redirect(redirect) => {
             config.rq_redirect.inc();
             config.rq_direct_response.inc();
-            let location = redirect.location(selected.route(), &stream.request);
+            let location = redirect.location(selected.route(), &stream.request, &stream.info);
             LocalReply::new(redirect.status(), "direct_response").header(HeaderId::LOCATION, location).into()
         }
         Action::Direct(direct) => {
@@ -125,7 +126,7 @@ fn answer(stream: &Stream, config: &RouterConfig, selected: &Selected, action: &
                 FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
             let mut reply = LocalReply::new(direct.status, "direct_response").body(direct.body(&context));
             if direct.status == 201 || (300..400).contains(&direct.status) {
-                let here = Redirect::to_here().location(None, &stream.request);
+                let here = Redirect::to_here().location(None, &stream.request, &stream.info);
                 reply = reply.header(HeaderId::LOCATION, here);
             }
             reply.into()
@@ -288,13 +289,7 @@ impl<'s> Forward<'s> {
     }
 
     fn set_attempt_headers(&mut self, attempt: u32) {
-        if !self.config.suppress_envoy_headers
-            && let Some(expected) = self.timeouts.expected(Instant::now())
-        {
-            let mut text = itoa::Buffer::new();
-            let text = text.format(expected.as_millis() as u64);
-            self.stream.request.set(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, text);
-        }
+        self.timeouts.tell(&mut self.stream.request, !self.config.suppress_envoy_headers);
         if self.selected.virtual_host().attempt_count {
             self.stream.request.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, attempt.to_string());
         }

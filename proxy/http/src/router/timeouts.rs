@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sampan_core::header::{HeaderId, HeaderMap};
 
 use super::{Failure, RouterConfig};
-use crate::route::{ClusterAction, GrpcTimeout};
+use crate::route::{ClusterAction, GrpcTimeout, StreamDuration};
 use crate::stream::Stream;
 use crate::timer::Timer;
 
@@ -20,6 +20,8 @@ pub(super) struct Timeouts {
     global_at: Option<Instant>,
     per_try_at: Option<Instant>,
     per_try_idle_at: Option<Instant>,
+    /// `grpc-timeout` tells the upstream what it has.
+    tell_grpc: bool,
     /// `x-envoy-upstream-rq-timeout-alt-response`
     pub(super) alternative_response: bool,
 }
@@ -30,24 +32,58 @@ fn take_milliseconds(headers: &mut HeaderMap, id: HeaderId) -> Option<Duration> 
     parsed
 }
 
-/// `grpc-timeout`: up to eight digits and a unit.
+/// The largest number that `grpc-timeout` can hold.
+const MAX_GRPC_TIMEOUT: u64 = 99_999_999;
+
+/// `grpc-timeout`: up to eight digits and a unit. Parts of a millisecond count as a whole one.
 fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get_str(HeaderId::GRPC_TIMEOUT)?;
-    let unit = text.chars().last()?;
-    let digits = &text[..text.len() - unit.len_utf8()];
-    if digits.is_empty() || digits.len() > 8 {
-        return None;
-    }
-    let n: u64 = digits.parse().ok()?;
+    let (unit, digits) = headers.get(HeaderId::GRPC_TIMEOUT)?.split_last()?;
+    let n: u64 = std::str::from_utf8(digits).ok()?.parse().ok().filter(|n| *n <= MAX_GRPC_TIMEOUT)?;
     Some(match unit {
-        'H' => Duration::from_secs(n * 3600),
-        'M' => Duration::from_secs(n * 60),
-        'S' => Duration::from_secs(n),
-        'm' => Duration::from_millis(n),
-        'u' => Duration::from_micros(n),
-        'n' => Duration::from_nanos(n),
+        b'H' => Duration::from_secs(n * 3600),
+        b'M' => Duration::from_secs(n * 60),
+        b'S' => Duration::from_secs(n),
+        b'm' => Duration::from_millis(n),
+        b'u' => Duration::from_millis(n.div_ceil(1000)),
+        b'n' => Duration::from_millis(n.div_ceil(1_000_000)),
         _ => return None,
     })
+}
+
+/// Sets `grpc-timeout`, in the smallest unit whose eight digits suffice.
+fn set_grpc_timeout(headers: &mut HeaderMap, timeout: Duration) {
+    let mut number = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    let mut unit = 'm';
+    for (larger, factor) in [('S', 1000), ('M', 60), ('H', 60)] {
+        if number <= MAX_GRPC_TIMEOUT {
+            break;
+        }
+        (number, unit) = (number / factor, larger);
+    }
+    headers.set(HeaderId::GRPC_TIMEOUT, format!("{}{unit}", number.min(MAX_GRPC_TIMEOUT)));
+}
+
+/// How long the stream may take, by its route and its `grpc-timeout`, which then tells the upstream the same.
+pub(super) fn refresh_duration(stream: &mut Stream, route: Option<StreamDuration>) {
+    let rewrite = stream.grpc && route.is_some();
+    let route = route.unwrap_or_default();
+    let by_header = route.header_max.and_then(|max| {
+        let timeout = grpc_timeout(&stream.request)?;
+        let timeout = if max.is_zero() { timeout } else { timeout.min(max) };
+        Some(timeout.saturating_sub(route.header_offset.unwrap_or_default()))
+    });
+    let by_config = || route.max.or(stream.manager.limits.max_stream_duration).filter(|max| !max.is_zero());
+    let Some(timeout) = by_header.or_else(by_config) else {
+        if rewrite && stream.manager.limits.max_stream_duration.is_some() {
+            stream.request.remove(HeaderId::GRPC_TIMEOUT);
+        }
+        stream.timer.set_max_duration(None);
+        return;
+    };
+    if rewrite {
+        set_grpc_timeout(&mut stream.request, timeout);
+    }
+    stream.timer.set_max_duration(Some(stream.info.start + timeout));
 }
 
 impl GrpcTimeout {
@@ -70,24 +106,19 @@ impl GrpcTimeout {
 impl Timeouts {
     /// From the route and the request's headers, which are taken out.
     pub(super) fn new(action: &ClusterAction, stream: &mut Stream, config: &RouterConfig) -> Self {
+        let old_grpc = stream.grpc && action.old_grpc_timeout.max.is_some();
         let mut timeouts = Self {
-            global: action.timeout,
+            global: match action.stream_duration {
+                // The whole stream's duration takes the place of the route's timeout.
+                Some(_) => None,
+                None if old_grpc => action.old_grpc_timeout.apply(&stream.request),
+                None => action.timeout,
+            },
+            tell_grpc: old_grpc && action.stream_duration.is_none(),
             per_try: action.retry.per_try_timeout,
             per_try_idle: action.retry.per_try_idle_timeout,
             ..Self::default()
         };
-        if stream.grpc {
-            if action.grpc_timeout.max.is_some() {
-                let duration = action.grpc_timeout.apply(&stream.request);
-                stream.timer.set_max_duration(duration.map(|d| stream.info.start + d));
-                timeouts.global = None;
-            } else if action.old_grpc_timeout.max.is_some() {
-                timeouts.global = action.old_grpc_timeout.apply(&stream.request);
-            }
-        }
-        if action.max_stream_duration.is_some() {
-            timeouts.global = None;
-        }
         let headers = &mut stream.request;
         if config.respect_expected_timeout && headers.contains(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS) {
             let expected = headers.get_str(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS);
@@ -111,14 +142,32 @@ impl Timeouts {
     }
 
     /// What the upstream is told that it has.
-    pub(super) fn expected(&self, now: Instant) -> Option<Duration> {
+    fn expected(&self, now: Instant) -> Option<Duration> {
         let left = match (self.global, self.global_at) {
-            (Some(_), Some(at)) => Some(at.saturating_duration_since(now)),
+            (Some(_), Some(at)) => {
+                // Nothing left is not nothing to keep to.
+                Some(at.saturating_duration_since(now).max(Duration::from_millis(1)))
+            }
             (global, _) => global,
         };
         match (self.per_try, left) {
             (Some(per_try), Some(left)) => Some(per_try.min(left)),
             (per_try, left) => per_try.or(left),
+        }
+    }
+
+    /// Tells the upstream what it has; `header` is whether `x-envoy-expected-rq-timeout-ms` may be set.
+    pub(super) fn tell(&self, headers: &mut HeaderMap, header: bool) {
+        if !header && !self.tell_grpc {
+            return;
+        }
+        let Some(expected) = self.expected(Instant::now()) else { return };
+        if header {
+            let mut text = itoa::Buffer::new();
+            headers.set(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, text.format(expected.as_millis() as u64));
+        }
+        if self.tell_grpc {
+            set_grpc_timeout(headers, expected);
         }
     }
 

@@ -10,7 +10,7 @@ fn forwarded(table: &RouteTable, mut headers: HeaderMap) -> HeaderMap {
     for level in [&route.mutations, &host.mutations, &table.mutations] {
         level.request.apply_to_request(&mut headers, &info());
     }
-    route.action.cluster().unwrap().rewrite(route, None, &mut headers, true);
+    route.action.cluster().unwrap().rewrite(route, &mut headers, &info(), true);
     headers
 }
 
@@ -107,7 +107,7 @@ fn location(redirect: &str, scheme: &str, authority: &str, path: &str) -> String
     headers.set(HeaderId::SCHEME, scheme);
     let (_, route) = table.levels(find(&table, &headers).unwrap());
     let Action::Redirect(redirect) = &route.unwrap().action else { panic!("no redirect") };
-    String::from_utf8(redirect.location(route, &headers)).unwrap()
+    String::from_utf8(redirect.location(route, &headers, &info())).unwrap()
 }
 
 #[test]

@@ -113,18 +113,18 @@ fn run(table: &RouteTable, config: &pb::RouteConfiguration, input: &Value) -> Ou
                 for level in [&route.mutations, &host.mutations, &table.mutations] {
                     level.request.apply_to_request(&mut headers, &info);
                 }
-                action.rewrite(route, weighted, &mut headers, true);
+                action.rewrite(route, &mut headers, &info, true);
                 out.path = headers.get_str(HeaderId::PATH).unwrap().to_owned();
                 out.host = headers.get_str(HeaderId::AUTHORITY).unwrap().to_owned();
             }
             Some(Action::Redirect(redirect)) => {
                 out.redirect_code = redirect.status().into();
-                out.location = String::from_utf8(redirect.location(route, &headers)).unwrap();
+                out.location = String::from_utf8(redirect.location(route, &headers, &info)).unwrap();
             }
             None => {
                 let redirect = Redirect::to_https();
                 out.redirect_code = redirect.status().into();
-                out.location = String::from_utf8(redirect.location(None, &headers)).unwrap();
+                out.location = String::from_utf8(redirect.location(None, &headers, &info)).unwrap();
             }
             Some(Action::Direct(direct)) => {
                 out.redirect_code = direct.status.into();
