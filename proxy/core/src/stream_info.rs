@@ -11,9 +11,11 @@ use envoy_types::pb::google::protobuf::Struct;
 use crate::Address;
 
 mod flags;
+mod slots;
 mod url_pem;
 
 pub use flags::{ResponseFlag, ResponseFlags};
+pub use slots::Slots;
 pub use url_pem::UrlPem;
 
 /// The protocol of a stream.
@@ -134,6 +136,8 @@ pub struct ConnectionInfo {
     pub handshake_done: Option<Instant>,
     /// Why TLS failed, Envoy's `DOWNSTREAM_TRANSPORT_FAILURE_REASON`.
     pub transport_failure: Option<Arc<str>>,
+    /// What filters keep for the connection.
+    pub slots: Slots,
 }
 
 /// The upstream of a stream, known once a host was picked.

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sampan_codec::Body;
 use sampan_core::header::{HeaderId, HeaderMap};
@@ -39,6 +40,8 @@ pub struct Stream {
     pub grpc: bool,
     /// The port that was stripped from a CONNECT's host.
     pub connect_port: Option<u16>,
+    /// When the stream last went on after a filter had waited.
+    pub resumed: Option<Instant>,
 }
 
 impl Stream {
@@ -58,6 +61,16 @@ impl Stream {
     pub fn route_config<T: Send + Sync + 'static>(&self, filter: &str) -> Option<Arc<T>> {
         let config: RouteConfig = self.route.as_ref()?.filter_config(filter)?;
         config.downcast::<T>().ok()
+    }
+
+    /// The same, borrowed.
+    pub fn route_config_ref<T: 'static>(&self, filter: &str) -> Option<&T> {
+        self.route.as_ref()?.filter_config_ref(filter)?.downcast_ref()
+    }
+
+    /// The time as the stream knows it without looking at a clock: its request's, or when it went on after waiting.
+    pub fn now(&self) -> Instant {
+        self.resumed.unwrap_or(self.info.start)
     }
 
     /// Whether the request's content type is gRPC's.

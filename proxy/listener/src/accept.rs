@@ -228,6 +228,7 @@ fn on_accept(listener: &Rc<WorkerListener>, transport: Transport, local: Address
         start_system: SystemTime::now(),
         handshake_done: None,
         transport_failure: None,
+        slots: Default::default(),
     };
     let accepted = Accepted { info, metadata: Metadata::new() };
     connection::start(Open::new(listener), transport, accepted);

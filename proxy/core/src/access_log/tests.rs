@@ -36,6 +36,7 @@ fn stream() -> StreamInfo {
         start_system: SystemTime::now(),
         handshake_done: None,
         transport_failure: None,
+        slots: Default::default(),
     };
     let mut info = StreamInfo::new(1, Rc::new(connection), Some(Protocol::Http11));
     info.start_system = SystemTime::UNIX_EPOCH;

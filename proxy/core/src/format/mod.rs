@@ -183,6 +183,11 @@ impl Formatter {
         }
     }
 
+    /// Whether the format is one operator and nothing else.
+    pub fn is_one_operator(&self) -> bool {
+        matches!(&self.what, What::Text(pieces) if matches!(pieces.as_slice(), [Piece::Op(_)]))
+    }
+
     /// Whether this is a JSON format.
     pub fn is_json(&self) -> bool {
         matches!(self.what, What::Json(_))

@@ -32,6 +32,7 @@ fn connection() -> ConnectionInfo {
         start_system: SystemTime::now(),
         handshake_done: None,
         transport_failure: None,
+        slots: Default::default(),
     }
 }
 

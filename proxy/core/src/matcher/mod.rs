@@ -17,7 +17,10 @@ mod value;
 
 pub use cidr::{CidrRange, CidrSet};
 pub use header::{HeaderMatcher, all_headers_match};
-pub use query::{QueryParameterMatcher, query_of, query_parameter, query_parameters};
+pub use query::{
+    QueryParameterMatcher, decoded_query_parameter, percent_decoded, query_of, query_parameter,
+    query_parameters,
+};
 pub use regex::{Regex, RegexRewrite};
 pub use string::{PathMatcher, StringMatcher};
 pub use value::{FilterStateMatcher, MetadataMatcher, NumberMatcher, ValueMatcher, metadata_value};

@@ -3,6 +3,8 @@
 //! Names and values are compared as they were sent, without percent-decoding, and of a repeated parameter the
 //! first counts, as in Envoy's router.
 
+use std::borrow::Cow;
+
 use envoy_types::pb::envoy::config::route::v3 as pb;
 
 use super::StringMatcher;
@@ -49,6 +51,15 @@ impl QueryParameterMatcher {
             What::String(matcher) => value.is_some_and(|v| matcher.matches(v)),
         }
     }
+
+    /// The same on the decoded name and value, as the rate limit actions have it.
+    pub fn matches_decoded(&self, path: &[u8]) -> bool {
+        let value = decoded_query_parameter(path, &self.name);
+        match &self.what {
+            What::Present(present) => value.is_some() == *present,
+            What::String(matcher) => value.is_some_and(|v| matcher.matches(&v)),
+        }
+    }
 }
 
 /// The query of a `:path` without its `?` and without a fragment; empty where there is none.
@@ -72,6 +83,32 @@ pub fn query_parameter<'a>(path: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     query_parameters(path).find(|(n, _)| *n == name).map(|(_, v)| v)
 }
 
+/// The first value of a parameter, names and values decoded.
+pub fn decoded_query_parameter<'a>(path: &'a [u8], name: &[u8]) -> Option<Cow<'a, [u8]>> {
+    query_parameters(path).find(|(n, _)| &*percent_decoded(n) == name).map(|(_, v)| percent_decoded(v))
+}
+
+/// `%XX` taken for the byte that it stands for; what is malformed stays, and `+` is no space.
+pub fn percent_decoded(text: &[u8]) -> Cow<'_, [u8]> {
+    let Some(first) = memchr::memchr(b'%', text) else { return Cow::Borrowed(text) };
+    let digit = |at: usize| text.get(at).and_then(|c| char::from(*c).to_digit(16)).map(|d| d as u8);
+    let mut out = Vec::with_capacity(text.len());
+    out.extend_from_slice(&text[..first]);
+    let mut at = first;
+    while let Some(byte) = text.get(at) {
+        if *byte == b'%'
+            && let (Some(high), Some(low)) = (digit(at + 1), digit(at + 2))
+        {
+            out.push(high << 4 | low);
+            at += 3;
+        } else {
+            out.push(*byte);
+            at += 1;
+        }
+    }
+    Cow::Owned(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +122,15 @@ mod tests {
         assert_eq!(query_parameter(path, b"d"), Some(&b"x%20y"[..]));
         assert_eq!(query_parameter(path, b"e"), None);
         assert_eq!(query_parameter(b"/p", b"p"), None);
+    }
+
+    #[test]
+    fn what_is_decoded() {
+        let decoded = |text: &'static str| percent_decoded(text.as_bytes());
+        assert_eq!(&*decoded("a+b"), b"a+b");
+        assert_eq!(&*decoded("a%20b%C3%a9"), "a bé".as_bytes());
+        assert_eq!(&*decoded("%%41%4%zz%"), b"%A%4%zz%");
+        assert_eq!(decoded_query_parameter(b"/?%61=%41&a=2", b"a").as_deref(), Some(&b"A"[..]));
     }
 
     #[test]

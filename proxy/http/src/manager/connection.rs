@@ -283,6 +283,7 @@ fn stream(
         head_request: request.get(HeaderId::METHOD) == Some(b"HEAD"),
         upgrade: None,
         connect_port: None,
+        resumed: None,
         routes: manager.routes.table(),
         route: None,
         worker: connection.worker.clone(),

@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use super::config::{Chain, ServerHeader};
 use super::request;
 use super::responder::Responder;
-use crate::filter::{LocalReply, Outcome, Response, State};
+use crate::filter::{LocalReply, Outcome, Response, State, Step};
 use crate::router;
 use crate::stream::Stream;
 use crate::timer::Expired;
@@ -188,7 +188,13 @@ impl Exchange {
                 if stream.filter_disabled(named) {
                     continue;
                 }
-                match named.filter.on_request(stream, state).outcome().await {
+                let step = named.filter.on_request(stream, state);
+                let waits = matches!(step, Step::Wait(_));
+                let outcome = step.outcome().await;
+                if waits {
+                    stream.resumed = Some(Instant::now());
+                }
+                match outcome {
                     Outcome::Continue => {}
                     Outcome::Reply(reply) => return Err(Failure::Reply(reply)),
                     Outcome::Reset => return Err(Failure::Reset),

@@ -14,6 +14,7 @@ use super::action::Inherited;
 use super::hash::HashPolicies;
 use super::matching::RouteMatch;
 use super::mirror::Mirror;
+use super::rate_limit::RateLimits;
 use super::retry::RetryPolicy;
 use super::rewrite::{HostRewrite, PathRewrite};
 use super::weighted::{ClusterChoice, WeightedCluster};
@@ -68,9 +69,14 @@ pub struct ClusterAction {
     upgrades: Vec<(Box<str>, bool)>,
     /// `hash_policy`
     pub hash: HashPolicies,
+    /// `rate_limits`
+    pub rate_limits: RateLimits,
+    /// `include_vh_rate_limits`
+    pub include_host_rate_limits: bool,
 }
 
 impl ClusterAction {
+    #[allow(deprecated)] // `include_vh_rate_limits` is deprecated and still taken.
     pub(super) fn from_proto(
         message: &pb::RouteAction,
         matching: &RouteMatch,
@@ -116,6 +122,8 @@ impl ClusterAction {
             metadata_match: metadata(message.metadata_match.as_ref()),
             upgrades: upgrades(message)?,
             hash: HashPolicies::from_proto(&message.hash_policy)?,
+            rate_limits: RateLimits::of_route(&message.rate_limits)?,
+            include_host_rate_limits: message.include_vh_rate_limits.is_some_and(|i| i.value),
         })
     }
 
@@ -185,7 +193,6 @@ fn refuse_unsupported(message: &pb::RouteAction) -> ConfigResult<()> {
     refuse(message.flush_timeout.is_some(), "flush_timeout")?;
     early_data(message).at("early_data_policy")?;
     refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
-    refuse(!message.rate_limits.is_empty(), "rate_limits")?;
     refuse(message.cors.is_some(), "cors")?;
     refuse(message.internal_redirect_policy.is_some(), "internal_redirect_policy")?;
     refuse(message.internal_redirect_action != 0, "internal_redirect_action")?;

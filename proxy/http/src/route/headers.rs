@@ -196,7 +196,7 @@ impl<'m> Pending<'m> {
 }
 
 /// `host` lies in the list as `:authority`.
-fn as_stored(name: &HeaderName) -> &HeaderName {
+pub(super) fn as_stored(name: &HeaderName) -> &HeaderName {
     static AUTHORITY: HeaderName = HeaderName::Known(HeaderId::AUTHORITY);
     if name.id() == HeaderId::HOST { &AUTHORITY } else { name }
 }

@@ -18,6 +18,7 @@ mod index;
 mod matching;
 mod mirror;
 mod per_filter;
+mod rate_limit;
 mod redirect;
 mod retry;
 mod rewrite;
@@ -41,6 +42,7 @@ pub use hash::{Cookie, HashPolicies, MakeCookie};
 pub use headers::{HeaderMutations, is_inline};
 pub use mirror::Mirror;
 pub use per_filter::FilterConfigs;
+pub use rate_limit::{Descriptor, Descriptors, Entry, RateLimit, RateLimits};
 pub use redirect::Redirect;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
 pub use source::{Decision, RouteContext, RouteSource, Selected, SharedTable};
@@ -83,6 +85,8 @@ pub struct VirtualHost {
     pub attempt_count_in_response: bool,
     /// `metadata`
     pub metadata: Option<Arc<Metadata>>,
+    /// `rate_limits`
+    pub rate_limits: RateLimits,
 }
 
 /// A compiled `Route`.
@@ -221,7 +225,6 @@ impl VirtualHost {
     ) -> ConfigResult<Self> {
         refuse(message.matcher.is_some(), "matcher")?;
         refuse(message.cors.is_some(), "cors")?;
-        refuse(!message.rate_limits.is_empty(), "rate_limits")?;
         forward::hedging(message.hedge_policy.as_ref())?;
         refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
         refuse(message.include_is_timeout_retry_header, "include_is_timeout_retry_header")?;
@@ -257,6 +260,7 @@ impl VirtualHost {
             attempt_count: message.include_request_attempt_count,
             attempt_count_in_response: message.include_attempt_count_in_response,
             metadata: metadata(message.metadata.as_ref()),
+            rate_limits: RateLimits::of_route(&message.rate_limits)?,
         })
     }
 

@@ -183,6 +183,11 @@ impl Selected {
         self.configs().find_map(|level| level.get(name)?.config.clone())
     }
 
+    /// The same, borrowed.
+    pub fn filter_config_ref(&self, name: &str) -> Option<&(dyn std::any::Any + Send + Sync)> {
+        self.configs().find_map(|level| level.get(name)?.config.as_deref())
+    }
+
     /// All configurations of a filter, most specific first.
     pub fn filter_config_levels<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a RouteConfig> {
         self.configs().filter_map(move |level| level.get(name)?.config.as_ref())

@@ -60,6 +60,7 @@ pub(super) fn info() -> StreamInfo {
         start_system: SystemTime::now(),
         handshake_done: None,
         transport_failure: None,
+        slots: Default::default(),
     };
     StreamInfo::new(1, Rc::new(connection), None)
 }
@@ -189,8 +190,10 @@ fn what_changes_behaviour_and_is_not_done_is_refused_by_name() {
             "hedge_policy",
         ),
         (
-            "{match: {prefix: /}, route: {cluster: a, rate_limits: [{actions: [{remote_address: {}}]}]}}",
-            "rate_limits",
+            "{match: {prefix: /}, route: {cluster: a, rate_limits: [{actions: [{remote_address: {}}, \
+             {extension: {name: x, typed_config: {\"@type\": type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, \
+             header_name: a}}}]}]}}",
+            "rate_limits[0].actions[1].extension",
         ),
         (
             "{match: {prefix: /}, route: {cluster: a, prefix_rewrite: /x, \

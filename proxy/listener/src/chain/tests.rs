@@ -30,6 +30,7 @@ fn connection(local: &str, remote: &str) -> ConnectionInfo {
         start_system: SystemTime::now(),
         handshake_done: None,
         transport_failure: None,
+        slots: Default::default(),
     }
 }
 

@@ -25,6 +25,7 @@ fn accepted() -> Accepted {
         start_system: SystemTime::now(),
         handshake_done: None,
         transport_failure: None,
+        slots: Default::default(),
     };
     Accepted { info, metadata: Metadata::new() }
 }
