@@ -26,6 +26,7 @@ struct Inner {
     request_at: Cell<Option<Instant>>,
     informational: RefCell<Vec<(u16, HeaderMap)>>,
     upstream_wire: Cell<(u64, u64)>,
+    received: Cell<u64>,
 }
 
 struct Armed {
@@ -56,6 +57,7 @@ impl Default for Timer {
             request_at: Cell::new(None),
             informational: RefCell::new(Vec::new()),
             upstream_wire: Cell::new((0, 0)),
+            received: Cell::new(0),
         }))
     }
 }
@@ -96,6 +98,7 @@ impl Timer {
     ) {
         self.0.last_activity.set(now);
         self.0.upstream_wire.set((0, 0));
+        self.0.received.set(0);
         self.0.idle_timeout.set(idle);
         self.0.max_duration_at.set(max_duration.map(|d| now + d));
         self.0.request_at.set(request.map(|d| now + d));
@@ -105,6 +108,16 @@ impl Timer {
     /// the log wants them after it is gone.
     pub fn set_upstream_wire(&self, bytes: (u64, u64)) {
         self.0.upstream_wire.set(bytes);
+    }
+
+    /// Bytes of the request's body that came while the response was already under way.
+    pub fn set_received(&self, bytes: u64) {
+        self.0.received.set(bytes);
+    }
+
+    /// What [`Timer::set_received`] was told last.
+    pub fn received(&self) -> u64 {
+        self.0.received.get()
     }
 
     /// What [`Timer::set_upstream_wire`] was told last.

@@ -32,7 +32,7 @@ pub struct ClientOptions {
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
-            max_header_bytes: 60 * 1024,
+            max_header_bytes: 80 * 1024,
             max_headers: 100,
             enable_trailers: false,
             case: HeaderCase::Lower,
@@ -69,8 +69,16 @@ pub struct ClientConnection {
     request_sent: bool,
     response_begun: bool,
     keep_alive: bool,
+    /// What follows is a tunnel: its end, however it comes, is the connection's.
+    tunnel: bool,
+    close_notified: bool,
     failed: bool,
+    protocol_error: bool,
 }
+
+/// The connection ended inside a message.
+const CUT: BodyError = BodyError::Protocol(CodecError::parse("HPE_INVALID_EOF_STATE"));
+const GONE: BodyError = BodyError::Reset(ResetReason::ConnectionTermination);
 
 impl ClientConnection {
     /// A connection that is connected.
@@ -94,7 +102,10 @@ impl ClientConnection {
             request_sent: true,
             response_begun: false,
             keep_alive: true,
+            tunnel: false,
+            close_notified: false,
             failed: false,
+            protocol_error: false,
         }
     }
 
@@ -126,6 +137,20 @@ impl ClientConnection {
         self.io.poll_fill(cx).map(|_| ())
     }
 
+    /// Whether the peer has closed or broken the connection.
+    pub fn closed_by_peer(&self) -> bool {
+        self.io.read_eof
+    }
+
+    /// Whether the peer broke the protocol, also by what it sent when nobody had asked. A 408 on an idle connection
+    /// is how some peers say that they close it.
+    pub fn broke_protocol(&self) -> bool {
+        const TIMEOUT: [&[u8]; 2] = [b"HTTP/1.1 408", b"HTTP/1.0 408"];
+        let idle = self.decoder.is_done() && self.request_sent && !self.failed;
+        self.protocol_error
+            || (idle && !self.io.inbox.is_empty() && !TIMEOUT.iter().any(|t| self.io.inbox.starts_with(t)))
+    }
+
     /// Queues the request's head.
     pub fn send_head(&mut self, headers: &HeaderMap, end: bool) {
         let method = headers.get(HeaderId::METHOD).unwrap_or_default();
@@ -148,6 +173,14 @@ impl ClientConnection {
         self.request_sent = end;
         self.response_begun = false;
         self.searched = 0;
+    }
+
+    /// Makes the connection a tunnel without a request: what is sent and received are bytes. `first` are the first.
+    pub fn open_tunnel(&mut self, first: &[u8]) {
+        self.io.push_end(first);
+        self.encoder = Encoder::Raw;
+        self.decoder = Decoder::Close;
+        (self.tunnel, self.keep_alive, self.request_sent, self.response_begun) = (true, false, false, true);
     }
 
     /// Waits until another frame can be queued.
@@ -176,12 +209,16 @@ impl ClientConnection {
     /// The next head: informational ones first, each by itself.
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, BodyError>> {
         let result = ready!(self.poll_head_inner(cx));
-        self.failed |= result.is_err();
+        self.note(result.as_ref().err());
         Poll::Ready(result)
     }
 
+    fn note(&mut self, error: Option<&BodyError>) {
+        self.failed |= error.is_some();
+        self.protocol_error |= matches!(error, Some(BodyError::Protocol(_)));
+    }
+
     fn poll_head_inner(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, BodyError>> {
-        const GONE: BodyError = BodyError::Reset(ResetReason::ConnectionTermination);
         loop {
             if self.io.inbox.is_empty() {
                 self.searched = 0;
@@ -202,7 +239,7 @@ impl ClientConnection {
                     return Poll::Ready(self.accept(head));
                 }
                 if !matches!(ready!(self.io.poll_fill(cx)), Ok(1..)) {
-                    return Poll::Ready(Err(GONE));
+                    return Poll::Ready(Err(CUT));
                 }
             } else {
                 if self.io.inbox.len() > self.limits.max_bytes + 4096 {
@@ -210,7 +247,7 @@ impl ClientConnection {
                 }
                 self.searched = self.io.inbox.len();
                 if !matches!(ready!(self.io.poll_fill(cx)), Ok(1..)) {
-                    return Poll::Ready(Err(GONE));
+                    return Poll::Ready(Err(CUT));
                 }
             }
         }
@@ -235,18 +272,20 @@ impl ClientConnection {
             }
             headers.remove(HeaderId::CONTENT_LENGTH);
         }
+        let upgraded = self.upgrade
+            && headers.contains(HeaderId::UPGRADE)
+            && parse::has_token(&headers, HeaderId::CONNECTION, "upgrade");
         let framing = parse::framing(&mut headers, false, false).map_err(BodyError::Protocol)?;
         if (100..200).contains(&status) && status != 101 {
             return Ok(ResponseHead { headers, status, end: true, tunnel: false, bytes: len });
         }
-        if status == 101 && !self.upgrade {
-            return Err(protocol_error("http1.codec_error", "unexpected 101"));
-        }
-        // An upgrade's peer may also accept with a 200-class answer to CONNECT only.
-        let tunnel = (status == 101 && self.upgrade) || (self.connect && (200..300).contains(&status));
+        // An upgrade is accepted by its headers, whatever the status says: what comes behind such a head has no
+        // framing. Without them a 101 is a response without a body.
+        self.tunnel = upgraded || (self.connect && (200..300).contains(&status));
         self.response_begun = true;
-        self.keep_alive &= keep_alive(protocol, &headers) && !tunnel;
-        self.decoder = if tunnel {
+        self.close_notified = wants_close(protocol, &headers);
+        self.keep_alive &= !self.close_notified && !self.tunnel;
+        self.decoder = if self.tunnel {
             Decoder::Close
         } else if self.head_request || no_content || status == 304 {
             Decoder::Done
@@ -255,21 +294,39 @@ impl ClientConnection {
             self.keep_alive &= framing != Framing::Close;
             framing.into()
         };
-        let end = self.decoder.is_done();
-        Ok(ResponseHead { headers, status, end, tunnel, bytes: len })
+        Ok(ResponseHead { headers, status, end: self.decoder.is_done(), tunnel: self.tunnel, bytes: len })
     }
 
     /// The next frame of the response's body.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let until_close = self.decoder == Decoder::Close;
         let frame =
             ready!(self.decoder.poll_frame(&mut self.io, &self.limits, self.options.enable_trailers, cx));
-        self.failed |= matches!(frame, Some(Err(_)));
+        let frame = match frame {
+            None if self.tunnel => Some(Err(GONE)),
+            Some(Err(BodyError::Reset(_))) if self.tunnel => Some(Err(GONE)),
+            // A reset ends such a body as well as a close does, as in Envoy.
+            Some(Err(BodyError::Reset(_))) if until_close => None,
+            Some(Err(BodyError::Reset(_))) => Some(Err(CUT)),
+            frame => frame,
+        };
+        self.note(frame.as_ref().and_then(|f| f.as_ref().err()));
         Poll::Ready(frame)
     }
 
     /// Whether the response was wholly read.
     pub fn response_done(&self) -> bool {
         self.response_begun && self.decoder.is_done()
+    }
+
+    /// Whether the request was wholly queued.
+    pub fn request_sent(&self) -> bool {
+        self.request_sent
+    }
+
+    /// Whether the response asked to close the connection.
+    pub fn close_notified(&self) -> bool {
+        self.close_notified
     }
 
     /// Whether any byte of the response has come.
@@ -298,8 +355,8 @@ fn read_head(bytes: &[u8], limits: &Limits) -> (usize, Result<Option<Head>, Code
     (result.as_ref().ok().and_then(Option::as_ref).map_or(0, |head| head.len), result)
 }
 
-fn keep_alive(protocol: Protocol, headers: &HeaderMap) -> bool {
-    let close = parse::has_token(headers, HeaderId::CONNECTION, "close")
-        || parse::has_token(headers, HeaderId::PROXY_CONNECTION, "close");
-    !close && (protocol == Protocol::Http11 || parse::has_token(headers, HeaderId::CONNECTION, "keep-alive"))
+fn wants_close(protocol: Protocol, headers: &HeaderMap) -> bool {
+    (protocol == Protocol::Http10 && !parse::has_token(headers, HeaderId::CONNECTION, "keep-alive"))
+        || parse::has_token(headers, HeaderId::CONNECTION, "close")
+        || parse::has_token(headers, HeaderId::PROXY_CONNECTION, "close")
 }

@@ -33,6 +33,7 @@ pub(super) struct Io {
     tail: Bytes,
     /// What follows `tail`: the end of a chunk.
     after: Vec<u8>,
+    /// The peer has closed or broken the stream.
     pub(super) read_eof: bool,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
@@ -71,7 +72,9 @@ impl Io {
         debug_assert!(self.inbox.is_empty());
         SCRATCH_BUFFER.with_borrow_mut(|scratch| {
             let mut buf = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buf))?;
+            let read = ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buf));
+            self.read_eof |= read.is_err();
+            read?;
             let seen = buf.filled();
             if seen.is_empty() {
                 self.read_eof = true;
@@ -90,7 +93,9 @@ impl Io {
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         SCRATCH_BUFFER.with_borrow_mut(|scratch| {
             let mut buf = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buf))?;
+            let read = ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buf));
+            self.read_eof |= read.is_err();
+            read?;
             let seen = buf.filled();
             if seen.is_empty() {
                 self.read_eof = true;

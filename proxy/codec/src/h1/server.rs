@@ -221,17 +221,20 @@ impl ServerConnection {
     }
 
     /// Ready once the client is gone while its request, already read, is being served. What it sends meanwhile
-    /// (pipelined requests) waits in the inbox, up to a head's limit.
+    /// (pipelined requests, the bytes of a tunnel) waits in the inbox, up to a head's limit.
     pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut inner = self.0.borrow_mut();
         if inner.gone {
             return Poll::Ready(());
         }
-        if !inner.decoder.is_done() {
+        let tunnel = inner.decoder == Decoder::Close;
+        if !inner.decoder.is_done() && !tunnel {
             return Poll::Pending;
         }
         while inner.io.inbox.len() <= inner.limits.max_bytes {
             match ready!(inner.io.poll_fill(cx)) {
+                // Who reads the tunnel has found nothing yet.
+                Ok(n) if n > 0 && tunnel => cx.waker().wake_by_ref(),
                 Ok(n) if n > 0 => {}
                 _ => {
                     inner.gone = true;

@@ -16,7 +16,7 @@ use std::time::Instant;
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use sampan_codec::{Body, BodyError, Frame, ResetReason};
 use sampan_core::header::{HeaderId, HeaderMap};
-use sampan_core::stream_info::{Protocol, ResponseFlag, StreamInfo};
+use sampan_core::stream_info::{Protocol, ResponseFlag};
 use smallvec::SmallVec;
 
 use super::config::{Chain, ServerHeader};
@@ -453,17 +453,17 @@ impl Exchange {
             }
             ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
         }
-        if !response.tunnel {
-            headers.remove_if(|id, _, _| {
-                matches!(
-                    id,
-                    HeaderId::CONNECTION
-                        | HeaderId::UPGRADE
-                        | HeaderId::TRANSFER_ENCODING
-                        | HeaderId::KEEP_ALIVE
-                        | HeaderId::PROXY_CONNECTION
-                )
-            });
+        // The answer to an upgrade keeps its headers; CONNECT has none.
+        let upgrade =
+            stream.upgrade.is_some() && request::is_upgrade(&stream.request) && request::is_upgrade(headers);
+        let tunnel = upgrade || response.tunnel;
+        headers.remove_if(|id, _, _| match id {
+            HeaderId::CONNECTION | HeaderId::UPGRADE => !upgrade,
+            HeaderId::TRANSFER_ENCODING | HeaderId::KEEP_ALIVE | HeaderId::PROXY_CONNECTION => true,
+            _ => false,
+        });
+        if upgrade && response.status >= 200 && !headers.contains(HeaderId::CONTENT_LENGTH) {
+            headers.set(HeaderId::CONTENT_LENGTH, "0");
         }
         let forced = manager.request_id_in_response || stream.request.contains(HeaderId::X_ENVOY_FORCE_TRACE);
         if forced && let Some(id) = stream.request.get(HeaderId::X_REQUEST_ID) {
@@ -486,11 +486,11 @@ impl Exchange {
                 headers.set(HeaderId::CONNECTION, "keep-alive");
             }
         }
-        if !response.tunnel && !connection.request_done() {
+        if !connection.request_done() {
             manager.stats.downstream_rq_response_before_rq_complete.inc();
             self.close = true;
         }
-        if self.close && !response.tunnel {
+        if self.close && !tunnel {
             headers.set(HeaderId::CONNECTION, "close");
         }
     }
@@ -526,10 +526,6 @@ impl Exchange {
         let info = &mut self.stream.info;
         let (flag, reason) = match error {
             BodyError::Timeout => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
-            // An HTTP/1 response that ends before its end breaks the protocol.
-            BodyError::Reset(ResetReason::ConnectionTermination) if stream_is_h1(info) => {
-                (ResponseFlag::UpstreamProtocolError, "protocol_error")
-            }
             BodyError::Protocol(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
             BodyError::Reset(ResetReason::RemoteReset) => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
             BodyError::Reset(reason) => (ResponseFlag::UpstreamConnectionTermination, reason.as_str()),
@@ -574,10 +570,6 @@ impl Exchange {
             self.stream.info.bytes.wire_sent = written - self.wire_before.1;
         }
     }
-}
-
-fn stream_is_h1(info: &StreamInfo) -> bool {
-    info.upstream.as_ref().is_some_and(|u| u.protocol != Some(Protocol::Http2))
 }
 
 enum PumpEnd {
@@ -640,6 +632,7 @@ impl Drop for Exchange {
         let (sent, received) = stream.timer.upstream_wire();
         stream.info.bytes.upstream_wire_sent = sent;
         stream.info.bytes.upstream_wire_received = received;
+        stream.info.bytes.received = stream.info.bytes.received.max(stream.timer.received());
         self.log(AccessLogType::DownstreamEnd);
     }
 }

@@ -67,7 +67,7 @@ impl LocalReplyConfig {
         let mut headers = HeaderMap::with_capacity(256, 12);
         headers.append(HeaderId::STATUS, reply.status.to_string());
         for (name, value) in &reply.headers {
-            headers.set_name(name, value);
+            headers.append_name(name, value);
         }
         if let Some(selected) = stream.route.as_ref().filter(|route| route.decorates(&reply)) {
             // The route's mutations come first, when the response has no code yet that they could print.

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use sampan_codec::h1::ResponseHead;
 use sampan_codec::{BodyError, ResetReason};
-use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_upstream::{Host, HttpLease, LbContext, PoolError, WorkerHost};
 
-use super::Forward;
 use super::exchange::Exchange;
 use super::failure::{Failure, no_host, reset};
 use super::upload::Upload;
+use super::{Forward, codes};
+use crate::filter::LocalReply;
 use crate::manager::has_token;
 
 impl Forward<'_> {
@@ -48,10 +49,18 @@ impl Forward<'_> {
         let mut sent = end;
         let mut last_tx = end.then_some(now);
         let tunnel = self.stream.upgrade.is_some();
+        let waits = self.waits_for_tunnel();
+        if self.stream.upgrade.as_deref() == Some("websocket") {
+            // The host's answer is waited for now, not when the client is done.
+            self.timeouts.request_received(now);
+            self.timeouts.attempt_sent(now);
+        }
         let timer = self.stream.timer.clone();
         let timeouts = &mut self.timeouts;
+        let informed = &mut self.informed;
+        let (cluster, manager, internal) = (&self.cluster, &self.stream.manager, self.internal);
         let head = poll_fn(|cx| {
-            if !sent {
+            if !sent && !waits {
                 match poll_upload(upload, &mut exchange, tunnel, &timer, cx) {
                     Poll::Ready(Ok(())) => {
                         sent = true;
@@ -70,13 +79,21 @@ impl Forward<'_> {
             loop {
                 match exchange.poll_head(cx) {
                     Poll::Ready(Ok(head)) if (100..200).contains(&head.status) && head.status != 101 => {
-                        timer.push_informational(head.status, head.headers);
                         timer.touch();
+                        codes::charge(
+                            cluster.cluster(),
+                            head.status,
+                            codes::Kind { internal, canary: false },
+                        );
+                        // Only the first is passed on, as in Envoy.
+                        if !std::mem::replace(informed, true) && manager.proxy_100_continue {
+                            manager.stats.charge(head.status);
+                            manager.listener_stats.charge(head.status);
+                            timer.push_informational(head.status, head.headers);
+                        }
                     }
                     Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
-                    Poll::Ready(Err(BodyError::Protocol(e))) => {
-                        return Poll::Ready(Err(Failure::Protocol(e)));
-                    }
+                    Poll::Ready(Err(BodyError::Protocol(_))) => return Poll::Ready(Err(Failure::Protocol)),
                     Poll::Ready(Err(BodyError::Reset(reason))) => {
                         return Poll::Ready(Err(reset(reason, true)));
                     }
@@ -97,6 +114,32 @@ impl Forward<'_> {
         timer.touch();
         self.stream.info.upstream_mut().first_rx = Some(now);
         Ok((head, exchange))
+    }
+
+    /// Whether nothing but the head may be sent before the host has agreed: a websocket's or CONNECT's bytes would
+    /// else reach a host that takes them for a request.
+    pub(super) fn waits_for_tunnel(&self) -> bool {
+        matches!(self.stream.upgrade.as_deref(), Some("websocket" | "connect"))
+    }
+
+    /// A websocket upgrade that an HTTP/1 host neither accepted nor refused with an error: its headers are passed on,
+    /// its body is not.
+    pub(super) fn unsuccessful_handshake(
+        &self,
+        head: &ResponseHead,
+        exchange: &Exchange,
+    ) -> Option<LocalReply> {
+        let websocket = self.stream.upgrade.as_deref() == Some("websocket");
+        if !websocket || !exchange.is_h1() || head.status == 101 || head.status >= 400 {
+            return None;
+        }
+        let mut reply = LocalReply::new(head.status, "websocket_handshake_unsuccessful");
+        for (id, name, value) in head.headers.iter() {
+            if !id.is_pseudo() && !matches!(id, HeaderId::CONTENT_LENGTH | HeaderId::CONTENT_TYPE) {
+                reply = reply.header(HeaderName::new(name), value);
+            }
+        }
+        Some(reply)
     }
 
     fn received(&mut self, upload: &Upload) {

@@ -23,6 +23,8 @@ pub(super) struct Parts {
     pub(super) timer: Timer,
     pub(super) deadline: Timeouts,
     pub(super) tunnel: bool,
+    /// The host refused an upgrade or CONNECT: what the client sends now is for nobody.
+    pub(super) refused: bool,
     /// The response has no body; only the request is still under way.
     pub(super) complete: bool,
     pub(super) virtual_counters: Option<Rc<VirtualCounters>>,
@@ -37,7 +39,8 @@ pub(super) struct UpstreamBody {
 }
 
 impl Parts {
-    fn note_wire(&mut self) {
+    fn note_bytes(&mut self) {
+        self.timer.set_received(self.upload.received);
         if let Some(bytes) = self.exchange.wire_bytes() {
             self.timer.set_upstream_wire(bytes);
         }
@@ -60,7 +63,7 @@ impl Parts {
 
 impl Drop for UpstreamBody {
     fn drop(&mut self) {
-        self.parts.note_wire();
+        self.parts.note_bytes();
     }
 }
 
@@ -68,7 +71,10 @@ impl UpstreamBody {
     pub(super) fn new(mut parts: Parts) -> Self {
         parts.deadline.response_begun();
         parts.upload.forget();
-        let sent = parts.upload.is_received() && !parts.tunnel;
+        if parts.tunnel {
+            parts.deadline.tunnel_begun();
+        }
+        let sent = parts.refused || (parts.upload.is_received() && !parts.tunnel);
         Self { parts, sent, finished: false }
     }
 
@@ -97,8 +103,8 @@ impl UpstreamBody {
             return;
         }
         self.finished = true;
-        self.parts.note_wire();
-        self.parts.exchange.finish(self.sent || self.parts.upload.is_received());
+        self.parts.note_bytes();
+        self.parts.exchange.finish(self.parts.upload.is_received());
         if let Some((cluster, kind, since)) = self.parts.charge.take() {
             let took = since.elapsed().as_millis() as u64;
             codes::time(&cluster, took, kind);

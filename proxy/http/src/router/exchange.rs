@@ -103,8 +103,8 @@ impl Exchange {
         match self {
             Self::H1 { lease: Some(lease), .. } => {
                 let head = ready!(lease.codec().poll_head(cx));
-                if matches!(head, Err(BodyError::Reset(_))) {
-                    lease.closed_by_peer();
+                if head.is_ok() && lease.codec().close_notified() {
+                    lease.host().cluster_stats().upstream_cx_close_notify.inc();
                 }
                 Poll::Ready(head)
             }
@@ -117,13 +117,7 @@ impl Exchange {
 
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         match self {
-            Self::H1 { lease: Some(lease), .. } => {
-                let frame = ready!(lease.codec().poll_frame(cx));
-                if matches!(frame, Some(Err(BodyError::Reset(_)))) {
-                    lease.closed_by_peer();
-                }
-                Poll::Ready(frame)
-            }
+            Self::H1 { lease: Some(lease), .. } => lease.codec().poll_frame(cx),
             Self::H1 { lease: None, .. } => Poll::Ready(None),
             Self::H2 { stream, .. } => stream.poll_frame(cx),
         }

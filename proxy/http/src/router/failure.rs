@@ -1,8 +1,8 @@
 //! An attempt that brought no response: what it counts, and what it means to the client.
 
-use sampan_codec::{BodyError, CodecError, ResetReason};
+use sampan_codec::{BodyError, ResetReason};
 use sampan_core::header::HeaderId;
-use sampan_core::stream_info::ResponseFlag;
+use sampan_core::stream_info::{Protocol, ResponseFlag};
 use sampan_upstream::{ConnectFailure, ConnectFailureKind};
 
 use super::{End, Forward, codes};
@@ -20,7 +20,7 @@ pub(super) enum Failure {
         reason: ResetReason,
         sent: bool,
     },
-    Protocol(CodecError),
+    Protocol,
     PerTryTimeout,
     PerTryIdleTimeout,
     Timeout,
@@ -92,10 +92,12 @@ impl Forward<'_> {
                 (503, ResponseFlag::UpstreamRemoteReset, reason.as_str(), None)
             }
             Failure::Reset { reason, .. } => (503, reset_flag(*reason), reason.as_str(), None),
-            Failure::Protocol(error) => {
-                stats.upstream_cx_protocol_error.inc();
-                let status = if error.status == 431 { 503 } else { 502 };
-                (status, ResponseFlag::UpstreamProtocolError, "protocol_error", None)
+            Failure::Protocol => {
+                // An HTTP/1 connection counts its own.
+                if info.upstream.as_ref().is_some_and(|u| u.protocol == Some(Protocol::Http2)) {
+                    stats.upstream_cx_protocol_error.inc();
+                }
+                (502, ResponseFlag::UpstreamProtocolError, "protocol_error", None)
             }
             Failure::Downstream(_) => return End::Reset,
         };
@@ -112,10 +114,8 @@ impl Forward<'_> {
             details = format!("{details}|{transport}");
             info.upstream_mut().transport_failure = Some(transport);
         }
-        if let Failure::Protocol(error) = &failure {
-            details = format!("{details}|{}", error.details);
-        }
-        let details = format!("upstream_reset_before_response_started{{{}}}", details.replace(' ', "_"));
+        let when = if self.informed { "after" } else { "before" };
+        let details = format!("upstream_reset_{when}_response_started{{{}}}", details.replace(' ', "_"));
         let overloaded = matches!(failure, Failure::Overflow) && !self.config.suppress_envoy_headers;
         self.charge_local(status);
         let mut reply = LocalReply::new(status, details).body(body);
@@ -163,9 +163,7 @@ pub(super) fn no_host() -> ConnectFailure {
 pub(super) fn reset(reason: ResetReason, sent: bool) -> Failure {
     match reason {
         ResetReason::RemoteRefused => Failure::Refused,
-        ResetReason::ProtocolError => {
-            Failure::Protocol(CodecError::bad("http2.protocol_error", "protocol error"))
-        }
+        ResetReason::ProtocolError => Failure::Protocol,
         reason => Failure::Reset { reason, sent },
     }
 }

@@ -164,6 +164,8 @@ struct Forward<'s> {
     /// The attempt's.
     host: Option<Rc<WorkerHost>>,
     internal: bool,
+    /// An informational head has come: no other attempt can follow.
+    informed: bool,
     connect_options: Option<ConnectOptions>,
     virtual_counters: Option<Rc<VirtualCounters>>,
 }
@@ -195,6 +197,7 @@ impl<'s> Forward<'s> {
             tried: Vec::new(),
             host: None,
             internal,
+            informed: false,
             connect_options: None,
             virtual_counters,
         }
@@ -231,6 +234,7 @@ impl<'s> Forward<'s> {
             let random = self.stream.worker.random();
             let decision = match (&mut retry, &result) {
                 (None, _) => Retry::No,
+                (Some(_), _) if self.informed => Retry::No,
                 (Some(_), Err(Failure::Timeout | Failure::Downstream(_))) => Retry::No,
                 (Some(_), _) if !upload.can_replay() => {
                     self.cluster.stats().retry_or_shadow_abandoned.inc();
@@ -255,7 +259,10 @@ impl<'s> Forward<'s> {
                 Retry::No => {}
             }
             return match result {
-                Ok((head, exchange)) => Ok(self.respond(head, exchange, upload)),
+                Ok((head, exchange)) => match self.unsuccessful_handshake(&head, &exchange) {
+                    Some(reply) => Err(reply.into()),
+                    None => Ok(self.respond(head, exchange, upload)),
+                },
                 Err(failure) => Err(self.fail(failure)),
             };
         }

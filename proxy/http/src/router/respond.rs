@@ -16,6 +16,7 @@ use crate::filter::Response;
 impl Forward<'_> {
     /// The response's head, with what the router adds to it.
     pub(super) fn respond(self, mut head: ResponseHead, mut exchange: Exchange, upload: Upload) -> Response {
+        let waits = self.waits_for_tunnel();
         let Self { stream, config, selected, cluster, timeouts, internal, virtual_counters, .. } = self;
         let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         let host = exchange.host();
@@ -64,6 +65,7 @@ impl Forward<'_> {
                 timer: stream.timer.clone(),
                 deadline: timeouts,
                 tunnel: head.tunnel,
+                refused: waits && !head.tunnel,
                 complete,
                 virtual_counters,
                 charge: config.dynamic_stats.then(|| (cluster.cluster().clone(), kind, received)),

@@ -189,6 +189,11 @@ impl Timeouts {
         self.per_try_at = None;
     }
 
+    /// The response has made a tunnel: only its silence still counts.
+    pub(super) fn tunnel_begun(&mut self) {
+        (self.global, self.global_at) = (None, None);
+    }
+
     /// Something came from upstream.
     pub(super) fn moved(&mut self, timer: &Timer) {
         let _ = timer;

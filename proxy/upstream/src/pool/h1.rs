@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::task::Context;
 
 use sampan_codec::h1::{ClientConnection, ClientOptions};
+use sampan_core::stats::{Counter, Scope};
 use sampan_core::stream_info::Protocol;
 use tokio::sync::oneshot;
 
@@ -23,6 +24,18 @@ pub(super) struct Connection {
     _counted: Counted,
 }
 
+impl Connection {
+    /// How it ended, for the counters.
+    fn note_end(&self, host: &WorkerHost) {
+        if self.codec.closed_by_peer() {
+            self.guard.closed_by_peer();
+        }
+        if self.codec.broke_protocol() {
+            host.core.stats.upstream_cx_protocol_error.inc();
+        }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Pool {
     /// The last released is the first taken: the others can grow old and go.
@@ -36,7 +49,26 @@ pub(super) struct Pool {
     connecting: Cell<usize>,
     /// All connections.
     total: Rc<Cell<usize>>,
-    options: RefCell<Option<Rc<ClientOptions>>>,
+    codec: RefCell<Option<(Rc<ClientOptions>, CodecStats)>>,
+}
+
+/// `cluster.NAME.http1.*`, there once the cluster has spoken HTTP/1. What they count cannot happen to an upstream
+/// here: responses do not queue up, and their headers' underscores are nobody's business.
+struct CodecStats {
+    _counters: [Counter; 4],
+}
+
+impl CodecStats {
+    fn new(cluster: &Scope) -> Self {
+        let scope = cluster.scope("http1");
+        let names = [
+            "dropped_headers_with_underscores",
+            "metadata_not_supported_error",
+            "requests_rejected_with_underscores_in_headers",
+            "response_flood",
+        ];
+        Self { _counters: names.map(|name| scope.counter(name)) }
+    }
 }
 
 /// Takes one out of the pool's total when the connection is gone.
@@ -66,7 +98,7 @@ pub(super) fn checkout(
     loop {
         let Some(mut connection) = pool.idle.borrow_mut().pop() else { return Ok(None) };
         if connection.codec.is_stale() {
-            connection.guard.closed_by_peer();
+            connection.note_end(host);
             continue;
         }
         return lease(host, pools, priority, connection).map(Some);
@@ -158,11 +190,7 @@ impl PoolSet {
                 guard.connected();
                 let mut info = connected.info;
                 info.protocol = Some(Protocol::Http11);
-                let options = pool
-                    .options
-                    .borrow_mut()
-                    .get_or_insert_with(|| Rc::new(host.cluster().config().http.h1.clone()))
-                    .clone();
+                let options = pool.codec_options(host);
                 let codec = ClientConnection::new(connected.transport, options);
                 let info = Rc::new(info);
                 let connection = Connection { codec, info, guard, idle_since: None, _counted: counted };
@@ -201,6 +229,15 @@ impl PoolSet {
 }
 
 impl Pool {
+    fn codec_options(&self, host: &WorkerHost) -> Rc<ClientOptions> {
+        let mut codec = self.codec.borrow_mut();
+        let made = codec.get_or_insert_with(|| {
+            let cluster = host.cluster();
+            (Rc::new(cluster.config().http.h1.clone()), CodecStats::new(cluster.scope()))
+        });
+        made.0.clone()
+    }
+
     pub(super) fn close_idle(&self) {
         drop(std::mem::take(&mut *self.idle.borrow_mut()));
     }
@@ -218,7 +255,7 @@ impl Pool {
             let connection = &mut idle[i];
             let since = *connection.idle_since.get_or_insert(now);
             if connection.codec.poll_stale(cx).is_ready() {
-                connection.guard.closed_by_peer();
+                connection.note_end(host);
             } else {
                 match super::age(http, now, since, &connection.guard) {
                     Age::Idle => stats.upstream_cx_idle_timeout.inc(),
@@ -262,16 +299,13 @@ impl H1Lease {
         self.request.host()
     }
 
-    /// The peer ended the connection: its drop is counted as `destroy_remote`.
-    pub fn closed_by_peer(&mut self) {
-        self.connection_mut().guard.closed_by_peer();
-    }
-
     /// The request is over. The connection goes back where it can carry another, else it is closed.
     pub fn release(mut self) {
         let Some(connection) = self.connection.take() else { return };
         connection.guard.bytes(connection.codec.wire_bytes());
-        connection.guard.idle();
+        if connection.codec.request_sent() {
+            connection.guard.idle();
+        }
         let http = &self.request.host().cluster().config().http;
         let max = http.max_requests_per_connection;
         let worn = max > 0 && connection.guard.requests() >= u64::from(max);
@@ -304,6 +338,7 @@ fn unreachable_lease() -> ! {
 impl PoolSet {
     /// Closes a connection; who waits for its place gets a new one.
     fn close(self: &Rc<Self>, request: &RequestGuard, connection: Box<Connection>) {
+        connection.note_end(request.host());
         drop(connection);
         let (host, priority) = (request.host(), request.priority());
         if !self.h1[priority as usize].waiting.is_empty() {
