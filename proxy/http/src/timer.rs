@@ -27,6 +27,7 @@ struct Inner {
     informational: RefCell<Vec<(u16, HeaderMap)>>,
     upstream_wire: Cell<(u64, u64)>,
     received: Cell<u64>,
+    upstream_headers: Cell<Option<(u64, u64)>>,
 }
 
 struct Armed {
@@ -58,6 +59,7 @@ impl Default for Timer {
             informational: RefCell::new(Vec::new()),
             upstream_wire: Cell::new((0, 0)),
             received: Cell::new(0),
+            upstream_headers: Cell::new(None),
         }))
     }
 }
@@ -99,6 +101,7 @@ impl Timer {
         self.0.last_activity.set(now);
         self.0.upstream_wire.set((0, 0));
         self.0.received.set(0);
+        self.0.upstream_headers.set(None);
         self.0.idle_timeout.set(idle);
         self.0.max_duration_at.set(max_duration.map(|d| now + d));
         self.0.request_at.set(request.map(|d| now + d));
@@ -123,6 +126,16 @@ impl Timer {
     /// What [`Timer::set_upstream_wire`] was told last.
     pub fn upstream_wire(&self) -> (u64, u64) {
         self.0.upstream_wire.get()
+    }
+
+    /// Of these, the heads', where the codec tells (HTTP/2).
+    pub fn set_upstream_headers(&self, bytes: (u64, u64)) {
+        self.0.upstream_headers.set(Some(bytes));
+    }
+
+    /// What [`Timer::set_upstream_headers`] was told last.
+    pub fn upstream_headers(&self) -> Option<(u64, u64)> {
+        self.0.upstream_headers.get()
     }
 
     /// Something moved.

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
+use sampan_codec::h2::CodecStats;
 use sampan_core::error::AtField;
-use sampan_core::stats::{Counter, Scope};
+use sampan_core::stats::{Counter, Lazy, Scope};
 use sampan_core::{Address, ConfigResult};
 use sampan_tls::{ClientContext, StaticSecrets};
 use tokio::task::AbortHandle;
@@ -53,6 +54,8 @@ struct Used {
     timeout_budget: Option<Arc<TimeoutBudgetStats>>,
     /// `total_match_count` of each transport socket.
     socket_matches: Vec<Counter>,
+    /// Stats of the HTTP/2 codec, made with the first such connection.
+    h2: Lazy<Arc<CodecStats>>,
 }
 
 /// Addresses of names, by locality and endpoint.
@@ -132,6 +135,11 @@ impl Cluster {
         &self.used().breakers[priority as usize]
     }
 
+    /// The stats of the HTTP/2 codec.
+    pub(crate) fn h2_stats(&self) -> &Arc<CodecStats> {
+        self.used().h2.get()
+    }
+
     /// The histograms of `track_timeout_budgets`, where it is set.
     pub fn timeout_budget(&self) -> Option<&Arc<TimeoutBudgetStats>> {
         self.used().timeout_budget.as_ref()
@@ -196,6 +204,7 @@ impl Cluster {
                 .collect();
             Used {
                 stats,
+                h2: Lazy::new(self.scope.clone(), |scope| Arc::new(CodecStats::new(scope))),
                 socket_matches,
                 breakers: [breakers(Priority::Default, "default"), breakers(Priority::High, "high")],
                 timeout_budget: self

@@ -1,5 +1,8 @@
 //! The client's side: many streams over one connection.
 
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -9,47 +12,117 @@ use http::{Method, Request, Uri};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_tls::Transport;
 
-use super::Options;
-use super::convert::{self, Receive};
+use super::convert::{self, HeadLimits, Receive};
+use super::guard::{FrameGuard, Link};
+use super::keepalive::Keepalive;
+use super::wire::Meter;
+use super::{CodecStats, Options};
 use crate::body::{BodyError, BodyStream, Frame};
-use crate::error::{CodecError, ResetReason};
+use crate::error::ResetReason;
 use crate::h1::ResponseHead;
 
 /// A handle to a connection; streams are opened on clones.
 #[derive(Clone)]
 pub struct ClientConnection {
     send: SendRequest<Bytes>,
-    max_headers: usize,
+    limits: HeadLimits,
+    link: Rc<Link>,
 }
 
-/// One exchange.
+/// One exchange. Its meter goes with it.
 pub struct ClientStream {
     response: ResponseFuture,
     send: SendStream<Bytes>,
     receive: Option<Receive>,
     sent: bool,
-    max_headers: usize,
+    limits: HeadLimits,
     informational_done: bool,
+    link: Rc<Link>,
 }
 
-/// Exchanges settings. The future returned beside the handle drives the connection to its end; without it being
-/// polled nothing moves.
+/// Drives a connection to its end; without it being polled nothing moves.
+pub struct Driver {
+    connection: h2::client::Connection<FrameGuard, Bytes>,
+    link: Rc<Link>,
+    keepalive: Option<Keepalive>,
+    opened: u64,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverEnd {
+    /// Nobody wanted it any more.
+    Done,
+    /// The peer left or told us to.
+    Peer,
+    /// The peer broke the protocol or a limit.
+    Protocol,
+    /// The peer does not answer pings.
+    KeepaliveTimeout,
+}
+
+/// Exchanges settings.
 pub async fn connect(
     transport: Transport,
     options: &Options,
-) -> Result<(ClientConnection, impl Future<Output = Result<(), h2::Error>> + use<>), h2::Error> {
+    stats: &Arc<CodecStats>,
+    random: u64,
+) -> Result<(ClientConnection, Driver), h2::Error> {
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(options.stream_window)
         .initial_connection_window_size(options.connection_window)
         .header_table_size(options.header_table_size)
-        .max_header_list_size(options.max_header_bytes)
+        .max_header_list_size(options.decoded_list())
+        // Until the peer's settings are there it takes what we are ready to send.
+        .initial_max_send_streams(options.max_concurrent_streams as usize)
         .enable_push(false);
     if options.max_frame_size > 0 {
         builder.max_frame_size(options.max_frame_size);
     }
-    let (send, connection) = builder.handshake(transport).await?;
-    Ok((ClientConnection { send, max_headers: options.max_headers }, connection))
+    let link = Link::new(transport, options.wire(stats, false), false);
+    let (send, mut connection) = builder.handshake(FrameGuard(link.clone())).await?;
+    link.gather();
+    let keepalive = options.keepalive.and_then(|k| Some(Keepalive::new(k, connection.ping_pong()?, random)));
+    let driver = Driver { connection, link: link.clone(), keepalive, opened: 0 };
+    Ok((ClientConnection { send, limits: options.head_limits(), link }, driver))
+}
+
+impl Future for Driver {
+    type Output = DriverEnd;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<DriverEnd> {
+        let this = &mut *self;
+        match Pin::new(&mut this.connection).poll(cx) {
+            Poll::Ready(Ok(())) => return Poll::Ready(DriverEnd::Done),
+            Poll::Ready(Err(e)) if e.is_library() => return Poll::Ready(DriverEnd::Protocol),
+            Poll::Ready(Err(_)) => return Poll::Ready(DriverEnd::Peer),
+            Poll::Pending => {}
+        }
+        let wire = &this.link.wire;
+        if wire.flood().is_some() {
+            return Poll::Ready(DriverEnd::Protocol);
+        }
+        if let Some(keepalive) = &mut this.keepalive {
+            let opened = wire.opened();
+            let fresh = std::mem::replace(&mut this.opened, opened) != opened;
+            if keepalive.poll(cx, wire.frames_received(), fresh).is_ready() {
+                wire.stats().keepalive_timeout.inc();
+                return Poll::Ready(DriverEnd::KeepaliveTimeout);
+            }
+        }
+        match this.link.poll_flush(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(DriverEnd::Peer),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Driver {
+    /// Bytes read and written.
+    pub fn wire_bytes(&self) -> (u64, u64) {
+        self.link.bytes()
+    }
 }
 
 impl ClientConnection {
@@ -72,13 +145,15 @@ impl ClientConnection {
     pub fn start(&mut self, headers: &HeaderMap, end: bool) -> Result<ClientStream, ResetReason> {
         let request = request(headers).ok_or(ResetReason::ProtocolError)?;
         let (response, send) = self.send.send_request(request, end).map_err(|e| convert::reset_reason(&e))?;
+        self.link.wire.open(send.stream_id().as_u32());
         Ok(ClientStream {
             response,
             send,
             receive: None,
             sent: end,
-            max_headers: self.max_headers,
+            limits: self.limits,
             informational_done: false,
+            link: self.link.clone(),
         })
     }
 }
@@ -119,21 +194,40 @@ impl ClientStream {
             match self.response.poll_informational(cx) {
                 Poll::Ready(Some(Ok(informational))) => {
                     let (parts, ()) = informational.into_parts();
-                    return Poll::Ready(
-                        head(parts.status, &parts.headers, true, self.max_headers)
-                            .map_err(BodyError::Protocol),
-                    );
+                    return Poll::Ready(self.head(parts.status, &parts.headers, true));
                 }
                 Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(reset(e))),
                 Poll::Ready(None) => self.informational_done = true,
                 Poll::Pending => {}
             }
         }
-        let response = ready!(std::pin::Pin::new(&mut self.response).poll(cx)).map_err(reset)?;
+        let response = ready!(Pin::new(&mut self.response).poll(cx)).map_err(reset)?;
         let (parts, body) = response.into_parts();
         let end = body.is_end_stream();
-        self.receive = Some(Receive::new(body));
-        Poll::Ready(head(parts.status, &parts.headers, end, self.max_headers).map_err(BodyError::Protocol))
+        self.receive = Some(Receive::new(body, self.limits, self.link.clone()));
+        Poll::Ready(self.head(parts.status, &parts.headers, end))
+    }
+
+    fn head(
+        &mut self,
+        status: http::StatusCode,
+        from: &http::HeaderMap,
+        end: bool,
+    ) -> Result<ResponseHead, BodyError> {
+        let mut headers = HeaderMap::with_capacity(512, from.len() + 8);
+        headers.append(HeaderId::STATUS, status.as_str());
+        if let Err(error) = convert::take_headers(&mut headers, from, &self.limits) {
+            convert::count_refusal(&self.link, self.send.stream_id().as_u32(), &error);
+            return Err(self.refuse());
+        }
+        let bytes = headers.byte_size();
+        Ok(ResponseHead { headers, status: status.as_u16(), end, tunnel: false, bytes })
+    }
+
+    /// The response breaks a limit: the stream is reset, and as in Envoy it looks as if the peer had done it.
+    fn refuse(&mut self) -> BodyError {
+        self.send.send_reset(Reason::INTERNAL_ERROR);
+        BodyError::Reset(ResetReason::RemoteReset)
     }
 
     /// Waits until another frame can be queued.
@@ -147,15 +241,23 @@ impl ClientStream {
             return Ok(());
         }
         self.sent = end || matches!(frame, Some(Frame::Trailers(_)));
-        convert::send_frame(&mut self.send, frame, end)
+        convert::send_frame(&mut self.send, frame, end, &self.link)
     }
 
     /// The next frame of the response's body.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         match &mut self.receive {
-            Some(receive) => receive.poll_frame(cx),
+            Some(receive) => match receive.poll_frame(cx) {
+                Poll::Ready(Some(Err(BodyError::Protocol(_)))) => Poll::Ready(Some(Err(self.refuse()))),
+                polled => polled,
+            },
             None => Poll::Ready(None),
         }
+    }
+
+    /// What the stream has had on the wire so far.
+    pub fn meter(&self) -> Meter {
+        self.link.wire.meter(self.send.stream_id().as_u32())
     }
 
     /// Whether the response was wholly read.
@@ -169,15 +271,8 @@ impl ClientStream {
     }
 }
 
-fn head(
-    status: http::StatusCode,
-    from: &http::HeaderMap,
-    end: bool,
-    max_headers: usize,
-) -> Result<ResponseHead, CodecError> {
-    let mut headers = HeaderMap::with_capacity(512, from.len() + 8);
-    headers.append(HeaderId::STATUS, status.as_str());
-    convert::take_headers(&mut headers, from, max_headers)?;
-    let bytes = headers.byte_size();
-    Ok(ResponseHead { headers, status: status.as_u16(), end, tunnel: false, bytes })
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        self.link.wire.close(self.send.stream_id().as_u32());
+    }
 }

@@ -1,5 +1,6 @@
 //! Between the crate `h2`'s messages and ours.
 
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -7,8 +8,10 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderName, HeaderValue};
 use sampan_core::header::{HeaderId, HeaderMap};
 
+use super::guard::Link;
 use crate::body::{BodyError, BodyStream, Frame};
 use crate::error::{CodecError, ResetReason};
+use crate::h1::Underscores;
 
 /// What an error of the crate means for a stream.
 pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
@@ -24,23 +27,87 @@ pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
     ResetReason::ConnectionTermination
 }
 
-/// Appends regular headers; several `cookie`s become one (RFC 9113 section 8.2.3). An error names too many.
-pub(super) fn take_headers(to: &mut HeaderMap, from: &http::HeaderMap, max: usize) -> Result<(), CodecError> {
-    if from.len() > max {
-        return Err(CodecError {
-            status: 431,
-            details: "http2.too_many_headers",
-            message: "too many headers",
-        });
+/// Envoy's limits on a head or trailers, which are reset, not answered, beyond them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadLimits {
+    /// Of all names and values, pseudo headers among them.
+    pub(super) bytes: usize,
+    /// Of headers, each `cookie` by itself.
+    pub(super) count: usize,
+    /// Of one header.
+    pub(super) field: usize,
+    pub(super) underscores: Underscores,
+}
+
+impl HeadLimits {
+    fn check(&self, bytes: usize, count: usize) -> Result<(), CodecError> {
+        if bytes > self.bytes {
+            Err(LIST_TOO_LARGE)
+        } else if count > self.count {
+            Err(TOO_MANY_HEADERS)
+        } else {
+            Ok(())
+        }
     }
+}
+
+const LIST_TOO_LARGE: CodecError =
+    CodecError { status: 0, details: "http2.header_list_size_too_large", message: "header list too large" };
+const TOO_MANY_HEADERS: CodecError =
+    CodecError { status: 0, details: "http2.too_many_headers", message: "too many headers" };
+const UNDERSCORE: CodecError = CodecError {
+    status: 0,
+    details: "http2.unexpected_underscore",
+    message: "a header's name has an underscore",
+};
+
+/// Counts what was wrong with a stream's head.
+pub(super) fn count_refusal(link: &Link, stream: u32, error: &CodecError) {
+    link.wire.refuse_head(stream);
+    let stats = link.wire.stats();
+    match error.details {
+        details if details == LIST_TOO_LARGE.details => stats.header_list_size_too_large.inc(),
+        details if details == TOO_MANY_HEADERS.details => stats.header_overflow.inc(),
+        _ => stats.requests_rejected_with_underscores_in_headers.inc(),
+    }
+}
+
+/// Appends regular headers to the pseudo headers that are there; several `cookie`s become one (RFC 9113 section
+/// 8.2.3). Returns how many were dropped for their underscores.
+pub(super) fn take_headers(
+    to: &mut HeaderMap,
+    from: &http::HeaderMap,
+    limits: &HeadLimits,
+) -> Result<u32, CodecError> {
+    let (mut bytes, mut count, mut dropped) = (to.byte_size(), to.len(), 0);
     for (name, value) in from {
+        let text = name.as_str().as_bytes();
+        if limits.underscores != Underscores::Allow && memchr::memchr(b'_', text).is_some() {
+            if limits.underscores == Underscores::Reject {
+                return Err(UNDERSCORE);
+            }
+            dropped += 1;
+            continue;
+        }
+        if name == http::header::HOST && to.contains(HeaderId::AUTHORITY) {
+            continue;
+        }
+        let field = text.len() + value.len();
+        bytes += field;
+        count += 1;
+        limits.check(bytes, count)?;
+        if field > limits.field {
+            return Err(LIST_TOO_LARGE);
+        }
         if name == http::header::COOKIE {
             to.append_to_value(HeaderId::COOKIE, "; ", value.as_bytes());
         } else {
-            to.append_lower(name.as_str().as_bytes(), value.as_bytes());
+            to.append_lower(text, value.as_bytes());
         }
     }
-    Ok(())
+    // Pseudo headers alone can be too much.
+    limits.check(bytes, count)?;
+    Ok(dropped)
 }
 
 /// All but pseudo headers. What HTTP/2 cannot carry was refused when it came in or was set.
@@ -70,13 +137,15 @@ pub(super) fn give_headers(from: &HeaderMap, to: &mut http::HeaderMap) {
 
 /// A received body.
 pub(super) struct Receive {
-    pub(super) stream: RecvStream,
+    stream: RecvStream,
     data_done: bool,
+    limits: HeadLimits,
+    link: Rc<Link>,
 }
 
 impl Receive {
-    pub(super) fn new(stream: RecvStream) -> Self {
-        Self { stream, data_done: false }
+    pub(super) fn new(stream: RecvStream, limits: HeadLimits, link: Rc<Link>) -> Self {
+        Self { stream, data_done: false, limits, link }
     }
 }
 
@@ -99,7 +168,8 @@ impl BodyStream for Receive {
             Ok(None) => Poll::Ready(None),
             Ok(Some(trailers)) => {
                 let mut headers = HeaderMap::new();
-                if let Err(e) = take_headers(&mut headers, &trailers, 1000) {
+                if let Err(e) = take_headers(&mut headers, &trailers, &self.limits) {
+                    count_refusal(&self.link, self.stream.stream_id().as_u32(), &e);
                     return Poll::Ready(Some(Err(BodyError::Protocol(e))));
                 }
                 Poll::Ready(Some(Ok(Frame::Trailers(headers))))
@@ -137,10 +207,14 @@ pub(super) fn send_frame(
     stream: &mut SendStream<Bytes>,
     frame: Option<Frame>,
     end: bool,
+    link: &Link,
 ) -> Result<(), ResetReason> {
     let sent = match frame {
         None => stream.send_data(Bytes::new(), end),
-        Some(Frame::Data(data)) => stream.send_data(data, end),
+        Some(Frame::Data(data)) => {
+            link.wire.queued(stream.stream_id().as_u32(), data.len());
+            stream.send_data(data, end)
+        }
         Some(Frame::Trailers(trailers)) => {
             let mut map = http::HeaderMap::with_capacity(trailers.len());
             give_headers(&trailers, &mut map);

@@ -1,25 +1,63 @@
 //! The server's side: streams as they are opened.
 
+use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{Reason, SendStream};
+use h2::{Reason, RecvStream, SendStream};
+use http::request::Parts;
 use http::{Request, Response};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::Protocol;
 use sampan_tls::Transport;
 
-use super::Options;
-use super::convert::{self, Receive};
+use super::convert::{self, HeadLimits, Receive, count_refusal};
+use super::guard::{FrameGuard, Link};
+use super::keepalive::Keepalive;
+use super::wire::{Flood, Meter};
+use super::{CodecStats, Options};
 use crate::body::{Body, Frame};
 use crate::error::{CodecError, ResetReason};
 use crate::h1::RequestHead;
 
+/// How many streams may wait to be accepted although they were reset: beyond what Envoy lets a connection have.
+const PENDING_RESETS: usize = 1024;
+
 /// A connection; all its I/O happens while it is polled for streams.
 pub struct ServerConnection {
-    inner: h2::server::Connection<Transport, Bytes>,
-    max_headers: usize,
+    inner: h2::server::Connection<FrameGuard, Bytes>,
+    limits: HeadLimits,
+    /// A malformed message ends its stream only.
+    stream_errors: bool,
+    link: Rc<Link>,
+    keepalive: Option<Keepalive>,
+}
+
+/// A stream that the client has opened.
+pub struct Accepted {
+    /// Its head, or why it is to be reset.
+    pub head: Result<RequestHead, CodecError>,
+    /// Its body.
+    pub body: Body,
+    /// The way back.
+    pub respond: Responder,
+}
+
+/// Why there are no more streams.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides were done, or the client left.
+    Closed,
+    /// The client broke the protocol; it was told so.
+    Protocol,
+    /// The client sent a malformed message, whose stream the codec has reset; it is to be left.
+    Malformed,
+    /// The client broke one of Envoy's limits; it is to be left.
+    Flood(Flood),
+    /// The client does not answer pings; it is to be left.
+    KeepaliveTimeout,
 }
 
 /// The response's side of a stream.
@@ -27,87 +65,147 @@ pub struct Responder {
     respond: SendResponse<Bytes>,
     stream: Option<SendStream<Bytes>>,
     ended: bool,
+    link: Rc<Link>,
 }
 
 impl ServerConnection {
     /// Reads the preface and exchanges settings.
-    pub async fn handshake(transport: Transport, options: &Options) -> Result<Self, h2::Error> {
+    pub async fn handshake(
+        transport: Transport,
+        options: &Options,
+        stats: &Arc<CodecStats>,
+        random: u64,
+    ) -> Result<Self, h2::Error> {
         let mut builder = h2::server::Builder::new();
         builder
             .max_concurrent_streams(options.max_concurrent_streams)
             .initial_window_size(options.stream_window)
             .initial_connection_window_size(options.connection_window)
             .header_table_size(options.header_table_size)
-            .max_header_list_size(options.max_header_bytes);
+            .max_header_list_size(options.decoded_list())
+            // Streams that are opened and reset at once are the connection manager's to judge.
+            .max_pending_accept_reset_streams(PENDING_RESETS);
         if options.max_frame_size > 0 {
             builder.max_frame_size(options.max_frame_size);
         }
         if options.allow_connect {
             builder.enable_connect_protocol();
         }
-        let inner = builder.handshake(transport).await?;
-        Ok(Self { inner, max_headers: options.max_headers })
+        let link = Link::new(transport, options.wire(stats, true), true);
+        let mut inner = builder.handshake(FrameGuard(link.clone())).await?;
+        link.gather();
+        let keepalive = options.keepalive.and_then(|k| Some(Keepalive::new(k, inner.ping_pong()?, random)));
+        let stream_errors = options.stream_errors;
+        Ok(Self { inner, limits: options.head_limits(), stream_errors, link, keepalive })
     }
 
-    /// The next stream; `None` once the connection is closed.
-    #[allow(
-        clippy::type_complexity,
-        reason = "three parts of a stream, taken apart at once by the one caller"
-    )]
-    pub fn poll_accept(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<(Result<RequestHead, CodecError>, Body, Responder), h2::Error>>> {
-        let Some(accepted) = ready!(self.inner.poll_accept(cx)) else { return Poll::Ready(None) };
-        Poll::Ready(Some(accepted.map(|(request, respond)| {
-            let (parts, body) = request.into_parts();
-            let end = body.is_end_stream();
-            let head = request_head(Request::from_parts(parts, ()), end, self.max_headers);
-            let body = if end { Body::Empty } else { Body::stream(Receive::new(body)) };
-            (head, body, Responder { respond, stream: None, ended: false })
-        })))
+    /// The next stream. What is queued is written when there is none.
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Accepted, End>> {
+        match self.inner.poll_accept(cx) {
+            Poll::Ready(Some(Ok((request, respond)))) => Poll::Ready(Ok(self.accepted(request, respond))),
+            Poll::Ready(None) => Poll::Ready(Err(End::Closed)),
+            Poll::Ready(Some(Err(error))) => {
+                let end = if error.is_library() { End::Protocol } else { End::Closed };
+                Poll::Ready(Err(end))
+            }
+            Poll::Pending => {
+                let wire = &self.link.wire;
+                wire.drained();
+                if wire.take_malformed().is_some() && !self.stream_errors {
+                    return Poll::Ready(Err(End::Malformed));
+                }
+                if let Some(flood) = wire.flood() {
+                    return Poll::Ready(Err(End::Flood(flood)));
+                }
+                if let Some(keepalive) = &mut self.keepalive
+                    && keepalive.poll(cx, wire.frames_received(), false).is_ready()
+                {
+                    wire.stats().keepalive_timeout.inc();
+                    return Poll::Ready(Err(End::KeepaliveTimeout));
+                }
+                match self.link.poll_flush(cx) {
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(End::Closed)),
+                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                }
+            }
+        }
     }
 
-    /// GOAWAY now; streams that are open may finish.
-    pub fn graceful_shutdown(&mut self) {
-        self.inner.graceful_shutdown();
+    fn accepted(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Accepted {
+        let (parts, body) = request.into_parts();
+        let id = respond.stream_id().as_u32();
+        self.link.wire.take_on(id);
+        let end = body.is_end_stream();
+        let head = request_head(&parts, end, &self.limits);
+        if let Err(error) = &head {
+            count_refusal(&self.link, id, error);
+        } else if let Ok(RequestHead { dropped_underscores: dropped @ 1.., .. }) = &head {
+            self.link.wire.stats().dropped_headers_with_underscores.add(u64::from(*dropped));
+        }
+        let body =
+            if end { Body::Empty } else { Body::stream(Receive::new(body, self.limits, self.link.clone())) };
+        Accepted {
+            head,
+            body,
+            respond: Responder { respond, stream: None, ended: false, link: self.link.clone() },
+        }
     }
 
-    /// GOAWAY with a reason, and the end.
-    pub fn abrupt_shutdown(&mut self, reason: Reason) {
-        self.inner.abrupt_shutdown(reason);
+    /// Announces that the connection goes away; streams are taken as before.
+    pub fn shutdown_notice(&mut self) {
+        self.link.send_goaway(u32::MAX);
     }
 
-    /// Finishes what is queued and closes.
-    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        self.inner.poll_closed(cx)
+    /// GOAWAY: later streams than those that came so far are not served.
+    pub fn goaway(&mut self) {
+        self.link.wire.stats().goaway_sent.inc();
+        self.link.send_goaway(self.link.wire.highest());
+    }
+
+    /// Whether streams are open, or data of theirs is not yet sent.
+    pub fn has_streams(&self) -> bool {
+        self.inner.has_streams()
+    }
+
+    /// Writes what is queued.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.link.poll_flush(cx).map(drop)
+    }
+
+    /// Writes what is queued and closes our side.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.link.poll_shutdown(cx).map(drop)
+    }
+
+    /// Bytes read and written.
+    pub fn wire_bytes(&self) -> (u64, u64) {
+        self.link.bytes()
     }
 }
 
-fn request_head(request: Request<()>, end: bool, max_headers: usize) -> Result<RequestHead, CodecError> {
-    let mut headers = HeaderMap::with_capacity(512, request.headers().len() + 16);
-    headers.append(HeaderId::METHOD, request.method().as_str());
-    let uri = request.uri();
+fn request_head(request: &Parts, end: bool, limits: &HeadLimits) -> Result<RequestHead, CodecError> {
+    let mut headers = HeaderMap::with_capacity(512, request.headers.len() + 16);
+    headers.append(HeaderId::METHOD, request.method.as_str());
+    let uri = &request.uri;
     if let Some(path) = uri.path_and_query() {
         headers.append(HeaderId::PATH, path.as_str());
     }
     if let Some(scheme) = uri.scheme_str() {
         headers.append(HeaderId::SCHEME, scheme);
     }
-    match (uri.authority(), request.headers().get(http::header::HOST)) {
+    match (uri.authority(), request.headers.get(http::header::HOST)) {
         (Some(authority), _) => headers.append(HeaderId::AUTHORITY, authority.as_str()),
         (None, Some(host)) => headers.append(HeaderId::AUTHORITY, host.as_bytes()),
         (None, None) => {}
     }
-    let mut upgrade = request.method() == http::Method::CONNECT;
-    if let Some(protocol) = request.extensions().get::<h2::ext::Protocol>() {
+    let mut upgrade = request.method == http::Method::CONNECT;
+    if let Some(protocol) = request.extensions.get::<h2::ext::Protocol>() {
         headers.append(HeaderId::PSEUDO_PROTOCOL, protocol.as_str());
         upgrade = true;
     }
-    convert::take_headers(&mut headers, request.headers(), max_headers)?;
-    headers.remove(HeaderId::HOST);
+    let dropped_underscores = convert::take_headers(&mut headers, &request.headers, limits)?;
     let bytes = headers.byte_size();
-    Ok(RequestHead { headers, protocol: Protocol::Http2, end, upgrade, bytes, dropped_underscores: 0 })
+    Ok(RequestHead { headers, protocol: Protocol::Http2, end, upgrade, bytes, dropped_underscores })
 }
 
 fn response(status: u16, headers: &HeaderMap) -> Response<()> {
@@ -147,7 +245,7 @@ impl Responder {
         }
         self.ended = end || matches!(frame, Some(Frame::Trailers(_)));
         match &mut self.stream {
-            Some(stream) => convert::send_frame(stream, frame, end),
+            Some(stream) => convert::send_frame(stream, frame, end, &self.link),
             None => Ok(()),
         }
     }
@@ -164,11 +262,31 @@ impl Responder {
         })
     }
 
+    /// What the stream has had on the wire so far.
+    pub fn meter(&self) -> Meter {
+        self.link.wire.meter(self.id())
+    }
+
+    fn id(&self) -> u32 {
+        self.respond.stream_id().as_u32()
+    }
+
+    /// The codec's stats.
+    pub fn stats(&self) -> &CodecStats {
+        self.link.wire.stats()
+    }
+
     /// Resets the stream.
     pub fn reset(&mut self, reason: Reason) {
         match &mut self.stream {
             Some(stream) => stream.send_reset(reason),
             None => self.respond.send_reset(reason),
         }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        self.link.wire.close(self.id());
     }
 }

@@ -14,7 +14,9 @@ use sampan_codec::h1::{HeaderCase, ServerOptions, Underscores};
 use sampan_codec::h2;
 use sampan_core::access_log::AccessLogger;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::stats::Lazy;
 use sampan_listener::FactoryContext;
+use sampan_upstream::config::http2_options;
 
 use super::local_reply::LocalReplyConfig;
 use super::path::{EscapedSlashes, PathOptions};
@@ -35,6 +37,8 @@ pub struct Manager {
     pub h1: ServerOptions,
     /// HTTP/2
     pub h2: h2::Options,
+    /// Its codec's stats, made with the first such connection, as in Envoy.
+    h2_stats: Lazy<Arc<h2::CodecStats>>,
     /// Timeouts and counts.
     pub limits: Limits,
     /// What is done to a request's headers.
@@ -268,6 +272,7 @@ impl Manager {
             listener_stats: ListenerStats::new(&context.listener_scope.scope(&prefix)),
             h1,
             h2,
+            h2_stats: Lazy::new(context.root_scope().clone(), |scope| Arc::new(h2::CodecStats::new(scope))),
             limits: limits(message, &common),
             request: request_options(message, context)?,
             server_name: if message.server_name.is_empty() {
@@ -293,6 +298,13 @@ impl Manager {
                 .at("local_reply_config")?,
             buffer_limit: context.buffer_limit,
         })
+    }
+}
+
+impl Manager {
+    /// Stats of the HTTP/2 codec.
+    pub fn h2_stats(&self) -> &Arc<h2::CodecStats> {
+        self.h2_stats.get()
     }
 }
 
@@ -375,7 +387,6 @@ fn http1(
     message: &pb::HttpConnectionManager,
     common: &core::HttpProtocolOptions,
 ) -> ConfigResult<ServerOptions> {
-    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
     let h1 = message.http_protocol_options.clone().unwrap_or_default();
     refuse(!h1.ignore_http_11_upgrade.is_empty(), "http_protocol_options.ignore_http_11_upgrade")?;
     refuse(
@@ -394,12 +405,17 @@ fn http1(
         case: header_case(h1.header_key_format.as_ref())
             .at("header_key_format")
             .at("http_protocol_options")?,
-        underscores: match common.headers_with_underscores_action() {
-            Action::Allow => Underscores::Allow,
-            Action::RejectRequest => Underscores::Reject,
-            Action::DropHeader => Underscores::Drop,
-        },
+        underscores: underscores(common),
     })
+}
+
+fn underscores(common: &core::HttpProtocolOptions) -> Underscores {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+    match common.headers_with_underscores_action() {
+        Action::Allow => Underscores::Allow,
+        Action::RejectRequest => Underscores::Reject,
+        Action::DropHeader => Underscores::Drop,
+    }
 }
 
 fn http2(
@@ -407,25 +423,14 @@ fn http2(
     common: &core::HttpProtocolOptions,
 ) -> ConfigResult<h2::Options> {
     let h2 = message.http2_protocol_options.clone().unwrap_or_default();
-    let mut options = h2_options(&h2).at("http2_protocol_options")?;
-    options.max_header_bytes = number(message.max_request_headers_kb, 60) * 1024;
-    options.max_headers = number(common.max_headers_count, 100) as usize;
-    Ok(options)
-}
-
-/// `Http2ProtocolOptions`, for both sides.
-pub fn h2_options(message: &core::Http2ProtocolOptions) -> ConfigResult<h2::Options> {
-    refuse(message.allow_metadata, "allow_metadata")?;
-    refuse(!message.custom_settings_parameters.is_empty(), "custom_settings_parameters")?;
-    let default = h2::Options::default();
-    Ok(h2::Options {
-        max_concurrent_streams: number(message.max_concurrent_streams, default.max_concurrent_streams),
-        stream_window: number(message.initial_stream_window_size, default.stream_window),
-        connection_window: number(message.initial_connection_window_size, default.connection_window),
-        header_table_size: number(message.hpack_table_size, default.header_table_size),
-        allow_connect: message.allow_connect,
-        ..default
-    })
+    let default = h2::Options {
+        max_header_bytes: number(message.max_request_headers_kb, 60) * 1024,
+        max_headers: number(common.max_headers_count, 100) as usize,
+        underscores: underscores(common),
+        stream_errors: flag(message.stream_error_on_invalid_http_message, false),
+        ..h2::Options::default()
+    };
+    http2_options(&h2, &default).at("http2_protocol_options")
 }
 
 fn request_options(

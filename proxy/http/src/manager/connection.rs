@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use sampan_codec::h1::{HeadError, RequestHead, ServerConnection};
-use sampan_codec::{Body, CodecError, h2};
+use sampan_codec::{Body, CodecError};
 use sampan_core::drain::{Phase, Signal};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::{ConnectionInfo, Protocol, ResponseFlag, StreamInfo};
@@ -17,7 +17,6 @@ use sampan_tls::Transport;
 
 use super::config::{Codec, Manager, codec_options};
 use super::exchange::{Exchange, Fate};
-use super::request;
 use super::responder::Responder;
 use crate::filter::LocalReply;
 use crate::stream::Stream;
@@ -26,12 +25,12 @@ use crate::timer::Timer;
 const PREFACE: &[u8] = b"PRI * HTTP/2";
 
 /// What all exchanges of a connection share.
-struct Connection {
-    manager: Arc<Manager>,
+pub(super) struct Connection {
+    pub(super) manager: Arc<Manager>,
     info: Rc<ConnectionInfo>,
-    worker: Rc<Worker>,
-    drain: Signal,
-    start: Instant,
+    pub(super) worker: Rc<Worker>,
+    pub(super) drain: Signal,
+    pub(super) start: Instant,
 }
 
 /// Counts the connection for as long as it lives.
@@ -99,7 +98,7 @@ pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Wor
     counted.codec(h2);
     let connection = Connection { manager: manager.clone(), info, worker, drain, start: counted.start };
     if h2 {
-        serve_h2(connection, transport).await;
+        super::h2::serve(connection, transport).await;
     } else {
         serve_h1(connection, transport).await;
     }
@@ -266,7 +265,7 @@ async fn close(codec: &ServerConnection, manager: &Manager, timer: &Timer, linge
     .await;
 }
 
-fn stream(
+pub(super) fn stream(
     connection: &Connection,
     request: HeaderMap,
     body: Body,
@@ -295,7 +294,7 @@ fn stream(
     })
 }
 
-async fn exchange(
+pub(super) async fn exchange(
     connection: &Connection,
     head: RequestHead,
     body: Body,
@@ -359,117 +358,4 @@ async fn header_timeout(connection: &Connection, timer: &Timer, responder: &mut 
     let stream = stream(connection, HeaderMap::new(), Body::Empty, Protocol::Http11, timer);
     let reply = LocalReply::new(408, "request_header_timeout").body("request header timeout");
     Exchange::new(stream, responder).refuse(reply, responder, &connection.drain).await
-}
-
-async fn serve_h2(connection: Connection, transport: Transport) {
-    let manager = connection.manager.clone();
-    let timer = Timer::default();
-    let opened = h2::ServerConnection::handshake(transport, &manager.h2).await;
-    let Ok(mut codec) = opened else {
-        manager.stats.downstream_cx_protocol_error.inc();
-        return;
-    };
-    let connection = Rc::new(connection);
-    let active = Rc::new(std::cell::Cell::new(0u32));
-    let mut drain = connection.drain.clone();
-    let mut draining = pin!(drain.reached(Phase::Draining));
-    let mut closing = false;
-    let mut idle_since = Some(Instant::now());
-    let mut served = 0u32;
-    let duration_at = manager.limits.max_connection_duration.map(|d| connection.start + d);
-    loop {
-        let accepted = poll_fn(|cx| {
-            if let Poll::Ready(accepted) = codec.poll_accept(cx) {
-                return Poll::Ready(Some(accepted));
-            }
-            if active.get() > 0 {
-                idle_since = None;
-            } else if idle_since.is_none() {
-                idle_since = Some(Instant::now());
-            }
-            if closing {
-                return Poll::Pending;
-            }
-            if draining.as_mut().poll(cx).is_ready() {
-                manager.stats.downstream_cx_drain_close.inc();
-                return Poll::Ready(None);
-            }
-            let idle_at = idle_since.zip(manager.limits.idle_timeout).map(|(at, d)| at + d);
-            if timer.poll(cx, idle_at).is_ready() {
-                manager.stats.downstream_cx_idle_timeout.inc();
-                return Poll::Ready(None);
-            }
-            if timer.poll(cx, duration_at).is_ready() {
-                manager.stats.downstream_cx_max_duration_reached.inc();
-                return Poll::Ready(None);
-            }
-            Poll::Pending
-        })
-        .await;
-        match accepted {
-            None => {
-                codec.graceful_shutdown();
-                closing = true;
-            }
-            Some(None) => break,
-            Some(Some(Err(error))) => {
-                if error.is_library() {
-                    manager.stats.downstream_cx_protocol_error.inc();
-                }
-                break;
-            }
-            Some(Some(Ok((head, body, respond)))) => {
-                served += 1;
-                let max = manager.limits.max_requests_per_connection;
-                if max > 0 && served >= max && !closing {
-                    manager.stats.downstream_cx_max_requests_reached.inc();
-                    codec.graceful_shutdown();
-                    closing = true;
-                }
-                idle_since = None;
-                let guard = ActiveStream::new(&active);
-                let connection = connection.clone();
-                tokio::task::spawn_local(async move {
-                    serve_stream(&connection, head, body, respond).await;
-                    drop(guard);
-                });
-            }
-        }
-    }
-}
-
-struct ActiveStream(Rc<std::cell::Cell<u32>>);
-
-impl ActiveStream {
-    fn new(count: &Rc<std::cell::Cell<u32>>) -> Self {
-        count.set(count.get() + 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for ActiveStream {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-async fn serve_stream(
-    connection: &Connection,
-    head: Result<RequestHead, CodecError>,
-    body: Body,
-    respond: h2::Responder,
-) {
-    let timer = Timer::default();
-    let mut responder = Responder::H2(respond);
-    match head {
-        Ok(mut head) => {
-            if request::is_upgrade(&head.headers) {
-                head.headers.remove(HeaderId::UPGRADE);
-            }
-            exchange(connection, head, body, &timer, &mut responder, false).await;
-        }
-        Err(error) => {
-            refuse(connection, error, &timer, &mut responder).await;
-        }
-    }
 }

@@ -14,12 +14,13 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
-use sampan_codec::{Body, BodyError, Frame, ResetReason};
+use sampan_codec::{Body, BodyError, CodecError, Frame, ResetReason, h2};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::{Protocol, ResponseFlag};
 use smallvec::SmallVec;
 
 use super::config::{Chain, ServerHeader};
+use super::h2::Shared;
 use super::request;
 use super::responder::Responder;
 use crate::filter::{LocalReply, Outcome, Response, State, Step};
@@ -355,6 +356,9 @@ impl Exchange {
                 }
                 self.stream.info.details = Some(reply.details);
                 self.reset(responder);
+                if let Responder::H2(h2) = responder {
+                    h2.finished = Some(self);
+                }
                 Fate::Abort
             }
         }
@@ -423,7 +427,11 @@ impl Exchange {
         }
         let incomplete = match responder {
             Responder::H1(connection) => !connection.request_done(),
-            Responder::H2(_) => false,
+            Responder::H2(h2) => {
+                // The connection's task accounts for it when its last frame has left.
+                h2.finished = Some(self);
+                return Fate::Keep;
+            }
         };
         // A client that is asked to go closes first, as in Envoy.
         match (incomplete || self.drained, self.close) {
@@ -496,28 +504,70 @@ impl Exchange {
     }
 
     /// The client gave up.
-    fn gone(mut self, reason: ResetReason, responder: &mut Responder) -> Fate {
+    pub fn gone(mut self, reason: ResetReason, responder: &mut Responder) -> Fate {
         self.count_wire(responder);
-        let info = &mut self.stream.info;
         if reason == ResetReason::LocalReset {
             self.reset(responder);
+            if let Responder::H2(h2) = responder {
+                h2.finished = Some(self);
+            }
             return Fate::Abort;
         }
-        self.stream.manager.stats.downstream_rq_rx_reset.inc();
-        let h2_reset = reason == ResetReason::RemoteReset || reason == ResetReason::RemoteRefused;
-        if h2_reset && !responder.is_h1() {
-            info.flags.set(ResponseFlag::DownstreamRemoteReset);
-            info.details.get_or_insert(Cow::Borrowed("http2.remote_reset"));
-        } else {
-            info.flags.set(ResponseFlag::DownstreamConnectionTermination);
-            info.details = Some(Cow::Borrowed("downstream_remote_disconnect"));
-            let stats = &self.stream.manager.stats;
-            if responder.is_h1() {
+        match responder {
+            Responder::H2(h2) => self.note_gone(reason, &h2.shared),
+            Responder::H1(_) => {
+                let info = &mut self.stream.info;
+                info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+                info.details = Some(Cow::Borrowed("downstream_remote_disconnect"));
+                let stats = &self.stream.manager.stats;
+                stats.downstream_rq_rx_reset.inc();
                 stats.downstream_cx_destroy_remote_active_rq.inc();
                 stats.downstream_cx_destroy_active_rq.inc();
             }
         }
         Fate::Abort
+    }
+
+    /// An HTTP/2 stream ended before its response was sent.
+    pub fn note_gone(&mut self, reason: ResetReason, shared: &Shared) {
+        self.stream.manager.stats.downstream_rq_rx_reset.inc();
+        let info = &mut self.stream.info;
+        if info.response_code == 0 {
+            shared.note_reset(info.start);
+        }
+        if let Some(ended) = shared.ended() {
+            if let Some(flag) = ended.flag {
+                info.flags.set(flag);
+            }
+            info.details = Some(Cow::Borrowed(ended.details));
+        } else if matches!(reason, ResetReason::RemoteReset | ResetReason::RemoteRefused) {
+            info.flags.set(ResponseFlag::DownstreamRemoteReset);
+            info.details = Some(Cow::Borrowed("http2.remote_reset"));
+        } else {
+            info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+            info.details = Some(Cow::Borrowed("downstream_remote_disconnect"));
+        }
+    }
+
+    /// The codec does not like the request: its stream is reset (HTTP/2).
+    pub fn turn_away(mut self, error: CodecError, responder: &mut Responder) {
+        self.stream.info.flags.set(ResponseFlag::DownstreamRemoteReset);
+        self.stream.info.details = Some(Cow::Borrowed(error.details));
+        self.stream.manager.stats.downstream_rq_rx_reset.inc();
+        if let Responder::H2(h2) = responder {
+            h2.shared.note_reset(self.stream.info.start);
+            h2.cut = true;
+            h2.finished = Some(self);
+        }
+    }
+
+    /// What an HTTP/2 stream had on the wire.
+    pub fn note_meter(&mut self, meter: &h2::Meter) {
+        let bytes = &mut self.stream.info.bytes;
+        bytes.wire_received = meter.received;
+        bytes.wire_sent = meter.sent;
+        bytes.header_received = meter.header_received;
+        bytes.header_sent = meter.header_sent;
     }
 
     /// The response's body broke off.
@@ -526,6 +576,10 @@ impl Exchange {
         let info = &mut self.stream.info;
         let (flag, reason) = match error {
             BodyError::Timeout => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
+            // The request's own body (HTTP/2).
+            BodyError::Protocol(CodecError { status: 0, details, .. }) => {
+                (ResponseFlag::DownstreamRemoteReset, details)
+            }
             BodyError::Protocol(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
             BodyError::Reset(ResetReason::RemoteReset) => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
             BodyError::Reset(reason) => (ResponseFlag::UpstreamConnectionTermination, reason.as_str()),
@@ -534,20 +588,35 @@ impl Exchange {
         if info.flags.is_empty() {
             info.flags.set(flag);
             info.details = Some(match error {
-                BodyError::Timeout => Cow::Borrowed(reason),
+                BodyError::Timeout | BodyError::Protocol(CodecError { status: 0, .. }) => {
+                    Cow::Borrowed(reason)
+                }
                 _ => format!("upstream_reset_after_response_started{{{reason}}}").into(),
             });
         }
         self.reset(responder);
+        if let Responder::H2(h2) = responder {
+            h2.finished = Some(self);
+        }
         // What came before is still the client's.
         Fate::Linger
     }
 
     fn reset(&mut self, responder: &mut Responder) {
-        self.stream.manager.stats.downstream_rq_tx_reset.inc();
-        if let Responder::H2(stream) = responder {
-            stream.reset(h2::Reason::INTERNAL_ERROR);
+        let stats = &self.stream.manager.stats;
+        if let Responder::H2(h2) = responder {
+            h2.cut = true;
+            // The codec tells of its own resets too.
+            stats.downstream_rq_rx_reset.inc();
+            if self.stream.info.response_code == 0 {
+                h2.shared.note_reset(self.stream.info.start);
+            }
+            // Where the codec has reset the stream for what the client sent, nobody else does.
+            if self.stream.info.flags.has(ResponseFlag::DownstreamRemoteReset) {
+                return;
+            }
         }
+        stats.downstream_rq_tx_reset.inc();
     }
 
     fn log(&self, log_type: AccessLogType) {
@@ -565,6 +634,9 @@ impl Exchange {
 
     /// What the wire carried for this exchange.
     fn count_wire(&mut self, responder: &Responder) {
+        if let Responder::H2(h2) = responder {
+            self.note_meter(&h2.stream.meter());
+        }
         if let Some((read, written)) = responder.wire_bytes() {
             self.stream.info.bytes.wire_received = read - self.wire_before.0;
             self.stream.info.bytes.wire_sent = written - self.wire_before.1;
@@ -630,6 +702,10 @@ impl Drop for Exchange {
         manager.stats.downstream_rq_time.record((now - stream.info.start).as_millis() as u64);
         router::charge_end(stream, self.response.as_ref());
         let (sent, received) = stream.timer.upstream_wire();
+        if let Some((sent, received)) = stream.timer.upstream_headers() {
+            stream.info.bytes.upstream_header_sent = sent;
+            stream.info.bytes.upstream_header_received = received;
+        }
         stream.info.bytes.upstream_wire_sent = sent;
         stream.info.bytes.upstream_wire_received = received;
         stream.info.bytes.received = stream.info.bytes.received.max(stream.timer.received());

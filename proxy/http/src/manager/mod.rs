@@ -1,12 +1,14 @@
 //! The HTTP connection manager: the network filter that serves HTTP.
 //!
-//! `config` is its model, `connection` decides the codec and takes requests off it, `exchange` serves one,
+//! `config` is its model, `connection` decides the codec and takes requests off it ([`h2`] for HTTP/2), `exchange`
+//! serves one,
 //! `request` and [`path`] normalise it, `responder` writes the response whatever the codec.
 
 mod config;
 mod connection;
 mod date;
 mod exchange;
+mod h2;
 mod local_reply;
 pub mod path;
 mod request;
@@ -21,7 +23,7 @@ use futures_util::future::LocalBoxFuture;
 use sampan_core::error::ConfigResult;
 use sampan_listener::{Downstream, NetworkFilter, NetworkFilterRegistry, TerminalFilter, Worker};
 
-pub use config::{Chain, Manager, NamedFilter, duration, h2_options, header_case};
+pub use config::{Chain, Manager, NamedFilter, duration, header_case};
 pub use request::{append_ip, has_token, is_upgrade, split_port};
 
 use crate::filter::{HttpFilterRegistry, decode};

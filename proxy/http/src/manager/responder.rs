@@ -1,26 +1,47 @@
 //! The way back to the client, the same for all codecs.
 
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use sampan_codec::h1::ServerConnection;
 use sampan_codec::{Frame, ResetReason, h2};
 use sampan_core::header::{HeaderId, HeaderMap};
 
+use super::exchange::Exchange;
+use super::h2::Shared;
+
 /// Writes one exchange's response.
 pub enum Responder {
     /// HTTP/1: the connection itself.
     H1(ServerConnection),
     /// HTTP/2: a stream.
-    H2(h2::Responder),
+    H2(Box<H2>),
+}
+
+/// A stream's response and its connection.
+pub struct H2 {
+    /// The stream.
+    pub stream: h2::Responder,
+    /// What it shares with the connection.
+    pub shared: Rc<Shared>,
+    /// The exchange, once it has handed all to the codec.
+    pub finished: Option<Exchange>,
+    /// The stream is to be reset behind what is queued.
+    pub cut: bool,
 }
 
 impl Responder {
+    /// Of an HTTP/2 stream.
+    pub fn h2(stream: h2::Responder, shared: Rc<Shared>) -> Self {
+        Self::H2(Box::new(H2 { stream, shared, finished: None, cut: false }))
+    }
+
     /// Sends an informational head.
     pub fn send_informational(&mut self, status: u16, headers: &HeaderMap) {
         match self {
             Self::H1(connection) => connection.send_informational(status, headers),
             // 101 has no place in HTTP/2.
-            Self::H2(stream) if status != 101 => stream.send_informational(status, headers),
+            Self::H2(h2) if status != 101 => h2.stream.send_informational(status, headers),
             Self::H2(_) => {}
         }
     }
@@ -38,11 +59,11 @@ impl Responder {
                 connection.send_head(status, headers, end, tunnel);
                 Ok(())
             }
-            Self::H2(stream) => {
+            Self::H2(h2) => {
                 // An upgrade that HTTP/1 answers with 101 is answered with 200 here (RFC 8441 section 5).
                 let status = if tunnel && status == 101 { 200 } else { status };
                 headers.remove(HeaderId::CONNECTION);
-                stream.send_head(status, headers, end)
+                h2.stream.send_head(status, headers, end)
             }
         }
     }
@@ -51,7 +72,7 @@ impl Responder {
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         match self {
             Self::H1(connection) => connection.poll_ready(cx).map_err(|_| ResetReason::ConnectionTermination),
-            Self::H2(stream) => stream.poll_ready(cx),
+            Self::H2(h2) => h2.stream.poll_ready(cx),
         }
     }
 
@@ -62,7 +83,7 @@ impl Responder {
                 connection.send_frame(frame, end);
                 Ok(())
             }
-            Self::H2(stream) => stream.send_frame(frame, end),
+            Self::H2(h2) => h2.stream.send_frame(frame, end),
         }
     }
 
@@ -81,7 +102,7 @@ impl Responder {
                 ready!(connection.poll_gone(cx));
                 Poll::Ready(ResetReason::ConnectionTermination)
             }
-            Self::H2(stream) => stream.poll_gone(cx),
+            Self::H2(h2) => h2.stream.poll_gone(cx),
         }
     }
 
@@ -91,10 +112,5 @@ impl Responder {
             Self::H1(connection) => Some(connection.consumed_bytes()),
             Self::H2(_) => None,
         }
-    }
-
-    /// Whether this is HTTP/1, where one exchange has the connection for itself.
-    pub fn is_h1(&self) -> bool {
-        matches!(self, Self::H1(_))
     }
 }

@@ -104,6 +104,9 @@ impl Forward<'_> {
             timeouts.poll(&timer, cx).map(Err)
         })
         .await;
+        if head.is_err() {
+            exchange.note_wire(&timer);
+        }
         self.stream.info.bytes.received = upload.received;
         if upload.is_received() {
             self.received(upload);

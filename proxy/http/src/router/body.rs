@@ -41,9 +41,7 @@ pub(super) struct UpstreamBody {
 impl Parts {
     fn note_bytes(&mut self) {
         self.timer.set_received(self.upload.received);
-        if let Some(bytes) = self.exchange.wire_bytes() {
-            self.timer.set_upstream_wire(bytes);
-        }
+        self.exchange.note_wire(&self.timer);
     }
 
     fn charge_timeout(&self, failure: &Failure) {

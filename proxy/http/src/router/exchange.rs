@@ -4,11 +4,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use sampan_codec::h1::ResponseHead;
-use sampan_codec::h2::ClientStream;
+use sampan_codec::h2::{ClientStream, Reason};
 use sampan_codec::{BodyError, Frame, ResetReason};
 use sampan_core::HeaderMap;
 use sampan_core::stream_info::Protocol;
 use sampan_upstream::{ConnectInfo, H1Lease, H2Lease, HttpLease, WorkerHost};
+
+use crate::timer::Timer;
 
 /// A request on its connection. Dropping it before the end closes the connection or resets the stream.
 pub(super) enum Exchange {
@@ -111,7 +113,13 @@ impl Exchange {
             Self::H1 { lease: None, .. } => {
                 Poll::Ready(Err(BodyError::Reset(ResetReason::ConnectionTermination)))
             }
-            Self::H2 { stream, .. } => stream.poll_head(cx),
+            Self::H2 { stream, lease, done } => {
+                let head = ready!(stream.poll_head(cx));
+                if let Err(BodyError::Reset(reason)) = head {
+                    count_reset(lease, done, reason);
+                }
+                Poll::Ready(head)
+            }
         }
     }
 
@@ -119,7 +127,13 @@ impl Exchange {
         match self {
             Self::H1 { lease: Some(lease), .. } => lease.codec().poll_frame(cx),
             Self::H1 { lease: None, .. } => Poll::Ready(None),
-            Self::H2 { stream, .. } => stream.poll_frame(cx),
+            Self::H2 { stream, lease, done } => {
+                let frame = ready!(stream.poll_frame(cx));
+                if let Some(Err(BodyError::Reset(reason))) = frame {
+                    count_reset(lease, done, reason);
+                }
+                Poll::Ready(frame)
+            }
         }
     }
 
@@ -131,14 +145,19 @@ impl Exchange {
         }
     }
 
-    /// Bytes sent and received so far; known for HTTP/1 until [`Exchange::finish`].
-    pub(super) fn wire_bytes(&mut self) -> Option<(u64, u64)> {
+    /// Tells the timer how many bytes were sent and received so far; known for HTTP/1 until [`Exchange::finish`].
+    pub(super) fn note_wire(&mut self, timer: &Timer) {
         match self {
             Self::H1 { lease: Some(lease), before, .. } => {
                 let (received, sent) = lease.codec().wire_bytes();
-                Some((sent - before.1, received - before.0))
+                timer.set_upstream_wire((sent - before.1, received - before.0));
             }
-            Self::H1 { lease: None, .. } | Self::H2 { .. } => None,
+            Self::H1 { lease: None, .. } => {}
+            Self::H2 { stream, .. } => {
+                let meter = stream.meter();
+                timer.set_upstream_wire((meter.sent, meter.received));
+                timer.set_upstream_headers((meter.header_sent, meter.header_received));
+            }
         }
     }
 
@@ -152,7 +171,7 @@ impl Exchange {
             }
             Self::H2 { stream, done, .. } => {
                 if !request_sent {
-                    stream.reset(h2::Reason::NO_ERROR);
+                    stream.reset(Reason::NO_ERROR);
                 }
                 *done = true;
             }
@@ -171,11 +190,25 @@ impl Exchange {
     }
 }
 
+/// A stream ended before its end; each is counted, also one that is tried again.
+fn count_reset(lease: &H2Lease, done: &mut bool, reason: ResetReason) {
+    let stats = lease.host().cluster_stats();
+    match reason {
+        ResetReason::RemoteReset => stats.upstream_rq_rx_reset.inc(),
+        ResetReason::LocalReset | ResetReason::ProtocolError => stats.upstream_rq_tx_reset.inc(),
+        ResetReason::ConnectionTermination | ResetReason::ConnectionFailure => {
+            stats.upstream_rq_pending_failure_eject.inc();
+        }
+        ResetReason::RemoteRefused | ResetReason::Overflow => {}
+    }
+    *done = true;
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         if let Self::H2 { stream, done: false, lease } = self {
             lease.host().cluster_stats().upstream_rq_tx_reset.inc();
-            stream.reset(h2::Reason::CANCEL);
+            stream.reset(Reason::CANCEL);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! An attempt that brought no response: what it counts, and what it means to the client.
 
-use sampan_codec::{BodyError, ResetReason};
+use std::borrow::Cow;
+
+use sampan_codec::{BodyError, CodecError, ResetReason};
 use sampan_core::header::HeaderId;
 use sampan_core::stream_info::{Protocol, ResponseFlag};
 use sampan_upstream::{ConnectFailure, ConnectFailureKind};
@@ -57,6 +59,12 @@ impl Forward<'_> {
     /// What a failure means to the client.
     pub(super) fn fail(&mut self, failure: Failure) -> End {
         if let Failure::Downstream(error) = failure {
+            // Without a status there is nothing to answer: HTTP/2 resets the stream.
+            if let BodyError::Protocol(CodecError { status: 0, details, .. }) = error {
+                self.stream.info.flags.set(ResponseFlag::DownstreamRemoteReset);
+                self.stream.info.details = Some(Cow::Borrowed(details));
+                return End::Reset;
+            }
             return downstream_failed(error);
         }
         let stats = self.cluster.stats().clone();
@@ -88,7 +96,6 @@ impl Forward<'_> {
                 (503, ResponseFlag::UpstreamRemoteReset, ResetReason::RemoteRefused.as_str(), None)
             }
             Failure::Reset { reason: reason @ ResetReason::RemoteReset, .. } => {
-                stats.upstream_rq_rx_reset.inc();
                 (503, ResponseFlag::UpstreamRemoteReset, reason.as_str(), None)
             }
             Failure::Reset { reason, .. } => (503, reset_flag(*reason), reason.as_str(), None),

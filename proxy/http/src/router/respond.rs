@@ -47,9 +47,7 @@ impl Forward<'_> {
         }
         let complete = head.end && !head.tunnel;
         let body = if complete && (upload.is_received() || exchange.is_h1()) {
-            if let Some(bytes) = exchange.wire_bytes() {
-                stream.timer.set_upstream_wire(bytes);
-            }
+            exchange.note_wire(&stream.timer);
             exchange.finish(upload.is_received());
             if config.dynamic_stats {
                 codes::time(cluster.cluster(), took, kind);

@@ -13,6 +13,7 @@ use sampan_codec::{h1, h2};
 use sampan_core::error::AtField;
 use sampan_core::{ConfigError, ConfigResult};
 
+use super::http2::http2_options;
 use super::{duration, type_name, unpack};
 
 const EXTENSION: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -226,40 +227,7 @@ impl HttpConfig {
 
     fn h2(&mut self, m: Option<&core::Http2ProtocolOptions>) -> ConfigResult<()> {
         let Some(m) = m else { return Ok(()) };
-        refuse(&[
-            (m.allow_metadata, "allow_metadata"),
-            (!m.custom_settings_parameters.is_empty(), "custom_settings_parameters"),
-            (m.connection_keepalive.is_some(), "connection_keepalive"),
-        ])?;
-        const MAX: u32 = i32::MAX as u32;
-        let number = |value: Option<&envoy_types::pb::google::protobuf::UInt32Value>, field, min, default| {
-            let value = value.map_or(default, |v| v.value);
-            if (min..=MAX).contains(&value) {
-                Ok(value)
-            } else {
-                Err(ConfigError::new(format!("value must be inside range [{min}, {MAX}]")).at(field))
-            }
-        };
-        let d = &self.h2;
-        let streams =
-            number(m.max_concurrent_streams.as_ref(), "max_concurrent_streams", 1, d.max_concurrent_streams)?;
-        let stream_window = number(
-            m.initial_stream_window_size.as_ref(),
-            "initial_stream_window_size",
-            65_535,
-            d.stream_window,
-        )?;
-        let connection_window = number(
-            m.initial_connection_window_size.as_ref(),
-            "initial_connection_window_size",
-            65_535,
-            d.connection_window,
-        )?;
-        self.h2.header_table_size = m.hpack_table_size.map_or(d.header_table_size, |v| v.value);
-        self.h2.max_concurrent_streams = streams;
-        self.h2.stream_window = stream_window;
-        self.h2.connection_window = connection_window;
-        self.h2.allow_connect = m.allow_connect;
+        self.h2 = http2_options(m, &self.h2)?;
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ mod circuit;
 mod dns;
 mod endpoints;
 mod http;
+mod http2;
 mod lb;
 mod socket;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use circuit::{CircuitBreakers, RetryBudget, Thresholds};
 pub use dns::{DnsConfig, LookupFamily};
 pub use endpoints::{EndpointConfig, EndpointTarget, LoadAssignment, LocalityConfig};
 pub use http::{HttpConfig, HttpProtocol};
+pub use http2::http2_options;
 pub use lb::{LbConfig, LbPolicy};
 pub use socket::{BindConfig, KeepaliveConfig, TransportSocketConfig, TransportSocketMatch};
 

@@ -6,11 +6,13 @@
 //! more streams and closes with its last.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use sampan_codec::ResetReason;
-use sampan_codec::h2::{ClientConnection, ClientStream};
+use sampan_codec::h2::{ClientConnection, ClientStream, Driver, DriverEnd};
 use sampan_core::HeaderMap;
 use sampan_core::stream_info::Protocol;
 use tokio::sync::oneshot;
@@ -187,7 +189,9 @@ impl PoolSet {
             Ok(connected) => {
                 let mut info = connected.info;
                 info.protocol = Some(Protocol::Http2);
-                match sampan_codec::h2::connect(connected.transport, &http.h2).await {
+                let stats = host.cluster().h2_stats();
+                let random = rand::random();
+                match sampan_codec::h2::connect(connected.transport, &http.h2, stats, random).await {
                     Ok((handle, driver)) => {
                         guard.connected();
                         let connection = Rc::new(Connection {
@@ -239,12 +243,22 @@ impl PoolSet {
 }
 
 /// Drives a connection to its end, then takes it out of its pool.
-async fn drive(connection: Rc<Connection>, driver: impl Future<Output = Result<(), ::h2::Error>>) {
-    let result = driver.await;
-    // With our handle still there it was the peer who ended it.
-    if connection.handle.borrow().is_some() || result.is_err() {
-        connection.guard.closed_by_peer();
+async fn drive(connection: Rc<Connection>, mut driver: Driver) {
+    let end = poll_fn(|cx| {
+        let polled = Pin::new(&mut driver).poll(cx);
+        connection.guard.bytes(driver.wire_bytes());
+        polled
+    })
+    .await;
+    match end {
+        // With our handle still there it was the peer who ended it.
+        DriverEnd::Done if connection.handle.borrow().is_none() => {}
+        DriverEnd::KeepaliveTimeout => {}
+        DriverEnd::Done | DriverEnd::Peer => connection.guard.closed_by_peer(),
+        DriverEnd::Protocol => connection.guard.core().stats.upstream_cx_protocol_error.inc(),
     }
+    // The streams that are left end with the driver.
+    drop(driver);
     connection.retire();
     let Some(pools) = connection.pool.upgrade() else { return };
     let pool = &pools.h2[connection.priority as usize];

@@ -1,0 +1,385 @@
+//! An HTTP/2 connection under the manager: a task that drives it, and one for each of its streams.
+//!
+//! ```text
+//!   accept   streams, each of which becomes a task
+//!   settle   finished exchanges whose last frame has left are accounted for: the log knows their bytes then
+//!   drain    GOAWAY without a limit, `drain_timeout`, GOAWAY with the last stream, the end with the last stream
+//!   end      closed, or the client broke a rule: its streams are told which
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use sampan_codec::ResetReason;
+use sampan_codec::h2::{self, Accepted, End};
+use sampan_core::drain::Phase;
+use sampan_core::header::HeaderId;
+use sampan_core::stream_info::{Protocol, ResponseFlag};
+use sampan_tls::Transport;
+
+use super::connection::{Connection, exchange, stream};
+use super::exchange::Exchange;
+use super::request;
+use super::responder::Responder;
+use crate::timer::Timer;
+
+/// Where the process itself drains, its connections' last GOAWAY does not keep it for longer.
+const PROCESS_DRAIN: Duration = Duration::from_secs(1);
+
+/// `overload.premature_reset_total_stream_count`
+const PREMATURE_COUNT: (&str, u64) = ("overload.premature_reset_total_stream_count", 500);
+/// `overload.premature_reset_min_stream_lifetime_seconds`
+const PREMATURE_LIFETIME: (&str, u64) = ("overload.premature_reset_min_stream_lifetime_seconds", 1);
+
+/// Why a connection ended, as its streams' logs tell it.
+#[derive(Clone, Copy)]
+pub struct Ended {
+    /// The response flag.
+    pub flag: Option<ResponseFlag>,
+    /// The response code details.
+    pub details: &'static str,
+}
+
+/// What a connection shares with the tasks of its streams.
+pub struct Shared {
+    connection: Connection,
+    active: Cell<u32>,
+    finished: RefCell<Vec<Unsent>>,
+    ended: Cell<Option<Ended>>,
+    /// Streams that are over, and those of them that were reset before they came to anything (CVE-2023-44487).
+    closed: Cell<u64>,
+    premature: Cell<u64>,
+    too_many_resets: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// An exchange that has handed all to the codec, which may still wait for the client's window.
+struct Unsent {
+    exchange: Exchange,
+    responder: Responder,
+    since: Instant,
+    _active: ActiveStream,
+}
+
+/// Counts a stream for as long as it lives.
+struct ActiveStream(Rc<Shared>);
+
+impl ActiveStream {
+    fn new(shared: &Rc<Shared>) -> Self {
+        shared.active.set(shared.active.get() + 1);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for ActiveStream {
+    fn drop(&mut self) {
+        let shared = &*self.0;
+        shared.active.set(shared.active.get() - 1);
+        shared.closed.set(shared.closed.get() + 1);
+        shared.judge_resets();
+    }
+}
+
+impl Shared {
+    /// A stream ended without a response. Envoy compares whole seconds.
+    pub fn note_reset(&self, start: Instant) {
+        let least = self.connection.worker.runtime.integer(PREMATURE_LIFETIME.0, PREMATURE_LIFETIME.1);
+        if start.elapsed().as_secs() <= least {
+            self.premature.set(self.premature.get() + 1);
+        }
+    }
+
+    /// Ends the connection when half of its streams were reset early: of those so far once they are many, before
+    /// that of the many that it could still become.
+    fn judge_resets(&self) {
+        let premature = self.premature.get();
+        if premature == 0 || self.too_many_resets.get() {
+            return;
+        }
+        let many = self.connection.worker.runtime.integer(PREMATURE_COUNT.0, PREMATURE_COUNT.1);
+        if premature * 2 >= self.closed.get().max(many) {
+            self.too_many_resets.set(true);
+            self.wake();
+        }
+    }
+
+    /// Wakes the connection's task.
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Why the connection ended, where it was not the client who left.
+    pub fn ended(&self) -> Option<Ended> {
+        self.ended.get()
+    }
+
+    /// Accounts for the exchanges whose last frame was written. Returns when the first of the others has waited for
+    /// too long.
+    fn settle(&self, cx: &mut Context<'_>, timer: &Timer) {
+        if self.finished.borrow().is_empty() {
+            return;
+        }
+        let mut next = None;
+        let limit = self.connection.manager.limits.stream_idle_timeout;
+        self.finished.borrow_mut().retain_mut(|unsent| {
+            let Responder::H2(h2) = &mut unsent.responder else { return false };
+            // What could be sent of it was sent by now.
+            if std::mem::take(&mut h2.cut) {
+                h2.stream.reset(h2::Reason::INTERNAL_ERROR);
+            }
+            let meter = h2.stream.meter();
+            if meter.reset_by_peer {
+                unsent.exchange.note_gone(ResetReason::RemoteReset, &h2.shared);
+            }
+            if meter.ended || meter.reset_by_peer {
+                unsent.exchange.note_meter(&meter);
+                return false;
+            }
+            if let Some(at) = limit.map(|limit| unsent.since + limit) {
+                if at <= Instant::now() {
+                    h2.stream.stats().tx_flush_timeout.inc();
+                    h2.stream.reset(h2::Reason::NO_ERROR);
+                    return false;
+                }
+                next = Some(next.map_or(at, |next: Instant| next.min(at)));
+            }
+            true
+        });
+        // A flush that is overdue is found at the next look.
+        let _ = timer.poll(cx, next);
+    }
+}
+
+/// How far the connection is in going away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    No,
+    /// Announced; no more streams from then on.
+    Noticed(Instant),
+    /// The last GOAWAY is out.
+    Final,
+}
+
+/// What the connection's task does next.
+enum Event {
+    Stream(Box<Accepted>),
+    End(End),
+    StartDrain(Duration),
+    DrainTimeout,
+    /// Nothing is left to do.
+    Drained,
+    TooManyResets,
+}
+
+pub(super) async fn serve(connection: Connection, transport: Transport) {
+    let manager = connection.manager.clone();
+    let random = connection.worker.random();
+    let opened = h2::ServerConnection::handshake(transport, &manager.h2, manager.h2_stats(), random).await;
+    let Ok(mut codec) = opened else {
+        manager.stats.downstream_cx_protocol_error.inc();
+        return;
+    };
+    let shared = Rc::new(Shared {
+        connection,
+        active: Cell::new(0),
+        finished: RefCell::default(),
+        ended: Cell::new(None),
+        closed: Cell::new(0),
+        premature: Cell::new(0),
+        too_many_resets: Cell::new(false),
+        waker: RefCell::new(None),
+    });
+    let end = run(&shared, &mut codec).await;
+    finish(&shared, &mut codec, end).await;
+    let (read, written) = codec.wire_bytes();
+    manager.stats.downstream_cx_rx_bytes_total.add(read);
+    manager.stats.downstream_cx_tx_bytes_total.add(written);
+    // What was not sent will not be.
+    drop(codec);
+    for mut unsent in shared.finished.take() {
+        unsent.exchange.note_gone(ResetReason::ConnectionTermination, &shared);
+    }
+}
+
+/// Serves streams until the connection's end.
+async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
+    let Connection { manager, drain: signal, start, .. } = &shared.connection;
+    let timer = Timer::default();
+    let mut signal = signal.clone();
+    let mut draining = pin!(signal.reached(Phase::Draining));
+    let mut drain = Drain::No;
+    let mut idle_since = Some(Instant::now());
+    let mut served = 0u32;
+    let limits = &manager.limits;
+    let duration_at = limits.max_connection_duration.map(|d| *start + d);
+    loop {
+        let event = poll_fn(|cx| {
+            if shared.too_many_resets.get() {
+                return Poll::Ready(Event::TooManyResets);
+            }
+            let accepted = codec.poll_accept(cx);
+            shared.settle(cx, &timer);
+            match accepted {
+                Poll::Ready(Ok(accepted)) => return Poll::Ready(Event::Stream(Box::new(accepted))),
+                Poll::Ready(Err(end)) => return Poll::Ready(Event::End(end)),
+                Poll::Pending => remember(&shared.waker, cx),
+            }
+            if shared.active.get() > 0 {
+                idle_since = None;
+            } else if idle_since.is_none() {
+                idle_since = Some(Instant::now());
+            }
+            match drain {
+                Drain::No => {}
+                Drain::Noticed(at) => return timer.poll(cx, Some(at)).map(|()| Event::DrainTimeout),
+                Drain::Final if shared.active.get() == 0 && !codec.has_streams() => {
+                    return Poll::Ready(Event::Drained);
+                }
+                Drain::Final => return Poll::Pending,
+            }
+            if draining.as_mut().poll(cx).is_ready() {
+                manager.stats.downstream_cx_drain_close.inc();
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout.min(PROCESS_DRAIN)));
+            }
+            let idle_at = idle_since.zip(limits.idle_timeout).map(|(at, d)| at + d);
+            if timer.poll(cx, idle_at).is_ready() {
+                manager.stats.downstream_cx_idle_timeout.inc();
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout));
+            }
+            if timer.poll(cx, duration_at).is_ready() {
+                manager.stats.downstream_cx_max_duration_reached.inc();
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout));
+            }
+            Poll::Pending
+        })
+        .await;
+        match event {
+            Event::Stream(mut accepted) if drain == Drain::Final => {
+                accepted.respond.reset(h2::Reason::REFUSED_STREAM);
+            }
+            Event::Stream(accepted) => {
+                served += 1;
+                let max = limits.max_requests_per_connection;
+                if max > 0 && served >= max {
+                    manager.stats.downstream_cx_max_requests_reached.inc();
+                    if drain == Drain::No {
+                        codec.shutdown_notice();
+                        drain = Drain::Noticed(Instant::now() + limits.drain_timeout);
+                    }
+                }
+                idle_since = None;
+                let active = ActiveStream::new(shared);
+                tokio::task::spawn_local(serve_stream(shared.clone(), *accepted, active));
+            }
+            Event::StartDrain(timeout) => {
+                codec.shutdown_notice();
+                drain = Drain::Noticed(Instant::now() + timeout);
+            }
+            Event::DrainTimeout => {
+                codec.goaway();
+                drain = Drain::Final;
+            }
+            event => return event,
+        }
+    }
+}
+
+fn remember(slot: &RefCell<Option<Waker>>, cx: &Context<'_>) {
+    let mut slot = slot.borrow_mut();
+    if !slot.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        *slot = Some(cx.waker().clone());
+    }
+}
+
+/// Counts the end and tells the streams that are left why it came.
+async fn finish(shared: &Shared, codec: &mut h2::ServerConnection, event: Event) {
+    let stats = &shared.connection.manager.stats;
+    let mut remote = false;
+    let ended = match event {
+        Event::End(End::Closed) => {
+            remote = true;
+            None
+        }
+        Event::End(End::Protocol | End::Malformed) => {
+            stats.downstream_cx_protocol_error.inc();
+            Some((
+                Some(ResponseFlag::DownstreamProtocolError),
+                "codec_error:The_user_callback_function_failed",
+            ))
+        }
+        Event::End(End::Flood(flood)) => Some((Some(ResponseFlag::DownstreamProtocolError), flood.details())),
+        Event::End(End::KeepaliveTimeout) => Some((
+            Some(ResponseFlag::DownstreamConnectionTermination),
+            "downstream_local_disconnect(http2_ping_timeout)",
+        )),
+        Event::TooManyResets => {
+            stats.downstream_rq_too_many_premature_resets.inc();
+            Some((None, "too_many_premature_resets"))
+        }
+        Event::Drained | Event::Stream(_) | Event::StartDrain(_) | Event::DrainTimeout => None,
+    };
+    shared.ended.set(ended.map(|(flag, details)| Ended { flag, details }));
+    let active = shared.active.get() > 0;
+    if remote {
+        stats.downstream_cx_destroy_remote.inc();
+    } else {
+        stats.downstream_cx_destroy_local.inc();
+    }
+    if active {
+        stats.downstream_cx_destroy_active_rq.inc();
+        if remote {
+            stats.downstream_cx_destroy_remote_active_rq.inc();
+        } else {
+            stats.downstream_cx_destroy_local_active_rq.inc();
+        }
+    }
+    if matches!(event, Event::Drained | Event::End(End::Flood(_) | End::Malformed)) {
+        let timer = Timer::default();
+        let deadline = Some(Instant::now() + shared.connection.manager.limits.delayed_close_timeout);
+        poll_fn(|cx| match codec.poll_shutdown(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => timer.poll(cx, deadline),
+        })
+        .await;
+    }
+}
+
+/// Serves one stream.
+async fn serve_stream(shared: Rc<Shared>, accepted: Accepted, active: ActiveStream) {
+    let Accepted { head, body, respond } = accepted;
+    let connection = &shared.connection;
+    let gone = respond.meter().reset_by_peer;
+    let timer = Timer::default();
+    let mut responder = Responder::h2(respond, shared.clone());
+    match head {
+        Ok(head) if gone => {
+            let stream = stream(connection, head.headers, body, Protocol::Http2, &timer);
+            Exchange::new(stream, &responder).gone(ResetReason::RemoteReset, &mut responder);
+        }
+        Ok(mut head) => {
+            if request::is_upgrade(&head.headers) {
+                head.headers.remove(HeaderId::UPGRADE);
+            }
+            exchange(connection, head, body, &timer, &mut responder, false).await;
+        }
+        Err(error) => {
+            let stream = stream(connection, Default::default(), body, Protocol::Http2, &timer);
+            Exchange::new(stream, &responder).turn_away(error, &mut responder);
+        }
+    }
+    if let Responder::H2(h2) = &mut responder
+        && let Some(exchange) = h2.finished.take()
+    {
+        if h2.cut {
+            shared.wake();
+        }
+        let unsent = Unsent { exchange, responder, since: Instant::now(), _active: active };
+        shared.finished.borrow_mut().push(unsent);
+    }
+}
