@@ -39,6 +39,9 @@ pub trait HttpFilter: Send + Sync {
         Step::Continue
     }
 
+    /// The response's trailers pass; the head is on its way already.
+    fn on_response_trailers(&self, _stream: &Stream, _response: &HeaderMap, _trailers: &mut HeaderMap) {}
+
     /// The stream is over, however it ended.
     fn on_end(&self, _stream: &mut Stream, _state: &mut State) {}
 }

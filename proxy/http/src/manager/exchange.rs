@@ -245,7 +245,12 @@ impl Exchange {
                         Outcome::Reset => return Err(Failure::Reset),
                     }
                 }
-                Ok(response)
+                if response.headers.contains(HeaderId::STATUS) {
+                    return Ok(response);
+                }
+                let details = "filter_removed_required_response_headers{missing_required_header:_:status}";
+                let reply = LocalReply::new(502, details).body("missing required header: :status");
+                Err(Failure::Reply(Box::new(reply)))
             };
             response = match watched(run, responder, &timer).await {
                 Ok(response) => response,
@@ -259,6 +264,16 @@ impl Exchange {
             };
         }
         Ok(response)
+    }
+
+    /// Lets a response's trailers pass the filters in reverse.
+    fn pass_trailers(stream: &Stream, response: Option<&HeaderMap>, trailers: &mut HeaderMap) {
+        let Some(response) = response else { return };
+        for named in Self::chain_of(stream, &stream.manager).filters.iter().rev() {
+            if !stream.filter_disabled(named) {
+                named.filter.on_response_trailers(stream, response, trailers);
+            }
+        }
     }
 
     /// [`Exchange::chain`] once it was decided.
@@ -367,8 +382,7 @@ impl Exchange {
     /// Moves the body until its end.
     async fn pump(&mut self, body: &mut Body, responder: &mut Responder) -> Result<(), PumpEnd> {
         let timer = self.stream.timer.clone();
-        let info = &mut self.stream.info;
-        let trailers = &mut self.trailers;
+        let Self { stream, trailers, response, .. } = self;
         poll_fn(|cx| {
             loop {
                 match responder.poll_ready(cx) {
@@ -377,12 +391,13 @@ impl Exchange {
                     Poll::Pending => return poll_watch(cx, responder, &timer).map(Err),
                 }
                 match body.poll_frame(cx) {
-                    Poll::Ready(Some(Ok(frame))) => {
+                    Poll::Ready(Some(Ok(mut frame))) => {
                         timer.touch();
                         let mut end = body.is_end();
-                        match &frame {
-                            Frame::Data(data) => info.bytes.sent += data.len() as u64,
+                        match &mut frame {
+                            Frame::Data(data) => stream.info.bytes.sent += data.len() as u64,
                             Frame::Trailers(t) => {
+                                Self::pass_trailers(stream, response.as_ref(), t);
                                 *trailers = Some(t.clone());
                                 end = true;
                             }

@@ -34,6 +34,25 @@ struct Addition {
 }
 
 impl Addition {
+    fn wanted(&self, headers: &HeaderMap) -> bool {
+        let exists = || headers.get_name(as_stored(&self.name)).is_some();
+        match self.action {
+            HeaderAppendAction::AppendIfExistsOrAdd | HeaderAppendAction::OverwriteIfExistsOrAdd => true,
+            HeaderAppendAction::AddIfAbsent => !exists(),
+            HeaderAppendAction::OverwriteIfExists => exists(),
+        }
+    }
+
+    fn put(&self, headers: &mut HeaderMap, value: &[u8]) {
+        let name = as_stored(&self.name);
+        if self.overwrites() {
+            headers.remove_name(name);
+            headers.append_name(name, value);
+        } else {
+            append(headers, name, value);
+        }
+    }
+
     fn overwrites(&self) -> bool {
         matches!(
             self.action,
@@ -84,6 +103,55 @@ impl HeaderMutations {
         Ok(Self { operations, sequential: true })
     }
 
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+
+    /// The values of additions to trailers that will come when the request's head is gone.
+    pub fn values(&self, request: &HeaderMap, info: &StreamInfo) -> Values {
+        let context = FormatContext { request: Some(request), ..FormatContext::new(info) };
+        let value = |operation: &Operation| match operation {
+            Operation::Add(addition) => {
+                let mut value = Vec::new();
+                addition.value.write(&context, &mut value);
+                value
+            }
+            Operation::Remove(_) | Operation::RemoveMatching(_) => Vec::new(),
+        };
+        Values(self.operations.iter().map(value).collect())
+    }
+
+    /// Applies them with values made before.
+    pub fn apply_values(&self, trailers: &mut HeaderMap, values: &Values) {
+        for (operation, value) in self.operations.iter().zip(&values.0) {
+            operation.apply(trailers, value);
+        }
+    }
+
+    /// Applies them to a response's trailers.
+    pub fn apply_to_trailers(
+        &self,
+        trailers: &mut HeaderMap,
+        request: &HeaderMap,
+        response: &HeaderMap,
+        info: &StreamInfo,
+    ) {
+        for operation in &self.operations {
+            let mut value = Vec::new();
+            if let Operation::Add(addition) = operation {
+                let context = FormatContext {
+                    request: Some(request),
+                    response: Some(response),
+                    trailers: Some(trailers),
+                    ..FormatContext::new(info)
+                };
+                addition.value.write(&context, &mut value);
+            }
+            operation.apply(trailers, &value);
+        }
+    }
+
     /// Applies them to a request.
     pub fn apply_to_request(&self, request: &mut HeaderMap, info: &StreamInfo) {
         self.apply(request, None, info);
@@ -109,7 +177,7 @@ impl HeaderMutations {
                     headers.remove_name(as_stored(name));
                 }
                 Operation::RemoveMatching(matcher) => {
-                    headers.remove_if(|id, name, _| !id.is_pseudo() && matcher.matches(name));
+                    headers.remove_if(|_, name, _| matcher.matches(name));
                 }
                 Operation::Add(addition) => {
                     pending.evaluate(addition, headers, request, info);
@@ -122,6 +190,9 @@ impl HeaderMutations {
         pending.apply(headers);
     }
 }
+
+/// Values of additions, in the order of the operations.
+pub struct Values(Vec<Vec<u8>>);
 
 /// Additions whose values are known and which have not taken effect yet.
 #[derive(Default)]
@@ -144,13 +215,7 @@ impl<'m> Pending<'m> {
         request: Option<&HeaderMap>,
         info: &StreamInfo,
     ) {
-        let exists = || headers.get_name(as_stored(&addition.name)).is_some();
-        let wanted = match addition.action {
-            HeaderAppendAction::AppendIfExistsOrAdd | HeaderAppendAction::OverwriteIfExistsOrAdd => true,
-            HeaderAppendAction::AddIfAbsent => !exists(),
-            HeaderAppendAction::OverwriteIfExists => exists(),
-        };
-        if !wanted {
+        if !addition.wanted(headers) {
             return;
         }
         let (value, empty) = match addition.value.as_literal() {
@@ -181,13 +246,7 @@ impl<'m> Pending<'m> {
                     Value::Literal(literal) => literal,
                     Value::Formatted(range) => &self.text[range.clone()],
                 };
-                let name = as_stored(&addition.name);
-                if overwriting {
-                    headers.remove_name(name);
-                    headers.append_name(name, value);
-                } else {
-                    append(headers, name, value);
-                }
+                addition.put(headers, value);
             }
         }
         self.additions.clear();
@@ -254,6 +313,24 @@ pub fn is_inline(id: HeaderId) -> bool {
 }
 
 impl Operation {
+    /// Applies it; `value` is that of an addition.
+    fn apply(&self, headers: &mut HeaderMap, value: &[u8]) {
+        match self {
+            Self::Remove(name) => {
+                headers.remove_name(as_stored(name));
+            }
+            Self::RemoveMatching(matcher) => {
+                headers.remove_if(|_, name, _| matcher.matches(name));
+            }
+            Self::Add(addition) if addition.wanted(headers) => {
+                if !value.is_empty() || addition.keep_empty {
+                    addition.put(headers, value);
+                }
+            }
+            Self::Add(_) => {}
+        }
+    }
+
     #[allow(deprecated)] // `append` is deprecated and still taken.
     fn add(option: &core::HeaderValueOption) -> ConfigResult<Self> {
         let header = option.header.as_ref().ok_or_else(|| ConfigError::missing("header"))?;

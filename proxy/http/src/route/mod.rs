@@ -39,7 +39,7 @@ use sampan_core::stream_info::{Metadata, StreamInfo};
 pub use action::{Action, DirectResponse};
 pub use forward::{ClusterAction, GrpcTimeout, StreamDuration};
 pub use hash::{Cookie, HashPolicies, MakeCookie};
-pub use headers::{HeaderMutations, is_inline};
+pub use headers::{HeaderMutations, Values, is_inline};
 pub use mirror::Mirror;
 pub use per_filter::FilterConfigs;
 pub use rate_limit::{Descriptor, Descriptors, Entry, RateLimit, RateLimits};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
-use sampan_core::header::HeaderId;
+use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stats::{Counter, Scope};
 use sampan_core::stream_info::ResponseFlag;
 
@@ -71,6 +71,21 @@ impl RouterConfig {
             root: context.factory.root_scope(),
         })))
     }
+}
+
+/// A filter may have removed what no request can go without.
+pub(super) fn check_required(request: &HeaderMap) -> Result<(), LocalReply> {
+    let missing = match request.get(HeaderId::METHOD) {
+        None => HeaderId::METHOD,
+        Some(b"CONNECT") if !request.contains(HeaderId::AUTHORITY) => HeaderId::AUTHORITY,
+        Some(method) if method != b"CONNECT" && !request.contains(HeaderId::PATH) => HeaderId::PATH,
+        Some(_) => return Ok(()),
+    };
+    let name = missing.name();
+    let details = format!("filter_removed_required_request_headers{{missing_required_header:_{name}}}");
+    Err(LocalReply::new(503, details)
+        .body(format!("missing required header: {name}"))
+        .flag(ResponseFlag::DownstreamProtocolError))
 }
 
 /// `strict_check_headers`

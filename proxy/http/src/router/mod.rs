@@ -108,6 +108,7 @@ pub async fn forward(stream: &mut Stream, config: &Arc<RouterConfig>) -> Result<
             .into());
     };
     config::check_strict(stream, config)?;
+    config::check_required(&stream.request)?;
     Forward::new(stream, config, &selected, action, cluster).run().await
 }
 
