@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::header::{HeaderId, HeaderMap, Piece};
 use sampan_core::stream_info::Protocol;
 
 use super::io::Io;
@@ -84,15 +84,46 @@ pub(super) fn response(
 }
 
 fn lines(out: &mut Vec<u8>, headers: &HeaderMap, case: HeaderCase, shape: Shape) -> Encoder {
-    let mut has_length = false;
-    let mut upgrade = false;
+    match case {
+        HeaderCase::Lower => lower_lines(out, headers),
+        _ => spelled_lines(out, headers, case),
+    }
+    let has_length = headers.contains(HeaderId::CONTENT_LENGTH);
+    let encoder = frame_by(out, has_length, case, shape, headers.contains(HeaderId::UPGRADE));
+    out.extend_from_slice(b"\r\n");
+    encoder
+}
+
+/// Headers that were received as lines and left alone go out as they came, many at once.
+fn lower_lines(out: &mut Vec<u8>, headers: &HeaderMap) {
+    for piece in headers.iter_lines() {
+        let (id, name, value) = match piece {
+            Piece::Lines(lines) => {
+                out.extend_from_slice(lines);
+                continue;
+            }
+            Piece::Header(id, name, value) => (id, name, value),
+        };
+        match id {
+            HeaderId::CUSTOM => {
+                out.extend_from_slice(name);
+                out.extend_from_slice(b": ");
+            }
+            HeaderId::AUTHORITY => out.extend_from_slice(HeaderId::HOST.line_start().as_bytes()),
+            id if id.is_pseudo() => continue,
+            id => out.extend_from_slice(id.line_start().as_bytes()),
+        }
+        out.extend_from_slice(value);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+fn spelled_lines(out: &mut Vec<u8>, headers: &HeaderMap, case: HeaderCase) {
     for (id, name, spelled, value) in headers.iter_spelled() {
         let mut name = name;
         match id {
             HeaderId::AUTHORITY => name = b"host",
             id if id.is_pseudo() => continue,
-            HeaderId::CONTENT_LENGTH => has_length = true,
-            HeaderId::UPGRADE => upgrade = true,
             _ => {}
         }
         push_name(out, name, spelled, case);
@@ -100,9 +131,6 @@ fn lines(out: &mut Vec<u8>, headers: &HeaderMap, case: HeaderCase, shape: Shape)
         out.extend_from_slice(value);
         out.extend_from_slice(b"\r\n");
     }
-    let encoder = frame_by(out, has_length, case, shape, upgrade);
-    out.extend_from_slice(b"\r\n");
-    encoder
 }
 
 fn frame_by(out: &mut Vec<u8>, has_length: bool, case: HeaderCase, shape: Shape, upgrade: bool) -> Encoder {

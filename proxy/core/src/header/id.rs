@@ -84,6 +84,8 @@ macro_rules! well_known {
         }
 
         static NAMES: &[&str] = &["", $($name,)*];
+        /// As HTTP/1 begins a header's line.
+        static LINES: &[&str] = &["", $(concat!($name, ": "),)*];
     };
 }
 
@@ -91,6 +93,11 @@ impl HeaderId {
     /// The lower-case name; empty for [`HeaderId::CUSTOM`].
     pub fn name(self) -> &'static str {
         NAMES[usize::from(self.0)]
+    }
+
+    /// The lower-case name, `: ` behind it: how HTTP/1 begins a header's line.
+    pub fn line_start(self) -> &'static str {
+        LINES[usize::from(self.0)]
     }
 
     /// A small number of its own, below [`HeaderId::COUNT`].

@@ -13,34 +13,81 @@ pub struct Entry {
     name: u32,
     value: u32,
     value_len: u32,
-    /// Where the name lies as it was spelled on the wire; [`NO_SPELLING`] where that was not kept.
+    /// Where the name lies as it was spelled on the wire; [`NO_SPELLING`] where that was not kept, [`IN_LINE`] where
+    /// name and value still lie in the arena as a line of HTTP/1.
     spelled: u32,
 }
 
 const NO_SPELLING: u32 = u32::MAX;
+const IN_LINE: u32 = u32::MAX - 1;
+
+impl Entry {
+    /// The value is about to be another.
+    fn leave_line(&mut self) {
+        if self.spelled == IN_LINE {
+            self.spelled = NO_SPELLING;
+        }
+    }
+}
+
+/// Which ids may be in a list: most look-ups are for headers that a message does not have.
+#[derive(Clone, Copy, Default)]
+struct Present([u64; HeaderId::COUNT.div_ceil(64)]);
+
+impl Present {
+    fn add(&mut self, id: HeaderId) {
+        self.0[id.index() / 64] |= 1 << (id.index() % 64);
+    }
+
+    fn drop(&mut self, id: HeaderId) {
+        self.0[id.index() / 64] &= !(1 << (id.index() % 64));
+    }
+
+    fn may_have(&self, id: HeaderId) -> bool {
+        self.0[id.index() / 64] & (1 << (id.index() % 64)) != 0
+    }
+}
+
+/// A piece of a head as HTTP/1 writes it, see [`HeaderMap::iter_lines`].
+pub enum Piece<'m> {
+    /// One or more whole lines, lower-case names.
+    Lines(&'m [u8]),
+    /// A header that has no line yet: id, lower-case name, value.
+    Header(HeaderId, &'m [u8], &'m [u8]),
+}
 
 /// An ordered list of headers; see the module.
 #[derive(Clone, Default)]
 pub struct HeaderMap {
     arena: Vec<u8>,
     entries: Vec<Entry>,
+    present: Present,
 }
+
+const NOTHING: Present = Present([0; HeaderId::COUNT.div_ceil(64)]);
 
 impl HeaderMap {
     /// An empty list that owns no memory.
     pub const fn new() -> Self {
-        Self { arena: Vec::new(), entries: Vec::new() }
+        Self { arena: Vec::new(), entries: Vec::new(), present: NOTHING }
     }
 
     /// An empty list with room.
     pub fn with_capacity(bytes: usize, headers: usize) -> Self {
-        Self { arena: Vec::with_capacity(bytes), entries: Vec::with_capacity(headers) }
+        Self { arena: Vec::with_capacity(bytes), entries: Vec::with_capacity(headers), present: NOTHING }
     }
 
     /// Forgets the headers and keeps the memory.
     pub fn clear(&mut self) {
         self.arena.clear();
         self.entries.clear();
+        self.present = NOTHING;
+    }
+
+    /// An entry at the end of the list.
+    fn push(&mut self, entry: Entry) {
+        self.present.add(entry.id);
+        self.entries.push(entry);
     }
 
     /// How many headers there are, repeated ones counted each, pseudo headers too.
@@ -68,7 +115,7 @@ impl HeaderMap {
     /// place; with `keep_spelling` a lowered copy is made beside.
     pub fn push_raw(&mut self, name: (usize, usize), value: (usize, usize), keep_spelling: bool) -> HeaderId {
         let (mut at, len) = name;
-        let mut spelled = NO_SPELLING;
+        let mut spelled = if self.is_line(name, value) { IN_LINE } else { NO_SPELLING };
         if keep_spelling {
             spelled = at as u32;
             at = self.arena.len();
@@ -77,7 +124,7 @@ impl HeaderMap {
         let lower = &mut self.arena[at..at + len];
         lower.make_ascii_lowercase();
         let id = HeaderId::from_lower(lower);
-        self.entries.push(Entry {
+        self.push(Entry {
             id,
             name_len: len as u16,
             name: at as u32,
@@ -88,9 +135,17 @@ impl HeaderMap {
         id
     }
 
+    /// Whether name and value lie in the arena just as HTTP/1 writes them.
+    fn is_line(&self, name: (usize, usize), value: (usize, usize)) -> bool {
+        let (colon, end) = (name.0 + name.1, value.0 + value.1);
+        value.0 == colon + 2
+            && self.arena.get(colon..value.0) == Some(b": ")
+            && self.arena.get(end..end + 2) == Some(b"\r\n")
+    }
+
     /// For parsers: a well-known header whose value lies in the loaded head.
     pub fn push_raw_known(&mut self, id: HeaderId, value: (usize, usize)) {
-        self.entries.push(Entry {
+        self.push(Entry {
             id,
             name_len: id.name().len() as u16,
             name: 0,
@@ -114,9 +169,10 @@ impl HeaderMap {
     /// Gives the first header `from` the id `to` and the first place (`host` becomes `:authority`); further ones
     /// stay. Tells whether there was one.
     pub fn promote(&mut self, from: HeaderId, to: HeaderId) -> bool {
-        let Some(index) = self.entries.iter().position(|e| e.id == from) else { return false };
+        let Some(index) = self.position(from) else { return false };
         let e = &mut self.entries[index];
         (e.id, e.name_len, e.spelled) = (to, to.name().len() as u16, NO_SPELLING);
+        self.present.add(to);
         self.entries[..=index].rotate_right(1);
         true
     }
@@ -148,6 +204,11 @@ impl HeaderMap {
         &self.arena[e.value as usize..(e.value + e.value_len) as usize]
     }
 
+    /// Where the first entry of a well-known header stands.
+    fn position(&self, id: HeaderId) -> Option<usize> {
+        if self.present.may_have(id) { self.entries.iter().position(|e| e.id == id) } else { None }
+    }
+
     fn is(&self, e: &Entry, name: &HeaderName) -> bool {
         match name {
             HeaderName::Known(id) => e.id == *id,
@@ -155,9 +216,14 @@ impl HeaderMap {
         }
     }
 
+    /// The entries to search for an id: none where it cannot be.
+    fn having(&self, id: HeaderId) -> &[Entry] {
+        if self.present.may_have(id) { &self.entries } else { &[] }
+    }
+
     /// The first value of a well-known header.
     pub fn get(&self, id: HeaderId) -> Option<&[u8]> {
-        self.entries.iter().find(|e| e.id == id).map(|e| self.value_bytes(e))
+        self.position(id).map(|at| self.value_bytes(&self.entries[at]))
     }
 
     /// The first value of a well-known header as text; `None` too where it is not UTF-8.
@@ -167,22 +233,25 @@ impl HeaderMap {
 
     /// Whether a well-known header is there.
     pub fn contains(&self, id: HeaderId) -> bool {
-        self.entries.iter().any(|e| e.id == id)
+        self.position(id).is_some()
     }
 
     /// The first value of any header.
     pub fn get_name(&self, name: &HeaderName) -> Option<&[u8]> {
+        if !self.present.may_have(name.id()) {
+            return None;
+        }
         self.entries.iter().find(|e| self.is(e, name)).map(|e| self.value_bytes(e))
     }
 
     /// All values of a well-known header, in order.
     pub fn get_all(&self, id: HeaderId) -> impl Iterator<Item = &[u8]> {
-        self.entries.iter().filter(move |e| e.id == id).map(|e| self.value_bytes(e))
+        self.having(id).iter().filter(move |e| e.id == id).map(|e| self.value_bytes(e))
     }
 
     /// All values of any header, in order.
     pub fn get_all_name<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
-        self.entries.iter().filter(|e| self.is(e, name)).map(|e| self.value_bytes(e))
+        self.having(name.id()).iter().filter(|e| self.is(e, name)).map(|e| self.value_bytes(e))
     }
 
     /// All values of a header joined by `,`. `None` where there is no such header.
@@ -201,20 +270,20 @@ impl HeaderMap {
     /// Adds a header behind the others.
     pub fn append(&mut self, id: HeaderId, value: impl AsRef<[u8]>) {
         let e = self.entry(id, b"", value.as_ref());
-        self.entries.push(e);
+        self.push(e);
     }
 
     /// Adds a header of any name behind the others.
     pub fn append_name(&mut self, name: &HeaderName, value: impl AsRef<[u8]>) {
         let e = self.entry(name.id(), name.as_bytes(), value.as_ref());
-        self.entries.push(e);
+        self.push(e);
     }
 
     /// Adds a header whose lower-case name comes from a wire that already forbids upper case (HTTP/2).
     pub fn append_lower(&mut self, name: &[u8], value: &[u8]) -> HeaderId {
         let id = HeaderId::from_lower(name);
         let e = self.entry(id, name, value);
-        self.entries.push(e);
+        self.push(e);
         id
     }
 
@@ -226,10 +295,10 @@ impl HeaderMap {
     /// [`HeaderMap::set`] for any name.
     pub fn set_name(&mut self, name: &HeaderName, value: impl AsRef<[u8]>) {
         let value = value.as_ref();
-        let Some(first) = self.entries.iter().position(|e| self.is(e, name)) else {
-            return self.append_name(name, value);
-        };
+        let first = self.having(name.id()).iter().position(|e| self.is(e, name));
+        let Some(first) = first else { return self.append_name(name, value) };
         let at = self.store(value);
+        self.entries[first].leave_line();
         self.entries[first].value = at;
         self.entries[first].value_len = value.len() as u32;
         let mut index = first + 1;
@@ -245,7 +314,7 @@ impl HeaderMap {
     /// Appends to a header's first value behind a separator, or sets it: how proxies grow `via` and
     /// `x-forwarded-for`.
     pub fn append_to_value(&mut self, id: HeaderId, separator: &str, more: &[u8]) {
-        let Some(first) = self.entries.iter().position(|e| e.id == id) else { return self.append(id, more) };
+        let Some(first) = self.position(id) else { return self.append(id, more) };
         let e = self.entries[first];
         if e.value_len == 0 {
             return self.set(id, more);
@@ -254,6 +323,7 @@ impl HeaderMap {
         self.arena.extend_from_within(e.value as usize..(e.value + e.value_len) as usize);
         self.arena.extend_from_slice(separator.as_bytes());
         self.arena.extend_from_slice(more);
+        self.entries[first].leave_line();
         self.entries[first].value = at as u32;
         self.entries[first].value_len = (self.arena.len() - at) as u32;
     }
@@ -261,22 +331,32 @@ impl HeaderMap {
     /// Puts a header before all others (pseudo headers made by a codec).
     pub fn insert_first(&mut self, id: HeaderId, value: impl AsRef<[u8]>) {
         let e = self.entry(id, b"", value.as_ref());
+        self.present.add(id);
         self.entries.insert(0, e);
     }
 
     /// Removes a well-known header; tells whether it was there.
     pub fn remove(&mut self, id: HeaderId) -> bool {
+        if !self.present.may_have(id) {
+            return false;
+        }
         let before = self.entries.len();
         self.entries.retain(|e| e.id != id);
+        if id != HeaderId::CUSTOM {
+            self.present.drop(id);
+        }
         before != self.entries.len()
     }
 
     /// Removes a header of any name; tells whether it was there.
     pub fn remove_name(&mut self, name: &HeaderName) -> bool {
-        self.remove_if(|id, bytes, _| match name {
-            HeaderName::Known(known) => id == *known,
-            HeaderName::Custom(custom) => id == HeaderId::CUSTOM && bytes == &custom[..],
-        })
+        match name {
+            HeaderName::Known(id) => self.remove(*id),
+            HeaderName::Custom(_) if !self.present.may_have(HeaderId::CUSTOM) => false,
+            HeaderName::Custom(custom) => {
+                self.remove_if(|id, bytes, _| id == HeaderId::CUSTOM && bytes == &custom[..])
+            }
+        }
     }
 
     /// Removes every header that the predicate picks (id, lower-case name, value); tells whether there was one.
@@ -293,13 +373,46 @@ impl HeaderMap {
         self.entries.iter().map(|e| (e.id, self.name_bytes(e), self.value_bytes(e)))
     }
 
+    /// The whole head with lower-case names, as HTTP/1 writes it: what was received as lines and left alone comes as lines.
+    pub fn iter_lines(&self) -> Lines<'_> {
+        Lines { map: self, at: 0 }
+    }
+
     /// All headers in order with the name as it was spelled on the wire, where that was kept.
     pub fn iter_spelled(&self) -> impl Iterator<Item = (HeaderId, &[u8], Option<&[u8]>, &[u8])> {
         self.entries.iter().map(|e| {
-            let spelled = (e.spelled != NO_SPELLING)
+            let spelled = (e.spelled < IN_LINE)
                 .then(|| &self.arena[e.spelled as usize..e.spelled as usize + usize::from(e.name_len)]);
             (e.id, self.name_bytes(e), spelled, self.value_bytes(e))
         })
+    }
+}
+
+/// See [`HeaderMap::iter_lines`].
+pub struct Lines<'m> {
+    map: &'m HeaderMap,
+    at: usize,
+}
+
+impl<'m> Iterator for Lines<'m> {
+    type Item = Piece<'m>;
+
+    fn next(&mut self) -> Option<Piece<'m>> {
+        let Self { map, at } = self;
+        let first = map.entries.get(*at)?;
+        *at += 1;
+        if first.spelled != IN_LINE {
+            return Some(Piece::Header(first.id, map.name_bytes(first), map.value_bytes(first)));
+        }
+        let mut end = first.value + first.value_len + 2;
+        while let Some(next) = map.entries.get(*at)
+            && next.spelled == IN_LINE
+            && next.name == end
+        {
+            end = next.value + next.value_len + 2;
+            *at += 1;
+        }
+        Some(Piece::Lines(&map.arena[first.name as usize..end as usize]))
     }
 }
 
@@ -347,6 +460,45 @@ mod tests {
         assert_eq!(h.push_raw((0, 5), (7, 3), true), HeaderId::CUSTOM);
         let (_, name, spelled, value) = h.iter_spelled().next().unwrap();
         assert_eq!((name, spelled, value), (&b"x-foo"[..], Some(&b"X-Foo"[..]), &b"bar"[..]));
+    }
+
+    fn lines(h: &HeaderMap) -> Vec<String> {
+        let piece = |p: Piece<'_>| match p {
+            Piece::Lines(lines) => String::from_utf8_lossy(lines).into_owned(),
+            Piece::Header(_, n, v) => {
+                format!("<{}={}>", String::from_utf8_lossy(n), String::from_utf8_lossy(v))
+            }
+        };
+        h.iter_lines().map(piece).collect()
+    }
+
+    #[test]
+    fn lines_left_alone_stay_lines() {
+        let mut h = HeaderMap::new();
+        h.load(b"A: 1\r\nHost: x\r\nB:2\r\nC: 3\r\nd: 4\r\n");
+        for (name, value) in
+            [((0, 1), (3, 1)), ((6, 4), (12, 1)), ((15, 1), (17, 1)), ((20, 1), (23, 1)), ((26, 1), (29, 1))]
+        {
+            h.push_raw(name, value, false);
+        }
+        assert_eq!(lines(&h), ["a: 1\r\nhost: x\r\n", "<b=2>", "c: 3\r\nd: 4\r\n"]);
+        h.set_name(&HeaderName::new("c"), "5");
+        h.promote(HeaderId::HOST, HeaderId::AUTHORITY);
+        h.append_to_value(HeaderId::AUTHORITY, ",", b"y");
+        assert_eq!(lines(&h), ["<:authority=x,y>", "a: 1\r\n", "<b=2>", "<c=5>", "d: 4\r\n"]);
+    }
+
+    #[test]
+    fn what_was_removed_is_not_found() {
+        let mut h = HeaderMap::new();
+        h.append(HeaderId::ACCEPT, "a");
+        h.append_lower(b"x-one", b"1");
+        assert!(h.remove(HeaderId::ACCEPT) && !h.remove(HeaderId::ACCEPT) && !h.contains(HeaderId::ACCEPT));
+        assert!(!h.remove_name(&HeaderName::new("x-two")));
+        h.append(HeaderId::ACCEPT, "b");
+        assert_eq!(h.get(HeaderId::ACCEPT), Some(&b"b"[..]));
+        h.clear();
+        assert!(!h.contains(HeaderId::ACCEPT) && h.get_name(&HeaderName::new("x-one")).is_none());
     }
 
     #[test]

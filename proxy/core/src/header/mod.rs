@@ -15,4 +15,4 @@ mod id;
 mod map;
 
 pub use id::{HeaderId, HeaderName};
-pub use map::{Entry, HeaderMap};
+pub use map::{Entry, HeaderMap, Lines, Piece};
