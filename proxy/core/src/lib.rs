@@ -4,10 +4,11 @@
 //! [`address`] and [`header`] are what it is made of, [`stream_info`] is what becomes known about it on its
 //! way, [`matcher`] and [`mod@format`] read it, [`stats`] and [`access_log`] tell of it afterwards.
 //! [`error`] is how a wrong configuration is refused, [`runtime`] what an operator may change while it serves,
-//! [`drain`] how it ends.
+//! [`clock`] what time it is, [`drain`] how it ends.
 
 pub mod access_log;
 pub mod address;
+pub mod clock;
 pub mod drain;
 pub mod error;
 pub mod format;

@@ -340,12 +340,13 @@ pub struct StreamInfo {
 impl StreamInfo {
     /// A stream that begins now.
     pub fn new(stream_id: u64, connection: Rc<ConnectionInfo>, protocol: Option<Protocol>) -> Self {
+        let start = crate::clock::tick();
         Self {
             stream_id,
             remote: connection.remote.clone(),
             connection,
-            start: Instant::now(),
-            start_system: SystemTime::now(),
+            start,
+            start_system: crate::clock::wall(start),
             headers_downstream_rx: None,
             last_downstream_rx: None,
             first_downstream_tx: None,

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use sampan_core::clock;
 use sampan_core::header::HeaderMap;
 use tokio::time::Sleep;
 
@@ -52,7 +53,7 @@ impl Default for Timer {
     fn default() -> Self {
         Self(Rc::new(Inner {
             armed: RefCell::new(None),
-            last_activity: Cell::new(Instant::now()),
+            last_activity: Cell::new(clock::recent()),
             idle_timeout: Cell::new(None),
             max_duration_at: Cell::new(None),
             request_at: Cell::new(None),
@@ -84,7 +85,7 @@ impl Timer {
                 return Poll::Pending;
             }
             armed.fired = true;
-            if Instant::now() >= deadline {
+            if clock::tick() >= deadline {
                 return Poll::Ready(());
             }
         }
@@ -138,10 +139,10 @@ impl Timer {
         self.0.upstream_headers.get()
     }
 
-    /// Something moved.
+    /// Something moved, just now: whoever brought it has read the clock.
     pub fn touch(&self) {
         if self.0.idle_timeout.get().is_some() {
-            self.0.last_activity.set(Instant::now());
+            self.0.last_activity.set(clock::recent());
         }
     }
 
@@ -180,9 +181,11 @@ impl Timer {
         self.0.informational.borrow_mut().push((status, headers));
     }
 
-    /// Informational heads that wait to be sent.
-    pub fn take_informational(&self) -> Vec<(u16, HeaderMap)> {
-        std::mem::take(&mut self.0.informational.borrow_mut())
+    /// Takes the informational heads that wait to be sent.
+    pub fn take_informational(&self, mut take: impl FnMut(u16, &HeaderMap)) {
+        for (status, headers) in self.0.informational.borrow_mut().drain(..) {
+            take(status, &headers);
+        }
     }
 }
 

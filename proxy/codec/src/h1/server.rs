@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
-use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::header::{HeaderId, HeaderMap, authority_is_valid};
 use sampan_core::stream_info::Protocol;
 use sampan_tls::Transport;
 
@@ -508,10 +508,6 @@ fn sanitize_connection(headers: &mut HeaderMap) -> Result<(), CodecError> {
 }
 
 /// The characters of an authority (RFC 3986 section 3.2, as Envoy checks them).
-fn authority_is_valid(authority: &[u8]) -> bool {
-    authority.iter().all(|c| c.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:@[]".contains(c))
-}
-
 impl BodyStream for RequestBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let mut inner = self.0.0.borrow_mut();

@@ -65,6 +65,50 @@ impl fmt::Debug for HeaderId {
     }
 }
 
+/// A set of well-known names ([`HeaderId::CUSTOM`] stands for all others).
+#[derive(Clone, Copy, Default, Debug)]
+pub struct HeaderSet([u64; HeaderId::COUNT.div_ceil(64)]);
+
+impl HeaderSet {
+    /// No name.
+    pub const EMPTY: Self = Self([0; HeaderId::COUNT.div_ceil(64)]);
+
+    /// These names.
+    pub const fn of(ids: &[HeaderId]) -> Self {
+        let mut set = Self::EMPTY;
+        let mut i = 0;
+        while i < ids.len() {
+            let index = ids[i].0 as usize;
+            set.0[index / 64] |= 1 << (index % 64);
+            i += 1;
+        }
+        set
+    }
+
+    /// Adds a name; tells whether it is new.
+    pub fn add(&mut self, id: HeaderId) -> bool {
+        let (word, bit) = (&mut self.0[id.index() / 64], 1 << (id.index() % 64));
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
+
+    /// Takes a name out.
+    pub fn remove(&mut self, id: HeaderId) {
+        self.0[id.index() / 64] &= !(1 << (id.index() % 64));
+    }
+
+    /// Whether a name is in the set.
+    pub fn contains(&self, id: HeaderId) -> bool {
+        self.0[id.index() / 64] & (1 << (id.index() % 64)) != 0
+    }
+
+    /// Whether the two have a name in common.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.0.iter().zip(other.0).any(|(a, b)| a & b != 0)
+    }
+}
+
 /// One line a name: the constant, the text, the text as bytes (a pattern cannot convert one). The pseudo headers come first: [`HeaderId::is_pseudo`] relies on it.
 macro_rules! well_known {
     ($($index:literal $constant:ident $name:literal $bytes:literal;)*) => {
@@ -263,6 +307,7 @@ well_known! {
     146 CONTENT_DISPOSITION "content-disposition" b"content-disposition";
     147 CONTENT_LANGUAGE "content-language" b"content-language";
     148 CONTENT_LOCATION "content-location" b"content-location";
+    149 X_ENVOY_ORIGINAL_URL "x-envoy-original-url" b"x-envoy-original-url";
 }
 
 #[cfg(test)]

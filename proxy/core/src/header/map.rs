@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::{HeaderId, HeaderName};
+use super::{HeaderId, HeaderName, HeaderSet};
 
 /// One header: where its parts lie in the arena.
 #[derive(Clone, Copy, Debug)]
@@ -30,24 +30,6 @@ impl Entry {
     }
 }
 
-/// Which ids may be in a list: most look-ups are for headers that a message does not have.
-#[derive(Clone, Copy, Default)]
-struct Present([u64; HeaderId::COUNT.div_ceil(64)]);
-
-impl Present {
-    fn add(&mut self, id: HeaderId) {
-        self.0[id.index() / 64] |= 1 << (id.index() % 64);
-    }
-
-    fn drop(&mut self, id: HeaderId) {
-        self.0[id.index() / 64] &= !(1 << (id.index() % 64));
-    }
-
-    fn may_have(&self, id: HeaderId) -> bool {
-        self.0[id.index() / 64] & (1 << (id.index() % 64)) != 0
-    }
-}
-
 /// A piece of a head as HTTP/1 writes it, see [`HeaderMap::iter_lines`].
 pub enum Piece<'m> {
     /// One or more whole lines, lower-case names.
@@ -61,32 +43,43 @@ pub enum Piece<'m> {
 pub struct HeaderMap {
     arena: Vec<u8>,
     entries: Vec<Entry>,
-    present: Present,
+    /// Which names may be there: most look-ups are for headers that a message does not have.
+    present: HeaderSet,
+    /// A well-known name may be there more than once.
+    repeats: bool,
 }
-
-const NOTHING: Present = Present([0; HeaderId::COUNT.div_ceil(64)]);
 
 impl HeaderMap {
     /// An empty list that owns no memory.
     pub const fn new() -> Self {
-        Self { arena: Vec::new(), entries: Vec::new(), present: NOTHING }
+        Self { arena: Vec::new(), entries: Vec::new(), present: HeaderSet::EMPTY, repeats: false }
     }
 
     /// An empty list with room.
     pub fn with_capacity(bytes: usize, headers: usize) -> Self {
-        Self { arena: Vec::with_capacity(bytes), entries: Vec::with_capacity(headers), present: NOTHING }
+        Self {
+            arena: Vec::with_capacity(bytes),
+            entries: Vec::with_capacity(headers),
+            present: HeaderSet::EMPTY,
+            repeats: false,
+        }
     }
 
     /// Forgets the headers and keeps the memory.
     pub fn clear(&mut self) {
         self.arena.clear();
         self.entries.clear();
-        self.present = NOTHING;
+        self.present = HeaderSet::EMPTY;
+        self.repeats = false;
+    }
+
+    fn note(&mut self, id: HeaderId) {
+        self.repeats |= !self.present.add(id) && id != HeaderId::CUSTOM;
     }
 
     /// An entry at the end of the list.
     fn push(&mut self, entry: Entry) {
-        self.present.add(entry.id);
+        self.note(entry.id);
         self.entries.push(entry);
     }
 
@@ -172,7 +165,7 @@ impl HeaderMap {
         let Some(index) = self.position(from) else { return false };
         let e = &mut self.entries[index];
         (e.id, e.name_len, e.spelled) = (to, to.name().len() as u16, NO_SPELLING);
-        self.present.add(to);
+        self.note(to);
         self.entries[..=index].rotate_right(1);
         true
     }
@@ -206,7 +199,7 @@ impl HeaderMap {
 
     /// Where the first entry of a well-known header stands.
     fn position(&self, id: HeaderId) -> Option<usize> {
-        if self.present.may_have(id) { self.entries.iter().position(|e| e.id == id) } else { None }
+        if self.present.contains(id) { self.entries.iter().position(|e| e.id == id) } else { None }
     }
 
     fn is(&self, e: &Entry, name: &HeaderName) -> bool {
@@ -218,7 +211,7 @@ impl HeaderMap {
 
     /// The entries to search for an id: none where it cannot be.
     fn having(&self, id: HeaderId) -> &[Entry] {
-        if self.present.may_have(id) { &self.entries } else { &[] }
+        if self.present.contains(id) { &self.entries } else { &[] }
     }
 
     /// The first value of a well-known header.
@@ -231,6 +224,16 @@ impl HeaderMap {
         self.get(id).and_then(|v| std::str::from_utf8(v).ok())
     }
 
+    /// Whether one of these may be there. Never wrong where it says no.
+    pub fn may_have(&self, names: &HeaderSet) -> bool {
+        self.present.meets(names)
+    }
+
+    /// Whether a well-known name may be there more than once. Never wrong where it says no.
+    pub fn may_repeat(&self) -> bool {
+        self.repeats
+    }
+
     /// Whether a well-known header is there.
     pub fn contains(&self, id: HeaderId) -> bool {
         self.position(id).is_some()
@@ -238,7 +241,7 @@ impl HeaderMap {
 
     /// The first value of any header.
     pub fn get_name(&self, name: &HeaderName) -> Option<&[u8]> {
-        if !self.present.may_have(name.id()) {
+        if !self.present.contains(name.id()) {
             return None;
         }
         self.entries.iter().find(|e| self.is(e, name)).map(|e| self.value_bytes(e))
@@ -331,19 +334,19 @@ impl HeaderMap {
     /// Puts a header before all others (pseudo headers made by a codec).
     pub fn insert_first(&mut self, id: HeaderId, value: impl AsRef<[u8]>) {
         let e = self.entry(id, b"", value.as_ref());
-        self.present.add(id);
+        self.note(id);
         self.entries.insert(0, e);
     }
 
     /// Removes a well-known header; tells whether it was there.
     pub fn remove(&mut self, id: HeaderId) -> bool {
-        if !self.present.may_have(id) {
+        if !self.present.contains(id) {
             return false;
         }
         let before = self.entries.len();
         self.entries.retain(|e| e.id != id);
         if id != HeaderId::CUSTOM {
-            self.present.drop(id);
+            self.present.remove(id);
         }
         before != self.entries.len()
     }
@@ -352,7 +355,7 @@ impl HeaderMap {
     pub fn remove_name(&mut self, name: &HeaderName) -> bool {
         match name {
             HeaderName::Known(id) => self.remove(*id),
-            HeaderName::Custom(_) if !self.present.may_have(HeaderId::CUSTOM) => false,
+            HeaderName::Custom(_) if !self.present.contains(HeaderId::CUSTOM) => false,
             HeaderName::Custom(custom) => {
                 self.remove_if(|id, bytes, _| id == HeaderId::CUSTOM && bytes == &custom[..])
             }

@@ -14,5 +14,27 @@
 mod id;
 mod map;
 
-pub use id::{HeaderId, HeaderName};
+pub use id::{HeaderId, HeaderName, HeaderSet};
 pub use map::{Entry, HeaderMap, Lines, Piece};
+
+/// The bytes of which an authority may be made.
+const AUTHORITY_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let marks = b"-._~%!$&'()*+,;=:@[]";
+    let mut i = 0;
+    while i < 256 {
+        table[i] = (i as u8).is_ascii_alphanumeric();
+        i += 1;
+    }
+    i = 0;
+    while i < marks.len() {
+        table[marks[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
+
+/// Whether an authority has only bytes that Envoy lets pass.
+pub fn authority_is_valid(authority: &[u8]) -> bool {
+    authority.iter().all(|c| AUTHORITY_BYTES[usize::from(*c)])
+}

@@ -87,6 +87,7 @@ async fn buffer(stream: &mut Stream, max: usize) -> Outcome {
         match stream.body.frame().await {
             None => break,
             Some(Ok(Frame::Data(more))) => {
+                sampan_core::clock::tick();
                 stream.timer.touch();
                 if data.len() + more.len() > max {
                     stream.manager.stats.downstream_rq_too_large.inc();

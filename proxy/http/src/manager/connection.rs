@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use sampan_codec::h1::{HeadError, RequestHead, ServerConnection};
 use sampan_codec::{Body, CodecError};
+use sampan_core::clock;
 use sampan_core::drain::{Phase, Signal};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::{ConnectionInfo, Protocol, ResponseFlag, StreamInfo};
@@ -149,6 +150,7 @@ enum Next {
 async fn serve_h1(connection: Connection, transport: Transport) {
     let manager = connection.manager.clone();
     let codec = ServerConnection::new(transport, codec_options(&manager));
+    clock::tick();
     let timer = Timer::default();
     let mut drain = connection.drain.clone();
     let mut draining = pin!(drain.reached(Phase::Draining));
@@ -157,7 +159,8 @@ async fn serve_h1(connection: Connection, transport: Transport) {
     let duration_at = manager.limits.max_connection_duration.map(|d| connection.start + d);
     loop {
         let limits = &manager.limits;
-        let waiting_since = Instant::now();
+        // The clock was read when the exchange before was complete.
+        let waiting_since = clock::recent();
         let idle_at = limits.idle_timeout.map(|d| waiting_since + d);
         let mut begun_at = codec.has_input().then_some(waiting_since);
         let next = poll_fn(|cx| {
@@ -170,7 +173,7 @@ async fn serve_h1(connection: Connection, transport: Transport) {
                 Poll::Pending => {}
             }
             if begun_at.is_none() && codec.has_input() {
-                begun_at = Some(Instant::now());
+                begun_at = Some(clock::tick());
             }
             let headers_at = begun_at.zip(limits.request_headers_timeout).map(|(at, d)| at + d);
             if timer.poll(cx, headers_at).is_ready() {
@@ -197,7 +200,7 @@ async fn serve_h1(connection: Connection, transport: Transport) {
         served += 1;
         let mut responder = Responder::H1(codec.clone());
         let last = manager.limits.max_requests_per_connection;
-        let last = (last > 0 && served >= last) || duration_at.is_some_and(|at| Instant::now() >= at);
+        let last = (last > 0 && served >= last) || duration_at.is_some_and(|at| clock::tick() >= at);
         let fate = match next {
             Next::End => break,
             Next::Request(head) => {

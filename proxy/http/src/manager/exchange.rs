@@ -9,12 +9,12 @@
 
 use std::borrow::Cow;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use sampan_codec::{Body, BodyError, CodecError, Frame, ResetReason, h2};
+use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::{Protocol, ResponseFlag};
 use smallvec::SmallVec;
@@ -184,7 +184,7 @@ impl Exchange {
         self.states.resize_with(chain.filters.len(), || None);
         let Self { stream, states, .. } = self;
         let timer = stream.timer.clone();
-        let run = async {
+        let run = pin!(async {
             for (named, state) in chain.filters.iter().zip(states.iter_mut()) {
                 if stream.filter_disabled(named) {
                     continue;
@@ -193,7 +193,7 @@ impl Exchange {
                 let waits = matches!(step, Step::Wait(_));
                 let outcome = step.outcome().await;
                 if waits {
-                    stream.resumed = Some(Instant::now());
+                    stream.resumed = Some(clock::tick());
                 }
                 match outcome {
                     Outcome::Continue => {}
@@ -205,7 +205,7 @@ impl Exchange {
                 router::End::Reply(reply) => Failure::Reply(reply),
                 router::End::Reset => Failure::Reset,
             })
-        };
+        });
         watched(run, responder, &timer).await
     }
 
@@ -228,40 +228,18 @@ impl Exchange {
                 self.local_response(reply)
             }
         };
-        if through_filters {
-            let manager = self.stream.manager.clone();
-            let chain = Self::chain_of(&self.stream, &manager);
-            self.states.resize_with(chain.filters.len(), || None);
-            let Self { stream, states, .. } = self;
-            let timer = stream.timer.clone();
-            let run = async {
-                for (named, state) in chain.filters.iter().zip(states.iter_mut()).rev() {
-                    if stream.filter_disabled(named) {
-                        continue;
-                    }
-                    match named.filter.on_response(stream, &mut response, state).outcome().await {
-                        Outcome::Continue => {}
-                        Outcome::Reply(reply) => return Err(Failure::Reply(reply)),
-                        Outcome::Reset => return Err(Failure::Reset),
-                    }
-                }
-                if response.headers.contains(HeaderId::STATUS) {
-                    return Ok(response);
-                }
-                let details = "filter_removed_required_response_headers{missing_required_header:_:status}";
-                let reply = LocalReply::new(502, details).body("missing required header: :status");
-                Err(Failure::Reply(Box::new(reply)))
-            };
-            response = match watched(run, responder, &timer).await {
-                Ok(response) => response,
-                Err(Failure::Gone(reason)) => return Err(reason),
-                Err(Failure::Reset) => return Err(ResetReason::LocalReset),
-                Err(Failure::Reply(reply)) => self.local_response(*reply),
-                Err(Failure::Expired(what)) => {
-                    let reply = self.expired(what);
-                    self.local_response(reply)
-                }
-            };
+        if !through_filters {
+            return Ok(response);
+        }
+        match self.filter_response(&mut response, responder).await {
+            Ok(()) => {}
+            Err(Failure::Gone(reason)) => return Err(reason),
+            Err(Failure::Reset) => return Err(ResetReason::LocalReset),
+            Err(Failure::Reply(reply)) => response = self.local_response(*reply),
+            Err(Failure::Expired(what)) => {
+                let reply = self.expired(what);
+                response = self.local_response(reply);
+            }
         }
         Ok(response)
     }
@@ -274,6 +252,41 @@ impl Exchange {
                 named.filter.on_response_trailers(stream, response, trailers);
             }
         }
+    }
+
+    /// The filters in reverse.
+    async fn filter_response(
+        &mut self,
+        response: &mut Response,
+        responder: &mut Responder,
+    ) -> Result<(), Failure> {
+        let manager = self.stream.manager.clone();
+        let chain = Self::chain_of(&self.stream, &manager);
+        if chain.filters.is_empty() {
+            return Ok(());
+        }
+        self.states.resize_with(chain.filters.len(), || None);
+        let Self { stream, states, .. } = self;
+        let timer = stream.timer.clone();
+        let run = pin!(async {
+            for (named, state) in chain.filters.iter().zip(states.iter_mut()).rev() {
+                if stream.filter_disabled(named) {
+                    continue;
+                }
+                match named.filter.on_response(stream, response, state).outcome().await {
+                    Outcome::Continue => {}
+                    Outcome::Reply(reply) => return Err(Failure::Reply(reply)),
+                    Outcome::Reset => return Err(Failure::Reset),
+                }
+            }
+            if response.headers.contains(HeaderId::STATUS) {
+                return Ok(());
+            }
+            let details = "filter_removed_required_response_headers{missing_required_header:_:status}";
+            let reply = LocalReply::new(502, details).body("missing required header: :status");
+            Err(Failure::Reply(Box::new(reply)))
+        });
+        watched(run, responder, &timer).await
     }
 
     /// [`Exchange::chain`] once it was decided.
@@ -338,7 +351,7 @@ impl Exchange {
         self.stream.manager.stats.charge(status);
         self.stream.manager.listener_stats.charge(status);
         self.stream.info.response_code = status;
-        self.stream.info.first_downstream_tx = Some(Instant::now());
+        self.stream.info.first_downstream_tx = Some(clock::tick());
         if self.stream.head_request && !end {
             // The codec sends no body; the upstream has none either. A local reply's is only measured.
             response.body = Body::Empty;
@@ -434,7 +447,7 @@ impl Exchange {
             Poll::Pending => timer.poll_expired(cx).map(|_| Err(ResetReason::LocalReset)),
         })
         .await;
-        self.stream.info.last_downstream_tx = Some(Instant::now());
+        self.stream.info.last_downstream_tx = Some(clock::tick());
         self.count_wire(responder);
         if flushed.is_err() {
             self.stream.info.flags.set(ResponseFlag::DownstreamConnectionTermination);
@@ -480,11 +493,13 @@ impl Exchange {
         let upgrade =
             stream.upgrade.is_some() && request::is_upgrade(&stream.request) && request::is_upgrade(headers);
         let tunnel = upgrade || response.tunnel;
-        headers.remove_if(|id, _, _| match id {
-            HeaderId::CONNECTION | HeaderId::UPGRADE => !upgrade,
-            HeaderId::TRANSFER_ENCODING | HeaderId::KEEP_ALIVE | HeaderId::PROXY_CONNECTION => true,
-            _ => false,
-        });
+        if !upgrade {
+            headers.remove(HeaderId::CONNECTION);
+            headers.remove(HeaderId::UPGRADE);
+        }
+        for id in [HeaderId::TRANSFER_ENCODING, HeaderId::KEEP_ALIVE, HeaderId::PROXY_CONNECTION] {
+            headers.remove(id);
+        }
         if upgrade && response.status >= 200 && !headers.contains(HeaderId::CONTENT_LENGTH) {
             headers.set(HeaderId::CONTENT_LENGTH, "0");
         }
@@ -675,16 +690,13 @@ fn poll_watch(cx: &mut Context<'_>, responder: &mut Responder, timer: &crate::ti
 
 /// Runs `work` while the client stays and no deadline passes; sends informational heads meanwhile.
 async fn watched<T>(
-    work: impl Future<Output = Result<T, Failure>>,
+    mut work: Pin<&mut impl Future<Output = Result<T, Failure>>>,
     responder: &mut Responder,
     timer: &crate::timer::Timer,
 ) -> Result<T, Failure> {
-    let mut work = pin!(work);
     poll_fn(|cx| {
         let done = work.as_mut().poll(cx);
-        for (status, headers) in timer.take_informational() {
-            responder.send_informational(status, &headers);
-        }
+        timer.take_informational(|status, headers| responder.send_informational(status, headers));
         if let Poll::Ready(result) = done {
             return Poll::Ready(result);
         }
@@ -711,7 +723,7 @@ impl Drop for Exchange {
                 named.filter.on_end(stream, state);
             }
         }
-        let now = Instant::now();
+        let now = stream.info.last_downstream_tx.unwrap_or_else(clock::tick);
         stream.info.end = Some(now);
         manager.stats.downstream_rq_active.dec();
         manager.stats.downstream_rq_time.record((now - stream.info.start).as_millis() as u64);

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertDetails as Xfcc;
-use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderSet, authority_is_valid};
 use sampan_core::stream_info::{ConnectionInfo, Protocol, StreamInfo};
 use sampan_core::{Address, HeaderName};
 
@@ -57,7 +57,7 @@ fn check(manager: &Manager, headers: &HeaderMap) -> Result<(), LocalReply> {
     let Some(host) = headers.get(HeaderId::AUTHORITY) else {
         return Err(LocalReply::new(400, "missing_host_header"));
     };
-    if !host.iter().all(|c| c.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:@[]".contains(c)) {
+    if !authority_is_valid(host) {
         return Err(LocalReply::new(400, "http.invalid_authority"));
     }
     if headers.get(HeaderId::SCHEME).is_some_and(|s| s.contains(&b',')) {
@@ -154,6 +154,9 @@ pub fn has_token(headers: &HeaderMap, id: HeaderId, token: &[u8]) -> bool {
 
 /// Repeated headers of which there can only be one become one, joined by a comma.
 fn join_repeated(headers: &mut HeaderMap) {
+    if !headers.may_repeat() {
+        return;
+    }
     let mut seen = [0u64; HeaderId::COUNT.div_ceil(64)];
     let mut repeated: smallvec::SmallVec<[HeaderId; 4]> = smallvec::SmallVec::new();
     for (id, ..) in headers.iter() {
@@ -173,6 +176,19 @@ fn join_repeated(headers: &mut HeaderMap) {
 
 /// Hop-by-hop headers go; an upgrade keeps its own.
 fn sanitize(headers: &mut HeaderMap, upgrade: bool) {
+    const TOUCHED: HeaderSet = HeaderSet::of(&[
+        HeaderId::CONNECTION,
+        HeaderId::UPGRADE,
+        HeaderId::KEEP_ALIVE,
+        HeaderId::PROXY_CONNECTION,
+        HeaderId::TRANSFER_ENCODING,
+        HeaderId::X_ENVOY_INTERNAL,
+        HeaderId::TE,
+        HeaderId::REFERER,
+    ]);
+    if !headers.may_have(&TOUCHED) {
+        return;
+    }
     let mut te_trailers = None;
     let mut referers = 0;
     let mut any = false;
@@ -344,35 +360,36 @@ fn is_internal(options: &RequestOptions, address: &Address) -> bool {
 
 /// Headers that only the mesh itself may send.
 fn clean_internal(headers: &mut HeaderMap, edge: bool, internal_only: &[HeaderName]) {
-    headers.remove_if(|id, name, _| {
-        match id {
-            HeaderId::X_ENVOY_DECORATOR_OPERATION
-            | HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER
-            | HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_NODE
-            | HeaderId::X_ENVOY_ORIGINAL_PATH
-            | HeaderId::X_ENVOY_ORIGINAL_HOST
-                if edge =>
-            {
-                return true;
-            }
-            HeaderId::X_ENVOY_RETRIABLE_STATUS_CODES
-            | HeaderId::X_ENVOY_RETRIABLE_HEADER_NAMES
-            | HeaderId::X_ENVOY_RETRY_ON
-            | HeaderId::X_ENVOY_RETRY_GRPC_ON
-            | HeaderId::X_ENVOY_MAX_RETRIES
-            | HeaderId::X_ENVOY_UPSTREAM_ALT_STAT_NAME
-            | HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS
-            | HeaderId::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS
-            | HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE
-            | HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS
-            | HeaderId::X_ENVOY_FORCE_TRACE
-            | HeaderId::X_ENVOY_IP_TAGS
-            | HeaderId::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT => return true,
-            HeaderId::CUSTOM if name == b"x-envoy-original-url" => return true,
-            _ => {}
-        }
-        internal_only.iter().any(|n| n.as_bytes() == name)
-    });
+    const EDGE: HeaderSet = HeaderSet::of(&[
+        HeaderId::X_ENVOY_DECORATOR_OPERATION,
+        HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER,
+        HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_NODE,
+        HeaderId::X_ENVOY_ORIGINAL_PATH,
+        HeaderId::X_ENVOY_ORIGINAL_HOST,
+    ]);
+    const INTERNAL: HeaderSet = HeaderSet::of(&[
+        HeaderId::X_ENVOY_RETRIABLE_STATUS_CODES,
+        HeaderId::X_ENVOY_RETRIABLE_HEADER_NAMES,
+        HeaderId::X_ENVOY_RETRY_ON,
+        HeaderId::X_ENVOY_RETRY_GRPC_ON,
+        HeaderId::X_ENVOY_MAX_RETRIES,
+        HeaderId::X_ENVOY_UPSTREAM_ALT_STAT_NAME,
+        HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS,
+        HeaderId::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS,
+        HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE,
+        HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS,
+        HeaderId::X_ENVOY_FORCE_TRACE,
+        HeaderId::X_ENVOY_IP_TAGS,
+        HeaderId::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+        HeaderId::X_ENVOY_ORIGINAL_URL,
+    ]);
+    let edge = edge && headers.may_have(&EDGE);
+    if edge || headers.may_have(&INTERNAL) {
+        headers.remove_if(|id, _, _| INTERNAL.contains(id) || (edge && EDGE.contains(id)));
+    }
+    for name in internal_only {
+        headers.remove_name(name);
+    }
 }
 
 fn request_id(options: &RequestOptions, headers: &mut HeaderMap, edge: bool, random: impl Fn() -> u64) {
@@ -387,14 +404,17 @@ fn uuid(high: u64, low: u64) -> [u8; 36] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let bits = (u128::from(high) << 64) | u128::from(low);
     let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let mut out = [b'-'; 36];
-    let mut shift = 128;
-    for (i, c) in out.iter_mut().enumerate() {
-        if !matches!(i, 8 | 13 | 18 | 23) {
-            shift -= 4;
-            *c = HEX[((bits >> shift) & 0xf) as usize];
-        }
+    // All digits two by two, then in groups.
+    let mut digits = [0; 32];
+    for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(bits.to_be_bytes()) {
+        *pair = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 0xf)]];
     }
+    let mut out = [b'-'; 36];
+    out[..8].copy_from_slice(&digits[..8]);
+    out[9..13].copy_from_slice(&digits[8..12]);
+    out[14..18].copy_from_slice(&digits[12..16]);
+    out[19..23].copy_from_slice(&digits[16..20]);
+    out[24..].copy_from_slice(&digits[20..]);
     out
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use sampan_codec::h1::ResponseHead;
 use sampan_codec::{BodyError, ResetReason};
+use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_upstream::{Host, HttpLease, LbContext, PoolError, WorkerHost};
 
@@ -40,7 +41,7 @@ impl Forward<'_> {
         let headers = for_protocol(&self.stream.request, &lease);
         let exchange = Exchange::start(lease, headers.as_ref().unwrap_or(&self.stream.request), end);
         let mut exchange = exchange.map_err(|reason| reset(reason, false))?;
-        let now = Instant::now();
+        let now = clock::tick();
         self.stream.info.upstream_mut().first_tx = Some(now);
         if upload.is_received() {
             self.timeouts.request_received(now);
@@ -64,7 +65,7 @@ impl Forward<'_> {
                 match poll_upload(upload, &mut exchange, tunnel, &timer, cx) {
                     Poll::Ready(Ok(())) => {
                         sent = true;
-                        let now = Instant::now();
+                        let now = clock::tick();
                         last_tx = Some(now);
                         timeouts.request_received(now);
                         timeouts.attempt_sent(now);
@@ -79,6 +80,7 @@ impl Forward<'_> {
             loop {
                 match exchange.poll_head(cx) {
                     Poll::Ready(Ok(head)) if (100..200).contains(&head.status) && head.status != 101 => {
+                        clock::tick();
                         timer.touch();
                         codes::charge(
                             cluster.cluster(),
@@ -113,7 +115,7 @@ impl Forward<'_> {
         }
         self.stream.info.upstream_mut().last_tx = last_tx;
         let head = head?;
-        let now = Instant::now();
+        let now = clock::tick();
         timer.touch();
         self.stream.info.upstream_mut().first_rx = Some(now);
         Ok((head, exchange))
@@ -148,7 +150,7 @@ impl Forward<'_> {
     fn received(&mut self, upload: &Upload) {
         self.stream.info.bytes.received = upload.received;
         if self.stream.info.last_downstream_rx.is_none() {
-            self.stream.info.last_downstream_rx = Some(Instant::now());
+            self.stream.info.last_downstream_rx = Some(clock::recent());
             self.stream.timer.request_done();
         }
     }
@@ -241,6 +243,7 @@ pub(super) fn poll_upload(
         }
         match upload.poll_piece(cx) {
             Poll::Ready(Ok(piece)) => {
+                clock::tick();
                 timer.touch();
                 let end = piece.end && !tunnel;
                 if piece.frame.is_some() || end {

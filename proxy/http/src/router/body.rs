@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use sampan_codec::{BodyError, BodyStream, Frame};
+use sampan_core::clock;
 use sampan_upstream::Cluster;
 
 use super::attempt::poll_upload;
@@ -104,7 +105,7 @@ impl UpstreamBody {
         self.parts.note_bytes();
         self.parts.exchange.finish(self.parts.upload.is_received());
         if let Some((cluster, kind, since)) = self.parts.charge.take() {
-            let took = since.elapsed().as_millis() as u64;
+            let took = clock::recent().duration_since(since).as_millis() as u64;
             codes::time(&cluster, took, kind);
             if let Some(counters) = &self.parts.virtual_counters {
                 counters.time(took);
@@ -124,6 +125,7 @@ impl BodyStream for UpstreamBody {
         }
         match self.parts.exchange.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
+                clock::tick();
                 self.parts.deadline.moved(&self.parts.timer);
                 if self.parts.exchange.response_done() || matches!(frame, Frame::Trailers(_)) {
                     self.finish();

@@ -23,10 +23,11 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
 use sampan_codec::h1::ResponseHead;
+use sampan_core::clock;
 use sampan_core::format::FormatContext;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::ResponseFlag;
@@ -318,7 +319,7 @@ impl<'s> Forward<'s> {
     }
 
     async fn back_off(&mut self, delay: Duration) -> Result<(), End> {
-        let until = Instant::now() + delay;
+        let until = clock::tick() + delay;
         let timer = self.stream.timer.clone();
         let timeouts = &mut self.timeouts;
         let waited = poll_fn(|cx| match timer.poll(cx, Some(until)) {

@@ -1,10 +1,10 @@
 //! A response's head on its way down: counted, and with what the router adds to it.
 
 use std::borrow::Cow;
-use std::time::Instant;
 
 use sampan_codec::Body;
 use sampan_codec::h1::ResponseHead;
+use sampan_core::clock;
 use sampan_core::header::HeaderId;
 
 use super::body::{self, UpstreamBody};
@@ -32,8 +32,8 @@ impl Forward<'_> {
                 counters.charge(head.status);
             }
         }
-        let received = stream.info.last_downstream_rx.unwrap_or_else(Instant::now);
-        let took = received.elapsed().as_millis() as u64;
+        let received = stream.info.last_downstream_rx.unwrap_or_else(clock::recent);
+        let took = clock::recent().duration_since(received).as_millis() as u64;
         if !config.suppress_envoy_headers && stream.info.last_downstream_rx.is_some() {
             let mut text = itoa::Buffer::new();
             head.headers.set(HeaderId::X_ENVOY_UPSTREAM_SERVICE_TIME, text.format(took));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sampan_codec::h1::ResponseHead;
-use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderName, HeaderSet};
 use sampan_core::matcher::all_headers_match;
 use sampan_core::stats::Counter;
 use sampan_upstream::circuit::{Breakers, Permit};
@@ -54,7 +54,7 @@ impl<'p> RetryState<'p> {
         let mut remaining = policy.retries;
         let mut status_codes = Vec::new();
         let mut header_names = Vec::new();
-        if headers.iter().any(|(id, ..)| is_retry_header(id)) {
+        if headers.may_have(&RETRY_HEADERS) {
             let text = |id| headers.get_str(id);
             if let Some(list) = text(HeaderId::X_ENVOY_RETRY_ON) {
                 on = on.union(RetryOn::parse(list).0.http_only());
@@ -70,7 +70,7 @@ impl<'p> RetryState<'p> {
             let list = text(HeaderId::X_ENVOY_RETRIABLE_HEADER_NAMES).unwrap_or_default();
             header_names
                 .extend(list.split(',').map(str::trim).filter(|n| !n.is_empty()).map(HeaderName::new));
-            headers.remove_if(|id, _, _| is_retry_header(id));
+            headers.remove_if(|id, _, _| RETRY_HEADERS.contains(id));
         }
         let wanted = policy.request_headers.is_empty()
             || policy.request_headers.iter().any(|m| all_headers_match(std::slice::from_ref(m), headers));
@@ -208,14 +208,12 @@ fn jittered(back_off: BackOff, attempt: u32, random: u64) -> Duration {
     jitter(back_off.base.saturating_mul(factor).min(back_off.max), random)
 }
 
-fn is_retry_header(id: HeaderId) -> bool {
-    matches!(
-        id,
-        HeaderId::X_ENVOY_RETRY_ON
-            | HeaderId::X_ENVOY_RETRY_GRPC_ON
-            | HeaderId::X_ENVOY_MAX_RETRIES
-            | HeaderId::X_ENVOY_RETRIABLE_STATUS_CODES
-            | HeaderId::X_ENVOY_RETRIABLE_HEADER_NAMES
-            | HeaderId::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT
-    )
-}
+/// Headers by which a client asks for retries; none reaches the upstream.
+const RETRY_HEADERS: HeaderSet = HeaderSet::of(&[
+    HeaderId::X_ENVOY_RETRY_ON,
+    HeaderId::X_ENVOY_RETRY_GRPC_ON,
+    HeaderId::X_ENVOY_MAX_RETRIES,
+    HeaderId::X_ENVOY_RETRIABLE_STATUS_CODES,
+    HeaderId::X_ENVOY_RETRIABLE_HEADER_NAMES,
+    HeaderId::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+]);

@@ -3,6 +3,7 @@
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderMap};
 
 use super::{Failure, RouterConfig};
@@ -161,7 +162,7 @@ impl Timeouts {
         if !header && !self.tell_grpc {
             return;
         }
-        let Some(expected) = self.expected(Instant::now()) else { return };
+        let Some(expected) = self.expected(clock::recent()) else { return };
         if header {
             let mut text = itoa::Buffer::new();
             headers.set(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, text.format(expected.as_millis() as u64));
@@ -198,7 +199,7 @@ impl Timeouts {
     pub(super) fn moved(&mut self, timer: &Timer) {
         let _ = timer;
         if let Some(idle) = self.per_try_idle {
-            self.per_try_idle_at = Some(Instant::now() + idle);
+            self.per_try_idle_at = Some(clock::recent() + idle);
         }
     }
 
