@@ -22,6 +22,7 @@ use sampan_upstream::{ClusterConfig, ClusterManager};
 use thiserror::Error;
 
 use crate::cli::Options;
+use crate::xds::XdsModel;
 
 /// Why the start is refused.
 #[derive(Debug, Error)]
@@ -54,6 +55,8 @@ pub struct Boot {
     pub clusters: Arc<ClusterManager>,
     /// Fields that nobody knows and that were let pass.
     pub unknown_fields: usize,
+    /// What comes later.
+    pub xds: XdsModel,
     /// The listeners.
     pub listeners: Vec<Arc<ListenerConfig>>,
 }
@@ -83,8 +86,21 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     }
     let server = Arc::new(server(options, &bootstrap, stats, runtime, secrets, &clusters));
     let listeners = listeners(&parts.listeners, &server)?;
+    let xds = XdsModel::parse(bootstrap.dynamic_resources.as_ref())?;
+    if xds.is_dynamic() || clusters.clusters().all().iter().any(|c| is_eds(c)) {
+        check_node(&bootstrap)?;
+    }
     let unknown_fields = loaded.report.unknown.len();
-    Ok(Boot { bootstrap, bytes: loaded.bytes().clone(), parts, server, clusters, unknown_fields, listeners })
+    Ok(Boot {
+        bootstrap,
+        bytes: loaded.bytes().clone(),
+        parts,
+        server,
+        clusters,
+        unknown_fields,
+        xds,
+        listeners,
+    })
 }
 
 fn warn(options: &Options, report: &sampan_config::Report) {
@@ -132,6 +148,22 @@ fn server(
     let mut server = Server::new(stats, runtime, secrets, info, known);
     server.access_logs = access_logs;
     server
+}
+
+fn is_eds(cluster: &sampan_upstream::Cluster) -> bool {
+    matches!(cluster.config().discovery, sampan_upstream::Discovery::Eds(_))
+}
+
+/// Whoever serves resources wants to know to whom.
+fn check_node(bootstrap: &Bootstrap) -> ConfigResult<()> {
+    if bootstrap.node.as_ref().is_some_and(|n| !n.id.is_empty() && !n.cluster.is_empty()) {
+        return Ok(());
+    }
+    Err(ConfigError::new(
+        "node 'id' and 'cluster' are required. Set it either in 'node' config or via --service-node and \
+         --service-cluster options.",
+    )
+    .at("node"))
 }
 
 fn secrets(encoded: &[Bytes]) -> ConfigResult<StaticSecrets> {
@@ -199,7 +231,6 @@ fn refuse_unsupported(b: &Bootstrap) -> ConfigResult<()> {
     for (set, field) in [
         (dynamic.lds_config.is_some(), "dynamic_resources.lds_config"),
         (!dynamic.lds_resources_locator.is_empty(), "dynamic_resources.lds_resources_locator"),
-        (dynamic.cds_config.is_some(), "dynamic_resources.cds_config"),
         (!dynamic.cds_resources_locator.is_empty(), "dynamic_resources.cds_resources_locator"),
         (dynamic.ads_config.is_some(), "dynamic_resources.ads_config"),
         (manager.load_stats_config.is_some(), "cluster_manager.load_stats_config"),

@@ -1,7 +1,7 @@
 //! Sampan: an Envoy-compatible L7 data plane.
 //!
 //! The program: command line ([`cli`]), bootstrap to models ([`boot`]), threads ([`server`], [`worker`]), own stats ([`stats`]), what the
-//! admin interface shows ([`view`]), and the demonstration that runs without arguments ([`demo`]).
+//! admin interface shows ([`view`]), what changes while serving ([`xds`]), and the demonstration that runs without arguments ([`demo`]).
 
 mod boot;
 mod cli;
@@ -11,6 +11,7 @@ mod server;
 mod stats;
 mod view;
 mod worker;
+mod xds;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -1,6 +1,6 @@
 //! The life of the process: start, serve, drain, end.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use crate::cli::{Mode, Options};
 use crate::stats::{ListenerManagerStats, ServerStats};
 use crate::view::View;
 use crate::worker::{Handle, Order};
+use crate::xds::Xds;
 
 /// What ends or changes the service, from signals and the admin interface.
 pub enum Command {
@@ -57,6 +58,8 @@ pub struct Process {
     pub stats: ServerStats,
     /// `listener_manager.*`
     pub listener_stats: ListenerManagerStats,
+    /// What changes while serving; set once it has started.
+    pub xds: OnceCell<Xds>,
     /// Listeners that accept no more.
     stopped: RefCell<HashSet<Arc<str>>>,
     workers: RefCell<Vec<Handle>>,
@@ -116,6 +119,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
         live: Cell::new(false),
         failed: Cell::new(false),
         commands,
+        xds: OnceCell::new(),
         stopped: RefCell::default(),
         workers: RefCell::default(),
     });
@@ -125,7 +129,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
     }
     watch_signals(&process)?;
     start_workers(&process, count)?;
-    process.boot.clusters.initialised().await;
+    start_xds(&process).await?;
     open_listeners(&process, bound).await?;
     process.live.set(true);
     process.stats.initialised(process.started.elapsed());
@@ -171,6 +175,24 @@ fn start_workers(process: &Rc<Process>, count: usize) -> Result<(), BootError> {
             .map_err(|e| BootError::System(format!("worker {id}"), e))?;
         workers.push(worker);
     }
+    Ok(())
+}
+
+/// Subscribes; returns when all clusters are warm.
+async fn start_xds(process: &Rc<Process>) -> Result<(), BootError> {
+    let boot = &process.boot;
+    let reject_unknown = process.options.reject_unknown_dynamic;
+    let xds = Xds::start(&boot.xds, &boot.clusters, &boot.server.stats.root(), reject_unknown).await;
+    boot.clusters.initialised().await;
+    // Nobody else sets it.
+    let _ = process.xds.set(xds);
+    let mut replaced = boot.clusters.replaced();
+    let process = process.clone();
+    tokio::task::spawn_local(async move {
+        while replaced.changed().await.is_ok() {
+            process.workers.borrow().iter().for_each(|worker| worker.order(Order::DropReplaced));
+        }
+    });
     Ok(())
 }
 

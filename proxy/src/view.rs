@@ -1,6 +1,7 @@
 //! The process as its admin interface shows it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::admin::v3 as pb;
@@ -15,7 +16,7 @@ use sampan_admin::{
 use sampan_core::Address;
 use sampan_core::drain::Phase;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
-use sampan_upstream::{Cluster, HealthFlag, Host, Priority};
+use sampan_upstream::{Cluster, HealthFlag, Host, Origin, Priority};
 
 use crate::server::{Command, Process};
 
@@ -97,8 +98,8 @@ fn cluster_row(cluster: &Cluster) -> ClusterRow {
     ClusterRow {
         name: cluster.name().to_string(),
         observability_name: cluster.observability_name().to_string(),
-        eds_service_name: String::new(),
-        added_via_api: false,
+        eds_service_name: cluster.eds_service_name().unwrap_or_default().to_owned(),
+        added_via_api: cluster.origin().is_some(),
         outlier: None,
         thresholds: [thresholds(Priority::Default), thresholds(Priority::High)],
         hosts: hosts.hosts().map(|host| host_row(host)).collect(),
@@ -118,14 +119,14 @@ fn host_row(host: &Host) -> HostRow {
         counters: pick(false),
         gauges: pick(true),
         health: health_flags(host),
-        weight: host.weight,
-        priority: host.priority,
+        weight: host.weight(),
+        priority: host.priority(),
         locality: core::Locality {
             region: host.locality.region.to_string(),
             zone: host.locality.zone.to_string(),
             sub_zone: host.locality.sub_zone.to_string(),
         },
-        canary: host.canary,
+        canary: host.canary(),
         success_rate: None,
         local_success_rate: None,
     }
@@ -244,6 +245,9 @@ impl AdminSource for View {
                 Some(any("envoy.admin.v3.BootstrapConfigDump", out))
             }
             Section::Clusters => Some(packed(&pb::ClustersConfigDump {
+                version_info: self.cds_version(),
+                dynamic_active_clusters: dynamic_clusters(&boot.clusters.clusters().all()),
+                dynamic_warming_clusters: dynamic_clusters(&boot.clusters.waiting()),
                 static_clusters: boot
                     .parts
                     .clusters
@@ -253,7 +257,6 @@ impl AdminSource for View {
                         last_updated: self.updated(),
                     })
                     .collect(),
-                ..Default::default()
             })),
             Section::Listeners => Some(packed(&pb::ListenersConfigDump {
                 static_listeners: boot
@@ -334,10 +337,26 @@ impl View {
         listeners.chain(clusters.iter().flat_map(|cluster| cluster.certificates())).collect()
     }
 
+    fn cds_version(&self) -> String {
+        let cds = self.process.xds.get().and_then(|xds| xds.cds.as_ref());
+        cds.map(|cds| cds.version().to_string()).unwrap_or_default()
+    }
+
     fn send(&self, command: Command) {
         // The main loop is gone only when the process is about to be.
         let _ = self.process.commands.send(command);
     }
+}
+
+/// What CDS added, for `/config_dump`.
+fn dynamic_clusters(all: &[Arc<Cluster>]) -> Vec<pb::clusters_config_dump::DynamicCluster> {
+    let dump = |origin: &Origin| pb::clusters_config_dump::DynamicCluster {
+        version_info: origin.version.to_string(),
+        cluster: Some(any("envoy.config.cluster.v3.Cluster", origin.bytes.to_vec())),
+        last_updated: Some(timestamp(origin.updated)),
+        ..Default::default()
+    };
+    all.iter().filter_map(|cluster| cluster.origin().map(dump)).collect()
 }
 
 /// The inline route tables of all connection managers, encoded.

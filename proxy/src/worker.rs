@@ -16,6 +16,8 @@ pub enum Order {
     Listen(Arc<ListenerConfig>, ListenSockets, oneshot::Sender<std::io::Result<()>>),
     /// Close the listening sockets of these listeners.
     StopListening(Vec<Arc<str>>),
+    /// Close the idle connections of clusters that lost their slot.
+    DropReplaced,
 }
 
 /// The control thread's end of a worker.
@@ -64,7 +66,7 @@ async fn work(
     mut inbox: mpsc::UnboundedReceiver<Order>,
 ) {
     let clusters = Rc::new(WorkerClusters::new(clusters));
-    let worker = Rc::new(Worker::new(id, server, clusters, drain));
+    let worker = Rc::new(Worker::new(id, server, clusters.clone(), drain));
     let listeners = Listeners::new(worker);
     while let Some(order) = inbox.recv().await {
         match order {
@@ -73,6 +75,10 @@ async fn work(
                 let _ = done.send(listeners.add(config, sockets));
             }
             Order::StopListening(names) => names.iter().for_each(|name| listeners.remove(name)),
+            Order::DropReplaced => {
+                clusters.prune();
+                sampan_http::router::drop_replaced();
+            }
         }
     }
 }

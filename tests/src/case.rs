@@ -27,6 +27,9 @@ pub struct Case {
     /// The parts of the configuration.
     #[serde(default)]
     pub config: Map<String, Value>,
+    /// Files of dynamic resources, by name (see [`crate::xds`]).
+    #[serde(default)]
+    pub files: Map<String, Value>,
     /// More command line flags.
     #[serde(default)]
     pub args: Vec<String>,
@@ -244,6 +247,8 @@ pub enum Step {
     Sleep(u64),
     /// Wait until the stats have these values.
     WaitStats(Map<String, Value>),
+    /// Move files of dynamic resources to their places, by name (see [`crate::xds`]).
+    Write(Map<String, Value>),
     /// Close a named connection.
     Close(String),
     /// Send a signal to the subject.

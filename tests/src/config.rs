@@ -105,6 +105,11 @@ pub fn assemble(parts: &Tree, upstreams: &[(&String, &Upstream)]) -> Result<Valu
     qualified(bootstrap)
 }
 
+/// A listener of its own, as those of `listeners`.
+pub(crate) fn listener(name: &str, parts: Tree) -> Result<Value> {
+    Chains { first: "none", log: None }.listener(name, parts)
+}
+
 /// What the chains of a case have in common.
 struct Chains<'a> {
     first: &'a str,
@@ -216,7 +221,7 @@ impl Chains<'_> {
     }
 }
 
-fn cluster(name: &str, given: Value) -> Result<Value> {
+pub(crate) fn cluster(name: &str, given: Value) -> Result<Value> {
     let mut parts = object(Some(given), name)?;
     let endpoints = array(parts.remove("endpoints"), "endpoints")?;
     let endpoints =
@@ -253,7 +258,7 @@ fn cluster(name: &str, given: Value) -> Result<Value> {
 }
 
 /// An endpoint from the name of an upstream, a placeholder, or a map laid over that of `to`.
-fn endpoint(host: &str, given: Value) -> Value {
+pub(crate) fn endpoint(host: &str, given: Value) -> Value {
     let (to, with) = match given {
         Value::Object(mut map) => (map.remove("to").unwrap_or("none".into()), Value::Object(map)),
         to => (to, json!({})),
@@ -322,7 +327,7 @@ fn socket(address: &str, port: &str) -> Value {
 }
 
 /// Writes short type names out: `@type: pkg.Message`, and `$fault: {…}` for a typed message of a known filter.
-fn qualified(tree: Value) -> Result<Value> {
+pub(crate) fn qualified(tree: Value) -> Result<Value> {
     Ok(match tree {
         Value::Object(map) => {
             let mut full = Tree::new();
@@ -371,7 +376,7 @@ pub fn merge(base: &mut Value, over: Value) {
     }
 }
 
-fn object(value: Option<Value>, what: &str) -> Result<Tree> {
+pub(crate) fn object(value: Option<Value>, what: &str) -> Result<Tree> {
     match value {
         None | Some(Value::Null) => Ok(Tree::new()),
         Some(Value::Object(map)) => Ok(map),
@@ -379,7 +384,7 @@ fn object(value: Option<Value>, what: &str) -> Result<Tree> {
     }
 }
 
-fn array(value: Option<Value>, what: &str) -> Result<Vec<Value>> {
+pub(crate) fn array(value: Option<Value>, what: &str) -> Result<Vec<Value>> {
     match value {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Array(items)) => Ok(items),
@@ -387,7 +392,7 @@ fn array(value: Option<Value>, what: &str) -> Result<Vec<Value>> {
     }
 }
 
-fn nothing_left(parts: &Tree, what: &str) -> Result<()> {
+pub(crate) fn nothing_left(parts: &Tree, what: &str) -> Result<()> {
     match parts.keys().next() {
         None => Ok(()),
         Some(key) => case_error(format!("{what}: unknown word {key}")),

@@ -18,3 +18,4 @@ pub mod process;
 pub mod run;
 mod traffic;
 pub mod upstream;
+pub mod xds;

@@ -231,7 +231,10 @@ impl World {
             upstreams.push((name.clone(), upstream));
         }
         let scripts: Vec<_> = case.upstreams.iter().collect();
-        let config = names.fill_tree(&assemble(&case.config, &scripts)?)?;
+        let mut config = assemble(&case.config, &scripts)?;
+        crate::xds::announce(&case.files, &mut config);
+        crate::xds::write(&case.files, &dir, &names)?;
+        let config = names.fill_tree(&config)?;
         let file = dir.join("config.json");
         fs::write(&file, serde_json::to_string_pretty(&config).unwrap_or_default())
             .trying("write the configuration")?;
@@ -247,6 +250,7 @@ impl World {
         let mut run = Run {
             client: Client::new(&names, &self.certs),
             names: &names,
+            dir: dir.clone(),
             subject: running,
             seen: Map::new(),
             next: 1,

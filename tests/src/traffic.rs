@@ -1,7 +1,7 @@
 //! The client's steps of one run, and the collecting of what shows afterwards: stats and the access log.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{LocalBoxFuture, join_all};
@@ -22,6 +22,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 pub(crate) struct Run<'a> {
     pub(crate) client: Client<'a>,
     pub(crate) names: &'a Names,
+    pub(crate) dir: PathBuf,
     pub(crate) subject: Running,
     pub(crate) seen: Map<String, Value>,
     pub(crate) next: usize,
@@ -96,6 +97,10 @@ impl Run<'_> {
                 }
                 Step::WaitStats(wanted) => {
                     self.read_stats(wanted).await?;
+                    None
+                }
+                Step::Write(files) => {
+                    crate::xds::write(files, &self.dir, self.names)?;
                     None
                 }
                 Step::Close(name) => {

@@ -9,6 +9,7 @@
 pub mod access_log;
 pub mod address;
 pub mod clock;
+pub mod config_source;
 pub mod drain;
 pub mod error;
 pub mod format;

@@ -290,7 +290,7 @@ impl Session {
             let upstream = info.upstream_mut();
             upstream.host = Some((*address).clone());
             upstream.host_name = (!host.host.hostname.is_empty()).then(|| host.host.hostname.clone());
-            upstream.host_metadata = host.host.metadata.clone();
+            upstream.host_metadata = host.metadata();
             upstream.locality_zone =
                 (!host.host.locality.zone.is_empty()).then(|| host.host.locality.zone.clone());
             upstream.connect_start.get_or_insert_with(Instant::now);

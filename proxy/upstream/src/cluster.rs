@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use prost::bytes::Bytes;
 use sampan_codec::h2::CodecStats;
 use sampan_core::error::AtField;
 use sampan_core::stats::{Counter, Lazy, Scope};
@@ -13,11 +15,14 @@ use sampan_tls::{ClientContext, StaticSecrets};
 use tokio::task::AbortHandle;
 
 use crate::circuit::{Breakers, Priority};
-use crate::config::{
-    ClusterConfig, Discovery, EndpointTarget, LoadAssignment, Thresholds, TransportSocketConfig,
-};
-use crate::host::{Health, Host, HostSet, HostSpec, LocalityHosts};
+use crate::config::{ClusterConfig, Discovery, LoadAssignment, Thresholds, TransportSocketConfig};
+use crate::host::{Health, Host, HostSet};
+use crate::manager::Warming;
 use crate::stats::{ClusterStats, TimeoutBudgetStats};
+
+use building::{Building, Kept};
+
+mod building;
 
 /// What lies between a connection and the codec, ready to use.
 #[allow(clippy::large_enum_variant, reason = "one or two for each cluster")]
@@ -34,6 +39,9 @@ pub(crate) enum TransportSocket {
 /// change in place.
 pub struct Cluster {
     config: ClusterConfig,
+    origin: Option<Origin>,
+    /// What EDS said last.
+    assignment: ArcSwapOption<LoadAssignment>,
     scope: Scope,
     sockets: Vec<TransportSocket>,
     hosts: ArcSwap<HostSet>,
@@ -43,8 +51,22 @@ pub struct Cluster {
     resolved: Mutex<Resolved>,
     reported: Mutex<Membership>,
     tasks: Mutex<Vec<AbortHandle>>,
+    /// Whether the first answer on its hosts, good or bad, is still to come.
+    pub(crate) warming: AtomicBool,
+    pub(crate) eds_warming: Mutex<Option<Warming>>,
     /// How many hosts took each transport socket, before the counters of that were made.
     socket_matches: Vec<AtomicU64>,
+}
+
+/// Where a cluster that was not in the bootstrap came from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The response's `version_info`.
+    pub version: Arc<str>,
+    /// The message.
+    pub bytes: Bytes,
+    /// When.
+    pub updated: SystemTime,
 }
 
 /// What is made at first use.
@@ -61,6 +83,15 @@ struct Used {
 /// Addresses of names, by locality and endpoint.
 pub(crate) type Resolved = HashMap<(usize, usize), Vec<Address>>;
 
+/// What an update of the hosts did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebuild {
+    /// Everything was as it is.
+    Nothing,
+    /// Something is another.
+    Changed,
+}
+
 /// What the membership gauges show.
 #[derive(Clone, Copy, Default)]
 struct Membership {
@@ -68,11 +99,18 @@ struct Membership {
     healthy: u64,
     degraded: u64,
     max_weight: u64,
+    /// Changes that came before the counters were made.
+    changes: u64,
 }
 
 impl Cluster {
     /// The runtime object of a model; STATIC hosts are there at once.
-    pub fn new(config: ClusterConfig, root: &Scope, secrets: &StaticSecrets) -> ConfigResult<Self> {
+    pub fn new(
+        config: ClusterConfig,
+        origin: Option<Origin>,
+        root: &Scope,
+        secrets: &StaticSecrets,
+    ) -> ConfigResult<Self> {
         let scope = root.scope("cluster").scope(&config.stat_name.replace(':', "_"));
         let mut sockets =
             vec![TransportSocket::new(&config.transport_socket, secrets, &scope).at("transport_socket")?];
@@ -83,6 +121,10 @@ impl Cluster {
         let socket_matches = sockets.iter().map(|_| AtomicU64::new(0)).collect();
         let cluster = Self {
             config,
+            origin,
+            assignment: ArcSwapOption::empty(),
+            warming: AtomicBool::new(false),
+            eds_warming: Mutex::default(),
             scope,
             sockets,
             hosts: ArcSwap::default(),
@@ -108,6 +150,19 @@ impl Cluster {
     /// `name`
     pub fn name(&self) -> &Arc<str> {
         &self.config.name
+    }
+
+    /// Where it came from; none: from the bootstrap.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
+    /// `eds_cluster_config.service_name`
+    pub fn eds_service_name(&self) -> Option<&str> {
+        match &self.config.discovery {
+            Discovery::Eds(eds) => eds.service_name.as_deref(),
+            _ => None,
+        }
     }
 
     /// What `UPSTREAM_CLUSTER` prints: `alt_stat_name` or the name.
@@ -172,6 +227,7 @@ impl Cluster {
 
     pub(crate) fn retire(&self) {
         self.current.store(false, Ordering::Relaxed);
+        self.withdraw();
         for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
@@ -185,9 +241,6 @@ impl Cluster {
         self.used.get_or_init(|| {
             let stats = Arc::new(ClusterStats::new(&self.scope));
             self.report(&stats);
-            if self.config.discovery == Discovery::Static && self.generation() > 0 {
-                stats.membership_change.inc();
-            }
             let breakers = |priority, name| {
                 let scope = self.scope.scope("circuit_breakers").scope(name);
                 Arc::new(Breakers::new(&self.thresholds(priority), &scope))
@@ -241,106 +294,83 @@ impl Cluster {
         self.set_resolved(0, 0, vec![address])
     }
 
-    fn rebuild(&self, resolved: &Resolved) {
-        let old = self.hosts.load_full();
-        let mut kept: HashMap<(Address, u32), Vec<Arc<Host>>> = HashMap::new();
-        for host in old.hosts() {
-            kept.entry(((*host.address()).clone(), host.priority)).or_default().push(host.clone());
-        }
-        let set = self.build(&self.config.load_assignment, resolved, &mut kept);
-        self.hosts.store(Arc::new(set));
-        self.generation.fetch_add(1, Ordering::Relaxed);
-        if let Some(used) = self.used.get() {
-            used.stats.membership_change.inc();
-            self.report(&used.stats);
-        }
+    /// Takes what EDS says of the endpoints; what is in force goes on if it says nothing new.
+    pub fn set_assignment(&self, assignment: LoadAssignment) -> Rebuild {
+        let resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        self.assignment.store(Some(Arc::new(assignment)));
+        self.rebuild(&resolved)
     }
 
-    fn build(
-        &self,
-        assignment: &LoadAssignment,
-        resolved: &Resolved,
-        kept: &mut HashMap<(Address, u32), Vec<Arc<Host>>>,
-    ) -> HostSet {
-        let mut set = HostSet::default();
-        for (l, locality) in assignment.localities.iter().enumerate() {
-            let mut hosts = Vec::with_capacity(locality.endpoints.len());
-            for (e, endpoint) in locality.endpoints.iter().enumerate() {
-                let (addresses, hostname) = match &endpoint.target {
-                    EndpointTarget::Address(address) => (std::slice::from_ref(address), &endpoint.hostname),
-                    EndpointTarget::Name(name, _) => (
-                        resolved.get(&(l, e)).map(Vec::as_slice).unwrap_or_default(),
-                        if endpoint.hostname.is_empty() { name } else { &endpoint.hostname },
-                    ),
-                };
-                for address in addresses {
-                    let key = (address.clone(), locality.priority);
-                    let old = kept.get_mut(&key).and_then(|list| {
-                        let at = list.iter().position(|h| {
-                            h.weight == endpoint.weight
-                                && h.hostname == *hostname
-                                && h.locality == locality.locality
-                        })?;
-                        Some(list.swap_remove(at))
-                    });
-                    hosts.push(old.unwrap_or_else(|| {
-                        Arc::new(Host::new(HostSpec {
-                            address: address.clone(),
-                            hostname,
-                            weight: endpoint.weight,
-                            priority: locality.priority,
-                            locality: &locality.locality,
-                            metadata: &endpoint.metadata,
-                            flags: endpoint.flags,
-                            transport_socket: self.socket_index(endpoint.metadata.as_deref()),
-                        }))
-                    }));
-                }
-            }
-            let level = locality.priority as usize;
-            if set.priorities.len() <= level {
-                set.priorities.resize_with(level + 1, Vec::new);
-            }
-            let level = &mut set.priorities[level];
-            // Entries of one locality are one locality, whatever their number.
-            match level.iter_mut().find(|have| have.locality == locality.locality) {
-                Some(have) => {
-                    have.hosts.append(&mut hosts);
-                    have.weight = have.weight.max(locality.weight);
-                }
-                None => level.push(LocalityHosts {
-                    locality: locality.locality.clone(),
-                    weight: locality.weight,
-                    hosts,
-                }),
-            }
+    /// EDS has answered, well or not, or will not in time: the cluster warms no longer.
+    pub fn settle(&self) {
+        let warming = self.eds_warming.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(warming);
+    }
+
+    /// Whether the first answer on its hosts, good or bad, is still to come.
+    pub fn is_warming(&self) -> bool {
+        self.warming.load(Ordering::Relaxed)
+    }
+
+    /// What EDS said last.
+    pub fn assignment(&self) -> Option<Arc<LoadAssignment>> {
+        self.assignment.load_full()
+    }
+
+    fn rebuild(&self, resolved: &Resolved) -> Rebuild {
+        let old = self.hosts.load_full();
+        let mut kept = Kept::new();
+        for host in old.hosts() {
+            kept.entry((*host.address()).clone()).or_default().push(host.clone());
         }
-        set
+        let from_eds = self.assignment.load();
+        let assignment = from_eds.as_deref().unwrap_or(&self.config.load_assignment);
+        let mut building = Building { kept, changed: false };
+        let set = building.hosts(self, assignment, resolved);
+        if self.generation() > 0 && !building.changed && set.same_shape(&old) {
+            return Rebuild::Nothing;
+        }
+        // The first time counts even if there are no hosts.
+        let changes = set.changed_priorities(&old).max(u64::from(self.generation() == 0));
+        self.hosts.store(Arc::new(set));
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner).changes += changes;
+        if let Some(used) = self.used.get() {
+            self.report(&used.stats);
+        }
+        Rebuild::Changed
     }
 
     fn socket_index(&self, metadata: Option<&sampan_core::stream_info::Metadata>) -> usize {
         let matches = &self.config.transport_socket_matches;
-        let index = matches.iter().position(|m| m.matches(metadata)).map_or(0, |i| i + 1);
+        matches.iter().position(|m| m.matches(metadata)).map_or(0, |i| i + 1)
+    }
+
+    fn count_socket(&self, index: usize) {
         match self.used.get() {
             Some(used) => used.socket_matches[index].inc(),
             None => {
                 self.socket_matches[index].fetch_add(1, Ordering::Relaxed);
             }
         }
-        index
     }
 
     /// Moves the membership gauges from what was last shown to what is.
     fn report(&self, stats: &ClusterStats) {
+        if !self.is_current() {
+            return;
+        }
         let hosts = self.hosts.load();
         let mut now = Membership::default();
+        // Envoy sets it when a set changes, which a STATIC cluster's never does.
+        let weighs = self.config.discovery != Discovery::Static && self.generation() > 0;
+        now.max_weight = u64::from(weighs);
         for host in hosts.hosts() {
             now.total += 1;
             now.healthy += u64::from(host.health() == Health::Healthy);
             now.degraded += u64::from(host.health() == Health::Degraded);
-            // Envoy sets it when a set changes, which a STATIC cluster's never does.
-            if self.config.discovery != Discovery::Static {
-                now.max_weight = now.max_weight.max(u64::from(host.weight));
+            if weighs {
+                now.max_weight = now.max_weight.max(u64::from(host.weight()));
             }
         }
         let mut old = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
@@ -356,17 +386,25 @@ impl Cluster {
                 gauge.sub(before - after);
             }
         }
+        stats.membership_change.add(old.changes);
         *old = now;
+    }
+
+    /// Takes what the gauges show of this cluster back: another has its slot, or none.
+    fn withdraw(&self) {
+        let mut old = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(used) = self.used.get() else { return };
+        used.stats.membership_total.sub(old.total);
+        used.stats.membership_healthy.sub(old.healthy);
+        used.stats.membership_degraded.sub(old.degraded);
+        used.stats.max_host_weight.sub(old.max_weight);
+        *old = Membership::default();
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.retire();
-        if let Some(used) = self.used.get() {
-            self.hosts.store(Arc::default());
-            self.report(&used.stats);
-        }
     }
 }
 

@@ -12,10 +12,10 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
 use hickory_resolver::net::NetError;
 use sampan_core::Address;
-use tokio::sync::watch;
 
 use crate::cluster::Cluster;
 use crate::config::{Discovery, DnsConfig, EndpointTarget, LookupFamily};
+use crate::manager::Warming;
 
 /// One resolver per lookup family, made when the first name needs it.
 #[derive(Clone, Default)]
@@ -42,28 +42,16 @@ fn build(family: LookupFamily) -> Option<TokioResolver> {
     builder.build().ok()
 }
 
-/// Counts a cluster out of the warming ones, whatever becomes of its tasks.
-struct Warming(Option<watch::Sender<usize>>);
-
-impl Drop for Warming {
-    fn drop(&mut self) {
-        if let Some(sender) = self.0.take() {
-            sender.send_modify(|n| *n -= 1);
-        }
-    }
-}
-
 /// Starts the tasks of a cluster's names.
 pub(crate) fn start(
     cluster: &Arc<Cluster>,
     config: &Arc<DnsConfig>,
     resolver: &SharedResolver,
-    warming: &watch::Sender<usize>,
+    warming: &Warming,
 ) {
     for (l, locality) in cluster.config().load_assignment.localities.iter().enumerate() {
         for (e, endpoint) in locality.endpoints.iter().enumerate() {
             let EndpointTarget::Name(name, port) = &endpoint.target else { continue };
-            warming.send_modify(|n| *n += 1);
             let target = Target {
                 cluster: Arc::downgrade(cluster),
                 config: config.clone(),
@@ -72,7 +60,7 @@ pub(crate) fn start(
                 port: *port,
                 at: (l, e),
             };
-            let task = tokio::spawn(target.run(Warming(Some(warming.clone()))));
+            let task = tokio::spawn(target.run(warming.clone()));
             cluster.own_task(task.abort_handle());
         }
     }

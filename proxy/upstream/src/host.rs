@@ -1,12 +1,12 @@
 //! Hosts and host sets.
 //!
-//! A [`Host`] keeps its identity for as long as the cluster lists its address: counters, pools and balancer state
-//! hang on it. A [`HostSet`] is immutable and swapped as a whole.
+//! A [`Host`] keeps its identity for as long as the cluster lists its address in its locality: counters, pools and
+//! balancer state hang on it; weight, priority, health and metadata change in place. A [`HostSet`] is immutable and swapped as a whole.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use sampan_core::Address;
 use sampan_core::stream_info::Metadata;
 
@@ -62,6 +62,11 @@ const FLAGS: [(HealthFlag, &str); 10] = [
     (HealthFlag::EdsStatusDraining, "/eds_status_draining"),
 ];
 
+/// The flags that the endpoint's `health_status` decides.
+const FROM_EDS: u32 = HealthFlag::FailedEdsHealth as u32
+    | HealthFlag::DegradedEdsHealth as u32
+    | HealthFlag::EdsStatusDraining as u32;
+
 /// What the flags add up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
@@ -79,16 +84,11 @@ pub struct Host {
     flags: AtomicU32,
     /// `hostname` of the endpoint, or the DNS name it was resolved from.
     pub hostname: Arc<str>,
-    /// `load_balancing_weight`, at least 1.
-    pub weight: u32,
-    /// Priority level, 0 the first.
-    pub priority: u32,
     /// Locality.
     pub locality: Arc<Locality>,
-    /// Metadata of the endpoint.
-    pub metadata: Option<Arc<Metadata>>,
-    /// `envoy.lb` `canary`
-    pub canary: bool,
+    weight: AtomicU32,
+    priority: AtomicU32,
+    metadata: ArcSwapOption<Metadata>,
     /// Which of the cluster's transport sockets it takes: 0 the cluster's own, n the match n - 1.
     pub(crate) transport_socket: usize,
     /// Counters.
@@ -113,11 +113,10 @@ impl Host {
             address: ArcSwap::from_pointee(spec.address),
             flags: AtomicU32::new(spec.flags),
             hostname: spec.hostname.clone(),
-            weight: spec.weight.max(1),
-            priority: spec.priority,
+            weight: AtomicU32::new(spec.weight.max(1)),
+            priority: AtomicU32::new(spec.priority),
             locality: spec.locality.clone(),
-            canary: spec.metadata.as_ref().is_some_and(|m| is_canary(m)),
-            metadata: spec.metadata.clone(),
+            metadata: ArcSwapOption::new(spec.metadata.clone()),
             transport_socket: spec.transport_socket,
             stats: HostStats::default(),
         }
@@ -130,6 +129,45 @@ impl Host {
 
     pub(crate) fn set_address(&self, address: Address) {
         self.address.store(Arc::new(address));
+    }
+
+    /// `load_balancing_weight`, at least 1.
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// Priority level, 0 the first.
+    pub fn priority(&self) -> u32 {
+        self.priority.load(Ordering::Relaxed)
+    }
+
+    /// Metadata of the endpoint. Requests read what their [`WorkerHost`](crate::WorkerHost) keeps of it.
+    pub fn metadata(&self) -> Option<Arc<Metadata>> {
+        self.metadata.load_full()
+    }
+
+    /// `envoy.lb` `canary`
+    pub fn canary(&self) -> bool {
+        self.metadata().is_some_and(|m| is_canary(&m))
+    }
+
+    /// Takes over what a new description says of the same host; `true` if that is anything new.
+    pub(crate) fn update(&self, spec: &HostSpec<'_>) -> bool {
+        let swapped = |cell: &AtomicU32, new| cell.swap(new, Ordering::Relaxed) != new;
+        let mut changed = swapped(&self.weight, spec.weight.max(1));
+        changed |= swapped(&self.priority, spec.priority);
+        let old = self.flags.load(Ordering::Relaxed);
+        let flags = old & !FROM_EDS | spec.flags;
+        if flags != old {
+            self.flags.fetch_and(!FROM_EDS, Ordering::Relaxed);
+            self.flags.fetch_or(spec.flags, Ordering::Relaxed);
+            changed = true;
+        }
+        if self.metadata() != *spec.metadata {
+            self.metadata.store(spec.metadata.clone());
+            changed = true;
+        }
+        changed
     }
 
     /// Whether a flag is set.
@@ -178,13 +216,48 @@ pub struct LocalityHosts {
 }
 
 /// All hosts of a cluster, by priority and locality.
-#[derive(Default)]
 pub struct HostSet {
     /// Priority levels from 0 on; a gap is an empty level.
     pub priorities: Vec<Vec<LocalityHosts>>,
+    /// `policy.overprovisioning_factor`, in per cent.
+    pub overprovisioning_factor: u32,
+    /// `policy.weighted_priority_health`
+    pub weighted_priority_health: bool,
+}
+
+impl Default for HostSet {
+    fn default() -> Self {
+        Self { priorities: Vec::new(), overprovisioning_factor: 140, weighted_priority_health: false }
+    }
 }
 
 impl HostSet {
+    /// Whether the same hosts stand in the same places, whatever was changed in them.
+    pub(crate) fn same_shape(&self, other: &Self) -> bool {
+        let localities = |set: &Self| set.priorities.iter().map(Vec::len).collect::<Vec<_>>();
+        let same_hosts = |a: &LocalityHosts, b: &LocalityHosts| {
+            a.hosts.len() == b.hosts.len() && a.hosts.iter().zip(&b.hosts).all(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        self.overprovisioning_factor == other.overprovisioning_factor
+            && self.weighted_priority_health == other.weighted_priority_health
+            && localities(self) == localities(other)
+            && self
+                .priorities
+                .iter()
+                .flatten()
+                .zip(other.priorities.iter().flatten())
+                .all(|(a, b)| a.locality == b.locality && a.weight == b.weight && same_hosts(a, b))
+    }
+
+    /// In how many priorities hosts came or went.
+    pub(crate) fn changed_priorities(&self, old: &Self) -> u64 {
+        fn hosts(set: &HostSet, level: usize) -> std::collections::HashSet<*const Host> {
+            set.priorities.get(level).into_iter().flatten().flat_map(|l| &l.hosts).map(Arc::as_ptr).collect()
+        }
+        let levels = self.priorities.len().max(old.priorities.len());
+        (0..levels).filter(|level| hosts(self, *level) != hosts(old, *level)).count() as u64
+    }
+
     /// All hosts, the first priority first.
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
         self.priorities.iter().flatten().flat_map(|locality| &locality.hosts)

@@ -26,8 +26,8 @@ pub mod worker;
 mod dns;
 
 pub use circuit::Priority;
-pub use cluster::Cluster;
-pub use config::ClusterConfig;
+pub use cluster::{Cluster, Origin, Rebuild};
+pub use config::{ClusterConfig, Discovery, EdsConfig, LoadAssignment};
 pub use connect::{ConnectFailure, ConnectFailureKind, ConnectInfo, ConnectOptions, Connected};
 pub use host::{Health, HealthFlag, Host, HostSet, Locality};
 pub use lb::LbContext;

@@ -1,14 +1,19 @@
 //! The cluster manager: named slots, on the control thread.
+//!
+//! A cluster whose hosts must be found first (DNS, EDS) *warms*: while the process starts, it takes its slot at once
+//! and [`ClusterManager::initialised`] waits for it; later it waits aside, and what held the slot before serves on
+//! until the first answer, good or bad. Whoever finds the hosts holds a [`Warming`] and drops it then.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use sampan_core::ConfigResult;
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_tls::StaticSecrets;
 use tokio::sync::watch;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Origin};
 use crate::config::{ClusterConfig, Discovery};
 use crate::dns;
 
@@ -18,13 +23,22 @@ pub struct Clusters(RwLock<BTreeMap<Arc<str>, Arc<Cluster>>>);
 
 /// Adds, replaces and removes clusters.
 pub struct ClusterManager {
-    clusters: Arc<Clusters>,
+    slots: Arc<Slots>,
     scope: Scope,
     secrets: StaticSecrets,
-    stats: ManagerStats,
     resolver: dns::SharedResolver,
+}
+
+/// What [`Warming`] guards reach.
+struct Slots {
+    clusters: Arc<Clusters>,
+    /// Clusters that are not in their slots yet.
+    aside: Mutex<BTreeMap<Arc<str>, Arc<Cluster>>>,
+    stats: ManagerStats,
     /// How many clusters have not had their first answer.
     warming: watch::Sender<usize>,
+    /// Grows when a slot loses a cluster.
+    replaced: watch::Sender<u64>,
 }
 
 struct ManagerStats {
@@ -32,8 +46,28 @@ struct ManagerStats {
     modified: Counter,
     removed: Counter,
     active: Gauge,
+    warming: Gauge,
     /// Printed by Envoy too; nothing here moves them yet.
-    _unmoved: ([Counter; 4], Gauge),
+    _unmoved: [Counter; 4],
+}
+
+/// Keeps a cluster warming until it is dropped, or until the last of its clones is.
+#[derive(Clone)]
+pub struct Warming(#[allow(dead_code, reason = "held for its drop")] Arc<WarmingInner>);
+
+struct WarmingInner {
+    slots: Arc<Slots>,
+    cluster: Weak<Cluster>,
+}
+
+impl Drop for WarmingInner {
+    fn drop(&mut self) {
+        self.slots.warming.send_modify(|n| *n -= 1);
+        if let Some(cluster) = self.cluster.upgrade() {
+            cluster.warming.store(false, Ordering::Relaxed);
+            self.slots.promote(&cluster);
+        }
+    }
 }
 
 impl Clusters {
@@ -48,82 +82,177 @@ impl Clusters {
     }
 }
 
+impl Slots {
+    fn aside(&self) -> std::sync::MutexGuard<'_, BTreeMap<Arc<str>, Arc<Cluster>>> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a cluster into its slot.
+    fn place(&self, cluster: &Arc<Cluster>) {
+        let mut map = self.clusters.0.write().unwrap_or_else(PoisonError::into_inner);
+        let old = map.insert(cluster.name().clone(), cluster.clone());
+        drop(map);
+        match old {
+            Some(old) => {
+                // Counters go on where they are: they must not be without an owner in between.
+                if old.is_used() {
+                    cluster.stats();
+                }
+                old.retire();
+                self.replaced.send_modify(|n| *n += 1);
+            }
+            None => self.stats.active.inc(),
+        }
+    }
+
+    /// Moves a cluster that waited aside into its slot.
+    fn promote(&self, cluster: &Arc<Cluster>) {
+        let mut aside = self.aside();
+        if aside.get(cluster.name()).is_some_and(|c| Arc::ptr_eq(c, cluster)) {
+            aside.remove(cluster.name());
+            drop(aside);
+            self.stats.warming.dec();
+            self.place(cluster);
+        }
+    }
+}
+
 impl ClusterManager {
     /// A manager without clusters; its counters and theirs are made below `scope`, the root.
     pub fn new(scope: &Scope, secrets: StaticSecrets) -> Self {
         let own = scope.scope("cluster_manager");
+        let stats = ManagerStats {
+            added: own.counter("cluster_added"),
+            modified: own.counter("cluster_modified"),
+            removed: own.counter("cluster_removed"),
+            active: own.gauge("active_clusters"),
+            warming: own.gauge("warming_clusters"),
+            _unmoved: [
+                own.counter("cluster_updated"),
+                own.counter("cluster_updated_via_merge"),
+                own.counter("update_merge_cancelled"),
+                own.counter("update_out_of_merge_window"),
+            ],
+        };
         Self {
-            clusters: Arc::default(),
+            slots: Arc::new(Slots {
+                clusters: Arc::default(),
+                aside: Mutex::default(),
+                stats,
+                warming: watch::Sender::new(0),
+                replaced: watch::Sender::new(0),
+            }),
             secrets,
-            stats: ManagerStats {
-                added: own.counter("cluster_added"),
-                modified: own.counter("cluster_modified"),
-                removed: own.counter("cluster_removed"),
-                active: own.gauge("active_clusters"),
-                _unmoved: (
-                    [
-                        own.counter("cluster_updated"),
-                        own.counter("cluster_updated_via_merge"),
-                        own.counter("update_merge_cancelled"),
-                        own.counter("update_out_of_merge_window"),
-                    ],
-                    own.gauge("warming_clusters"),
-                ),
-            },
             scope: scope.clone(),
             resolver: dns::SharedResolver::default(),
-            warming: watch::Sender::new(0),
         }
     }
 
     /// The slots, for the workers.
     pub fn clusters(&self) -> Arc<Clusters> {
-        self.clusters.clone()
+        self.slots.clusters.clone()
     }
 
     /// Puts a cluster into the slot of its name. A DNS cluster begins to resolve: this needs a tokio runtime.
     pub fn add(&self, config: ClusterConfig) -> ConfigResult<Arc<Cluster>> {
-        let cluster = Arc::new(Cluster::new(config, &self.scope, &self.secrets)?);
-        let mut map = self.clusters.0.write().unwrap_or_else(PoisonError::into_inner);
-        match map.insert(cluster.name().clone(), cluster.clone()) {
-            Some(old) => {
-                old.retire();
-                self.stats.modified.inc();
-            }
-            None => {
-                self.stats.added.inc();
-                self.stats.active.inc();
-            }
+        self.count(&config.name);
+        self.update(config, None, false)
+    }
+
+    /// Counts that a cluster is added or modified; one that is then refused is counted too, as in Envoy.
+    pub fn count(&self, name: &str) {
+        let counter =
+            if self.newest(name).is_some() { &self.slots.stats.modified } else { &self.slots.stats.added };
+        counter.inc();
+    }
+
+    /// Makes a cluster and puts it into the slot of its name, at once or, with `warm`, when its hosts are known.
+    /// An EDS cluster warms until [`Cluster::settle`] is called.
+    pub fn update(
+        &self,
+        config: ClusterConfig,
+        origin: Option<Origin>,
+        warm: bool,
+    ) -> ConfigResult<Arc<Cluster>> {
+        let cluster = Arc::new(Cluster::new(config, origin, &self.scope, &self.secrets)?);
+        let slots = &self.slots;
+        let mut aside = slots.aside();
+        let waiting = aside.remove(cluster.name());
+        if waiting.is_some() {
+            slots.stats.warming.dec();
         }
-        drop(map);
-        match &cluster.config().discovery {
-            Discovery::Static => {}
-            Discovery::StrictDns(dns) | Discovery::LogicalDns(dns) => {
-                dns::start(&cluster, dns, &self.resolver, &self.warming);
-            }
+        if warm {
+            aside.insert(cluster.name().clone(), cluster.clone());
+            slots.stats.warming.inc();
+        }
+        drop(aside);
+        if !warm {
+            slots.place(&cluster);
+        }
+        let warming = self.warming(&cluster);
+        if let Discovery::StrictDns(dns) | Discovery::LogicalDns(dns) = &cluster.config().discovery {
+            dns::start(&cluster, dns, &self.resolver, &warming);
+        }
+        // An EDS cluster's subscription keeps it warming; a STATIC one is warm now.
+        if matches!(cluster.config().discovery, Discovery::Eds(_)) {
+            *cluster.eds_warming.lock().unwrap_or_else(PoisonError::into_inner) = Some(warming);
         }
         Ok(cluster)
     }
 
+    fn warming(&self, cluster: &Arc<Cluster>) -> Warming {
+        self.slots.warming.send_modify(|n| *n += 1);
+        cluster.warming.store(true, Ordering::Relaxed);
+        Warming(Arc::new(WarmingInner { slots: self.slots.clone(), cluster: Arc::downgrade(cluster) }))
+    }
+
     /// Empties a slot.
     pub fn remove(&self, name: &str) -> bool {
-        let mut map = self.clusters.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(old) = map.remove(name) else { return false };
-        old.retire();
-        self.stats.removed.inc();
-        self.stats.active.dec();
+        let slots = &self.slots;
+        let waiting = slots.aside().remove(name);
+        if waiting.is_some() {
+            slots.stats.warming.dec();
+        }
+        let mut map = slots.clusters.0.write().unwrap_or_else(PoisonError::into_inner);
+        let old = map.remove(name);
+        drop(map);
+        if old.is_none() && waiting.is_none() {
+            return false;
+        }
+        slots.stats.removed.inc();
+        if let Some(old) = old {
+            old.retire();
+            slots.stats.active.dec();
+            slots.replaced.send_modify(|n| *n += 1);
+        }
         true
     }
 
-    /// Returns when every cluster has had its first answer from DNS, good or bad: listeners open after that.
+    /// The clusters that wait aside for their hosts, by name.
+    pub fn waiting(&self) -> Vec<Arc<Cluster>> {
+        self.slots.aside().values().cloned().collect()
+    }
+
+    /// The newest cluster of a name, in its slot or aside.
+    pub fn newest(&self, name: &str) -> Option<Arc<Cluster>> {
+        let waiting = self.slots.aside().get(name).cloned();
+        waiting.or_else(|| self.slots.clusters.get(name))
+    }
+
+    /// Changes whenever a slot lost its cluster: workers then close what they hold of it.
+    pub fn replaced(&self) -> watch::Receiver<u64> {
+        self.slots.replaced.subscribe()
+    }
+
+    /// Returns when every cluster has had its first answer, good or bad: listeners open after that.
     pub async fn initialised(&self) {
         // The sender lives in self, so that waiting cannot fail.
-        let _ = self.warming.subscribe().wait_for(|n| *n == 0).await;
+        let _ = self.slots.warming.subscribe().wait_for(|n| *n == 0).await;
     }
 
     /// Makes the stats of all clusters, used or not: what `/stats` without `usedonly` shows in Envoy.
     pub fn materialise_stats(&self) {
-        for cluster in self.clusters.all() {
+        for cluster in self.slots.clusters.all() {
             cluster.stats();
         }
     }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
+use sampan_core::stream_info::Metadata;
 
 use crate::circuit::{Breakers, Priority};
 use crate::cluster::Cluster;
@@ -49,6 +50,8 @@ pub struct WorkerHost {
     pub host: Arc<Host>,
     pub(crate) core: Rc<ClusterCore>,
     pub(crate) removed: Cell<bool>,
+    metadata: RefCell<Option<Arc<Metadata>>>,
+    canary: Cell<bool>,
     pub(crate) pools: RefCell<Vec<Rc<PoolSet>>>,
 }
 
@@ -85,7 +88,7 @@ impl WorkerClusters {
         Some(cluster)
     }
 
-    /// Closes the connections of clusters that lost their slot and were not asked for since; called now and then.
+    /// Closes the connections of clusters that lost their slot and were not asked for since; called when one did.
     pub fn prune(&self) {
         self.0.used.borrow_mut().retain(|_, cluster| {
             let current = cluster.core.cluster.is_current();
@@ -160,16 +163,16 @@ impl WorkerCluster {
         let set = self.core.cluster.hosts();
         let mut old = self.hosts.replace(HashMap::default());
         let mut now = HashMap::default();
-        let config = self.core.cluster.config();
         let balancer = LoadBalancer::new(
-            &config.lb,
-            config.load_assignment.overprovisioning_factor,
-            config.load_assignment.weighted_priority_health,
+            &self.core.cluster.config().lb,
+            set.overprovisioning_factor,
+            set.weighted_priority_health,
             &set,
             &self.random,
             |host| {
                 let key = Arc::as_ptr(host) as usize;
                 let kept = old.remove(&key);
+                kept.iter().for_each(|host| host.refresh());
                 let worker_host = kept.unwrap_or_else(|| WorkerHost::new(host, &self.core));
                 now.insert(key, worker_host.clone());
                 worker_host
@@ -195,6 +198,8 @@ impl WorkerHost {
             host: host.clone(),
             core: core.clone(),
             removed: Cell::new(false),
+            metadata: RefCell::new(host.metadata()),
+            canary: Cell::new(host.canary()),
             pools: RefCell::default(),
         })
     }
@@ -202,6 +207,22 @@ impl WorkerHost {
     /// The cluster.
     pub fn cluster(&self) -> &Arc<Cluster> {
         &self.core.cluster
+    }
+
+    /// The endpoint's metadata, as of this worker's last look.
+    pub fn metadata(&self) -> Option<Arc<Metadata>> {
+        self.metadata.borrow().clone()
+    }
+
+    /// `envoy.lb` `canary`
+    pub fn canary(&self) -> bool {
+        self.canary.get()
+    }
+
+    /// Takes over what changed in place.
+    fn refresh(&self) {
+        self.metadata.replace(self.host.metadata());
+        self.canary.set(self.host.canary());
     }
 
     /// The cluster's counters.

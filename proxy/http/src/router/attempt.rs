@@ -200,10 +200,10 @@ impl Forward<'_> {
 
     fn note_host(&mut self, host: &WorkerHost) {
         let upstream = self.stream.info.upstream_mut();
+        upstream.host_metadata = host.metadata();
         let host = &host.host;
         upstream.host = Some((*host.address()).clone());
         upstream.host_name = Some(host.hostname.clone()).filter(|n| !n.is_empty());
-        upstream.host_metadata = host.metadata.clone();
         upstream.locality_zone = Some(host.locality.zone.clone()).filter(|z| !z.is_empty());
         upstream.local = None;
         upstream.transport_failure = None;

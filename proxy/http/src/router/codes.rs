@@ -146,6 +146,13 @@ fn with<T>(cluster: &Arc<Cluster>, charge: impl FnOnce(&mut ClusterCodes) -> T) 
     charge(&mut found.borrow_mut())
 }
 
+/// Lets go of clusters that lost their slot.
+pub fn drop_replaced() {
+    let gone: Vec<_> = CACHE
+        .with_borrow_mut(|cache| cache.extract_if(|_, codes| !codes.borrow().cluster.is_current()).collect());
+    drop(gone);
+}
+
 fn origin(codes: &mut ClusterCodes, internal: bool) -> &mut Codes {
     let (slot, name) =
         if internal { (&mut codes.internal, "internal") } else { (&mut codes.external, "external") };

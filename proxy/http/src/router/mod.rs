@@ -38,6 +38,7 @@ use crate::manager::split_port;
 use crate::route::{Action, ClusterAction, Decision, Redirect, Selected};
 use crate::stream::Stream;
 use codes::VirtualCounters;
+pub use codes::drop_replaced;
 pub use config::{RouterConfig, TYPE};
 use exchange::Exchange;
 use failure::Failure;

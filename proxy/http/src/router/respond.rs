@@ -20,7 +20,7 @@ impl Forward<'_> {
         let Self { stream, config, selected, cluster, timeouts, internal, virtual_counters, .. } = self;
         let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         let host = exchange.host();
-        let kind = codes::Kind { internal, canary: canary || host.host.canary };
+        let kind = codes::Kind { internal, canary: canary || host.canary() };
         if head.status >= 500 {
             host.host.stats.rq_error.inc();
         } else {

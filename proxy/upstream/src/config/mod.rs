@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster as Message, cluster as pb};
 use envoy_types::pb::google::protobuf as wkt;
+use sampan_core::config_source::ConfigSource;
 use sampan_core::error::AtField;
 use sampan_core::stream_info::Metadata;
 use sampan_core::{ConfigError, ConfigResult};
@@ -39,6 +40,28 @@ pub enum Discovery {
     StrictDns(Arc<DnsConfig>),
     /// One host, connected at the first address of its name.
     LogicalDns(Arc<DnsConfig>),
+    /// From EDS.
+    Eds(Box<EdsConfig>),
+}
+
+/// `eds_cluster_config`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EdsConfig {
+    /// `service_name`, if it is not the cluster's name.
+    pub service_name: Option<Box<str>>,
+    /// `eds_config`
+    pub source: ConfigSource,
+}
+
+impl EdsConfig {
+    fn from_cluster(message: &Message) -> ConfigResult<Self> {
+        let missing = || ConfigError::new("cannot create an EDS cluster without an EDS config");
+        let config = message.eds_cluster_config.as_ref().ok_or_else(missing)?;
+        let source = config.eds_config.as_ref().ok_or_else(missing)?;
+        let source = ConfigSource::from_proto(source).at("eds_config").at("eds_cluster_config")?;
+        let name = config.service_name.as_str();
+        Ok(Self { service_name: Some(name).filter(|n| !n.is_empty()).map(Into::into), source })
+    }
 }
 
 /// A checked cluster.
@@ -86,13 +109,19 @@ impl ClusterConfig {
         }
         refuse_unsupported(message)?;
         let discovery = discovery(message)?;
-        let names_resolve = discovery != Discovery::Static;
+        let names_resolve = matches!(discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         let load_assignment = match &message.load_assignment {
-            Some(assignment) => {
+            // Envoy takes and ignores that of an EDS cluster.
+            Some(assignment) if !matches!(discovery, Discovery::Eds(_)) => {
                 LoadAssignment::from_proto(assignment, names_resolve).at("load_assignment")?
             }
-            None => LoadAssignment::default(),
+            _ => LoadAssignment::default(),
         };
+        if message.eds_cluster_config.is_some() && !matches!(discovery, Discovery::Eds(_)) {
+            return Err(
+                ConfigError::new("eds_cluster_config set in a non-EDS cluster").at("eds_cluster_config")
+            );
+        }
         if matches!(discovery, Discovery::LogicalDns(_)) && !load_assignment.is_single() {
             return Err(ConfigError::new(
                 "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint",
@@ -163,6 +192,7 @@ fn discovery(message: &Message) -> ConfigResult<Discovery> {
             Ok(pb::DiscoveryType::LogicalDns) => {
                 Ok(Discovery::LogicalDns(DnsConfig::from_cluster(message)?.into()))
             }
+            Ok(pb::DiscoveryType::Eds) => Ok(Discovery::Eds(EdsConfig::from_cluster(message)?.into())),
             Ok(other) => Err(ConfigError::unsupported(other.as_str_name()).at("type")),
             Err(_) => Err(ConfigError::new("unknown discovery type").at("type")),
         },
@@ -183,6 +213,7 @@ fn custom_discovery(message: &Message, custom: &pb::CustomClusterType) -> Config
                 Discovery::StrictDns(config.into())
             })
         }
+        ("envoy.cluster.eds", None) => Ok(Discovery::Eds(EdsConfig::from_cluster(message)?.into())),
         ("envoy.cluster.static", _) => Ok(Discovery::Static),
         ("envoy.cluster.strict_dns", None) => {
             Ok(Discovery::StrictDns(DnsConfig::from_cluster(message)?.into()))
@@ -201,7 +232,6 @@ fn refuse_unsupported(m: &Message) -> ConfigResult<()> {
     let options = m.upstream_connection_options.as_ref();
     let present = [
         (m.transport_socket_matcher.is_some(), "transport_socket_matcher"),
-        (m.eds_cluster_config.is_some(), "eds_cluster_config"),
         (!m.health_checks.is_empty(), "health_checks"),
         (m.outlier_detection.is_some(), "outlier_detection"),
         // Without a selector there are no subsets.

@@ -238,7 +238,7 @@ impl LoadBalancer {
 
 /// A host's weight of now.
 fn weight(policy: &LbPolicy, host: &Host) -> f64 {
-    let weight = f64::from(host.weight);
+    let weight = f64::from(host.weight());
     match policy {
         LbPolicy::LeastRequest { bias, .. } => {
             let active = host.stats.rq_active.value() as f64 + 1.0;
@@ -306,7 +306,7 @@ impl Builder<'_> {
             return Source { hosts, next: Cell::new(0), schedule: None };
         }
         let start = self.random.next() % count;
-        let equal = hosts.iter().all(|h| h.host.weight == hosts[0].host.weight);
+        let equal = hosts.iter().all(|h| h.host.weight() == hosts[0].host.weight());
         let full_scan = matches!(self.policy, LbPolicy::LeastRequest { full_scan: true, .. });
         let scheduled = !equal && !full_scan && self.policy != LbPolicy::Random;
         let schedule = scheduled.then(|| {

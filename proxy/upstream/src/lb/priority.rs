@@ -30,7 +30,7 @@ pub(super) struct Loads {
 
 /// The number of hosts or their weight.
 pub(super) fn size(hosts: &[Rc<WorkerHost>], by_weight: bool) -> u64 {
-    if by_weight { hosts.iter().map(|h| u64::from(h.host.weight)).sum() } else { hosts.len() as u64 }
+    if by_weight { hosts.iter().map(|h| u64::from(h.host.weight())).sum() } else { hosts.len() as u64 }
 }
 
 impl Loads {
