@@ -1,9 +1,11 @@
 //! From the bootstrap's bytes to models and runtime objects. What is not supported and would change behaviour stops
 //! the start with its field path.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::application_log_config::log_format::LogFormat;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterMessage;
 use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerMessage;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
@@ -12,7 +14,8 @@ use prost::bytes::Bytes;
 use sampan_config::{BootstrapParts, LoadError, LoadOptions, UnknownFields, load_bootstrap, split_bootstrap};
 use sampan_core::access_log::{AccessLogManager, FlushPolicy};
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
-use sampan_core::log::{Component, Level};
+use sampan_core::log::{Component, Format, Level};
+use sampan_core::overload::Overload;
 use sampan_core::runtime::Runtime;
 use sampan_core::stats::{StatsModel, Store};
 use sampan_http::filter::HttpFilterRegistry;
@@ -59,6 +62,8 @@ pub struct Boot {
     pub xds: XdsModel,
     /// The listeners.
     pub listeners: Vec<Arc<ListenerConfig>>,
+    /// The overload manager, until it is started.
+    pub overload: RefCell<Option<Overload>>,
 }
 
 /// Loads and checks the bootstrap and makes all models. Needs a tokio runtime for DNS clusters.
@@ -73,7 +78,8 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     let parts = split_bootstrap(loaded.bytes())?;
     let mut bootstrap = parts.bootstrap.clone();
     apply_flags(&mut bootstrap, options);
-    refuse_unsupported(&bootstrap)?;
+    crate::unsupported::refuse(&bootstrap)?;
+    application_log(&bootstrap, options)?;
     let stats = Store::new();
     if let Some(config) = &bootstrap.stats_config {
         stats.configure(StatsModel::parse(config).at("stats_config")?);
@@ -84,23 +90,25 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     for (i, bytes) in parts.clusters.iter().enumerate() {
         add_cluster(&clusters, bytes).map_err(|e| e.index(i).at("clusters").at("static_resources"))?;
     }
-    let server = Arc::new(server(options, &bootstrap, stats, runtime, secrets, &clusters));
+    let overload = match &bootstrap.overload_manager {
+        None => None,
+        Some(message) => {
+            let made = Overload::from_proto(message, &stats.root(), Box::new(crate::overload::Jemalloc));
+            Some(made.at("overload_manager")?)
+        }
+    };
+    let mut server = server(options, &bootstrap, stats, runtime, secrets, &clusters);
+    server.overload = overload.as_ref().map(Overload::state);
+    let server = Arc::new(server);
     let listeners = listeners(&parts.listeners, &server)?;
     let xds = XdsModel::parse(bootstrap.dynamic_resources.as_ref())?;
     if xds.is_dynamic() || clusters.clusters().all().iter().any(|c| is_eds(c)) {
         check_node(&bootstrap)?;
     }
     let unknown_fields = loaded.report.unknown.len();
-    Ok(Boot {
-        bootstrap,
-        bytes: loaded.bytes().clone(),
-        parts,
-        server,
-        clusters,
-        unknown_fields,
-        xds,
-        listeners,
-    })
+    let bytes = loaded.bytes().clone();
+    let overload = RefCell::new(overload);
+    Ok(Boot { bootstrap, bytes, parts, server, clusters, unknown_fields, xds, listeners, overload })
 }
 
 fn warn(options: &Options, report: &sampan_config::Report) {
@@ -112,6 +120,27 @@ fn warn(options: &Options, report: &sampan_config::Report) {
             sampan_core::log!(Component::Config, Level::Warn, "deprecated field in use: {deprecated}");
         }
     }
+}
+
+/// `application_log_config`: the same as `--log-format`, which it excludes.
+fn application_log(bootstrap: &Bootstrap, options: &Options) -> ConfigResult<()> {
+    let config = bootstrap.application_log_config.as_ref();
+    let Some(format) = config.and_then(|c| c.log_format.as_ref()).and_then(|f| f.log_format.as_ref()) else {
+        return Ok(());
+    };
+    let made = if options.log_format.is_some() {
+        let reason =
+            "Only one of ApplicationLogConfig.log_format or CLI option --log-format can be specified.";
+        Err(ConfigError::new(reason))
+    } else {
+        match format {
+            LogFormat::TextFormat(pattern) => Format::parse(pattern),
+            LogFormat::JsonFormat(object) => Format::json(object),
+        }
+        .map_err(|e| ConfigError::new(e.to_string()))
+    };
+    sampan_core::log::set_format(made.at("log_format").at("application_log_config")?);
+    Ok(())
 }
 
 fn apply_flags(bootstrap: &mut Bootstrap, options: &Options) {
@@ -223,49 +252,4 @@ fn listeners(encoded: &[Bytes], server: &Arc<Server>) -> ConfigResult<Vec<Arc<Li
         }
     }
     Ok(all)
-}
-
-fn refuse_unsupported(b: &Bootstrap) -> ConfigResult<()> {
-    let dynamic = b.dynamic_resources.clone().unwrap_or_default();
-    let manager = b.cluster_manager.clone().unwrap_or_default();
-    for (set, field) in [
-        (dynamic.lds_config.is_some(), "dynamic_resources.lds_config"),
-        (!dynamic.lds_resources_locator.is_empty(), "dynamic_resources.lds_resources_locator"),
-        (!dynamic.cds_resources_locator.is_empty(), "dynamic_resources.cds_resources_locator"),
-        (dynamic.ads_config.is_some(), "dynamic_resources.ads_config"),
-        (manager.load_stats_config.is_some(), "cluster_manager.load_stats_config"),
-        (manager.upstream_bind_config.is_some(), "cluster_manager.upstream_bind_config"),
-        (manager.outlier_detection.is_some(), "cluster_manager.outlier_detection"),
-        (b.hds_config.is_some(), "hds_config"),
-        (!b.stats_sinks.is_empty(), "stats_sinks"),
-        (b.tracing_is_set(), "tracing"),
-        (b.overload_manager.is_some(), "overload_manager"),
-        (!b.header_prefix.is_empty() && b.header_prefix != "x-envoy", "header_prefix"),
-        (!b.bootstrap_extensions.is_empty(), "bootstrap_extensions"),
-        (!b.fatal_actions.is_empty(), "fatal_actions"),
-        (!b.config_sources.is_empty(), "config_sources"),
-        (b.default_config_source.is_some(), "default_config_source"),
-        (!b.default_socket_interface.is_empty(), "default_socket_interface"),
-        (!b.certificate_provider_instances.is_empty(), "certificate_provider_instances"),
-        (b.xds_delegate_extension.is_some(), "xds_delegate_extension"),
-        (b.xds_config_tracker_extension.is_some(), "xds_config_tracker_extension"),
-        (b.stats_eviction.is_some(), "stats_eviction"),
-        (b.application_log_config.is_some(), "application_log_config"),
-    ] {
-        if set {
-            return Err(ConfigError::unsupported("this field").at(field));
-        }
-    }
-    Ok(())
-}
-
-trait DeprecatedTracing {
-    fn tracing_is_set(&self) -> bool;
-}
-
-impl DeprecatedTracing for Bootstrap {
-    #[allow(deprecated)] // The field is deprecated and still known.
-    fn tracing_is_set(&self) -> bool {
-        self.tracing.as_ref().is_some_and(|t| t.http.is_some())
-    }
 }

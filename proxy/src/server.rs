@@ -128,6 +128,9 @@ async fn serve(options: &Options) -> Result<(), BootError> {
         return Ok(());
     }
     watch_signals(&process)?;
+    if let Some(overload) = process.boot.overload.take() {
+        crate::overload::start(overload);
+    }
     start_workers(&process, count)?;
     start_xds(&process).await?;
     open_listeners(&process, bound).await?;

@@ -225,11 +225,12 @@ impl AdminSource for View {
     }
 
     fn memory(&self) -> pb::Memory {
-        let resident = resident();
+        let figures = crate::overload::figures();
         pb::Memory {
-            allocated: resident,
-            heap_size: resident,
-            total_physical_bytes: resident,
+            allocated: figures.allocated,
+            heap_size: figures.active,
+            total_physical_bytes: resident(),
+            pageheap_free: figures.resident.saturating_sub(figures.active),
             ..Default::default()
         }
     }
@@ -316,10 +317,10 @@ impl AdminSource for View {
         stats.uptime.set(self.process.started.elapsed().as_secs());
         stats.live.set(u64::from(self.process.live.get() && !self.process.failed.get()));
         stats.state.set(self.state() as u64);
-        let resident = resident();
-        stats.memory_allocated.set(resident);
-        stats.memory_heap_size.set(resident);
-        stats.memory_physical_size.set(resident);
+        let figures = crate::overload::figures();
+        stats.memory_allocated.set(figures.allocated);
+        stats.memory_heap_size.set(figures.active);
+        stats.memory_physical_size.set(resident());
         stats.total_connections.set(self.process.drain.active() as u64);
         let all = self.certificates();
         let details = all.iter().flat_map(|c| c.ca_cert.iter().chain(&c.cert_chain));

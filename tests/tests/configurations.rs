@@ -53,7 +53,9 @@ fn main() -> ExitCode {
 }
 
 fn run(folder: &Path) -> Result<bool> {
-    let Some(world) = World::from_environment(Path::new(env!("CARGO_MANIFEST_DIR")))? else { return Ok(false) };
+    let Some(world) = World::from_environment(Path::new(env!("CARGO_MANIFEST_DIR")))? else {
+        return Ok(false);
+    };
     let Some(sampan) = &world.sampan else { return Ok(false) };
     let (envoy, sampan) = (absolute(&world.envoy)?, absolute(sampan)?);
     std::env::set_current_dir(folder).trying(format!("enter {}", folder.display()))?;

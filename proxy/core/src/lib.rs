@@ -4,7 +4,7 @@
 //! [`address`] and [`header`] are what it is made of, [`stream_info`] is what becomes known about it on its
 //! way, [`matcher`] and [`mod@format`] read it, [`stats`] and [`access_log`] tell of it afterwards.
 //! [`error`] is how a wrong configuration is refused, [`runtime`] what an operator may change while it serves,
-//! [`clock`] what time it is, [`drain`] how it ends.
+//! [`clock`] what time it is, [`drain`] how it ends, [`overload`] what it does when there is too much of it.
 
 pub mod access_log;
 pub mod address;
@@ -17,6 +17,7 @@ pub mod header;
 pub mod local_info;
 pub mod log;
 pub mod matcher;
+pub mod overload;
 pub mod runtime;
 pub mod stats;
 pub mod stream_info;

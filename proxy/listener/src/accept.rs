@@ -12,6 +12,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use sampan_core::Address;
+use sampan_core::overload::OverloadState;
 use sampan_core::stream_info::{ConnectionInfo, Metadata};
 use sampan_tls::Transport;
 use tokio::net::{TcpListener, UnixListener};
@@ -52,13 +53,30 @@ pub(crate) struct WorkerListener {
 }
 
 /// Counts an accepted socket until it is closed.
-pub(crate) struct Open(pub(crate) Rc<WorkerListener>);
+pub(crate) struct Open(pub(crate) Rc<WorkerListener>, Admitted);
+
+/// What an accepted socket holds of the overload manager's connection limit.
+#[derive(Default)]
+struct Admitted(Option<Arc<OverloadState>>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if let Some(state) = &self.0 {
+            state.release_connection();
+        }
+    }
+}
 
 impl Open {
-    pub(crate) fn new(listener: &Rc<WorkerListener>) -> Self {
+    /// A connection that another listener hands on takes what it was admitted with along.
+    pub(crate) fn handed_to(mut self, listener: &Rc<WorkerListener>) -> Self {
+        Self::new(listener, std::mem::take(&mut self.1))
+    }
+
+    fn new(listener: &Rc<WorkerListener>, admitted: Admitted) -> Self {
         listener.config.open.fetch_add(1, Ordering::Relaxed);
         listener.worker.server.open_connections.fetch_add(1, Ordering::Relaxed);
-        Self(listener.clone())
+        Self(listener.clone(), admitted)
     }
 }
 
@@ -169,9 +187,21 @@ async fn run<T>(
     mut accept: impl FnMut(&mut std::task::Context<'_>) -> Poll<io::Result<T>>,
     mut handle: impl FnMut(T) -> io::Result<()>,
 ) {
+    let mut stopped = listener.config.overload.as_ref().map(|state| state.stop_accepting_connections());
     loop {
         let mut burst: u32 = 0;
-        let mut next = Some(poll_fn(&mut accept).await);
+        let mut next = Some(match &mut stopped {
+            None => poll_fn(&mut accept).await,
+            Some(stopped) => {
+                // Clients wait in the kernel's queue meanwhile. The sender lives as long as the configuration.
+                let _ = stopped.wait_for(|stopped| !*stopped).await;
+                tokio::select! {
+                    biased;
+                    Ok(()) = stopped.changed() => continue,
+                    accepted = poll_fn(&mut accept) => accepted,
+                }
+            }
+        });
         while let Some(accepted) = next {
             match accepted.and_then(&mut handle) {
                 Ok(()) => burst += 1,
@@ -198,13 +228,32 @@ fn is_of_the_peer(e: &io::Error) -> bool {
     matches!(e.kind(), K::ConnectionAborted | K::ConnectionReset | K::NotConnected | K::Interrupted)
 }
 
+/// Asks the limit of connections of all listeners: the overload manager's, else the runtime key's. None: no more.
+fn admitted(listener: &WorkerListener) -> Option<Admitted> {
+    let config = &listener.config;
+    if config.ignore_global_limit {
+        return Some(Admitted::default());
+    }
+    match config.overload.as_ref().filter(|state| state.limits_connections()) {
+        Some(state) => state.admit_connection().then(|| Admitted(Some(state.clone()))),
+        None => {
+            let open = listener.worker.server.open_connections.load(Ordering::Relaxed);
+            (open < listener.worker.runtime.integer(GLOBAL_LIMIT, u64::MAX)).then(Admitted::default)
+        }
+    }
+}
+
 /// Checks the limits and hands the socket on; a socket over a limit is closed at once.
 fn on_accept(listener: &Rc<WorkerListener>, transport: Transport, local: Address, peer: Address) {
     let (config, worker) = (&listener.config, &listener.worker);
     let server = &worker.server;
     let limit = |key| worker.runtime.integer(key, u64::MAX);
-    if !config.ignore_global_limit && server.open_connections.load(Ordering::Relaxed) >= limit(GLOBAL_LIMIT) {
+    let Some(admitted) = admitted(listener) else {
         config.stats.counters.downstream_global_cx_overflow.inc();
+        return;
+    };
+    if config.overload.as_ref().is_some_and(|o| o.reject_incoming_connections.hits(|| worker.random())) {
+        config.stats.counters.downstream_cx_overload_reject.inc();
         return;
     }
     if config.open.load(Ordering::Relaxed) >= limit(&config.limit_key) {
@@ -231,5 +280,5 @@ fn on_accept(listener: &Rc<WorkerListener>, transport: Transport, local: Address
         slots: Default::default(),
     };
     let accepted = Accepted { info, metadata: Metadata::new() };
-    connection::start(Open::new(listener), transport, accepted);
+    connection::start(Open::new(listener, admitted), transport, accepted);
 }

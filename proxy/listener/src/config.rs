@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTl
 use sampan_core::Address;
 use sampan_core::access_log::AccessLogger;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::overload::OverloadState;
 use sampan_core::stats::Scope;
 use sampan_core::stream_info::Metadata;
 use sampan_tls::ServerContext;
@@ -50,6 +51,8 @@ pub struct ListenerConfig {
     pub(crate) mptcp: bool,
     pub(crate) max_accepts_per_event: u32,
     pub(crate) ignore_global_limit: bool,
+    /// None where no overload manager concerns this listener.
+    pub(crate) overload: Option<Arc<OverloadState>>,
     pub(crate) limit_key: String,
     /// Connections of all workers, from accept to close.
     pub(crate) open: AtomicU64,
@@ -113,6 +116,7 @@ impl ListenerConfig {
             filter_chain: "".into(),
             tls: false,
             buffer_limit: u32_of(message.per_connection_buffer_limit_bytes).unwrap_or(DEFAULT_BUFFER_LIMIT),
+            overload: server.overload.clone().filter(|_| !message.bypass_overload_manager),
         };
         if message.filter_chains.is_empty() && message.default_filter_chain.is_none() {
             return Err(ConfigError::new("no filter chains specified").at("filter_chains"));
@@ -150,6 +154,7 @@ impl ListenerConfig {
             max_accepts_per_event: u32_of(message.max_connections_to_accept_per_socket_event)
                 .unwrap_or(u32::MAX),
             ignore_global_limit: message.ignore_global_conn_limit,
+            overload: context.overload.clone(),
             open: AtomicU64::new(0),
             buffer_limit: context.buffer_limit,
             access_log: context.access_loggers(&message.access_log, "access_log")?,

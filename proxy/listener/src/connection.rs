@@ -16,7 +16,7 @@ use sampan_tls::Transport;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use crate::accept::Open;
+use crate::accept::{Open, WorkerListener};
 use crate::config::{FilterChain, ListenerConfig};
 use crate::context::Worker;
 use crate::filters::{Accepted, Step};
@@ -98,8 +98,7 @@ async fn filtered(
         }
     };
     if may_hand_off && let Some(target) = hand_off(&open, &accepted) {
-        drop(open);
-        return Box::pin(filtered(target, transport, accepted, false)).await;
+        return Box::pin(filtered(open.handed_to(&target), transport, accepted, false)).await;
     }
     let (chain, downstream) = established(open, transport, accepted)?;
     secured(chain, downstream).await
@@ -161,12 +160,12 @@ async fn listener_filters(open: &Open, transport: &Transport, accepted: &mut Acc
 }
 
 /// `use_original_dst`: the listener of the restored address takes the connection over, once.
-fn hand_off(open: &Open, accepted: &Accepted) -> Option<Open> {
+fn hand_off(open: &Open, accepted: &Accepted) -> Option<Rc<WorkerListener>> {
     if !open.0.config.use_original_dst || !accepted.info.local_restored {
         return None;
     }
     let target = open.0.all.by_address(&accepted.info.local)?;
-    (!Rc::ptr_eq(&target, &open.0)).then(|| Open::new(&target))
+    (!Rc::ptr_eq(&target, &open.0)).then_some(target)
 }
 
 /// Finds the filter chain and counts the connection.

@@ -10,6 +10,7 @@ use rand::{RngCore, SeedableRng};
 use sampan_core::access_log::{AccessLogManager, AccessLogger, FlushPolicy};
 use sampan_core::drain;
 use sampan_core::error::ConfigResult;
+use sampan_core::overload::OverloadState;
 use sampan_core::runtime::Runtime;
 use sampan_core::stats::{Scope, Store};
 use sampan_core::stream_info::Metadata;
@@ -58,6 +59,8 @@ pub struct Server {
     pub health_check_failed: Arc<AtomicBool>,
     /// Files that access logs write to.
     pub access_logs: AccessLogManager,
+    /// The overload manager's state, where one is configured.
+    pub overload: Option<Arc<OverloadState>>,
     /// The next connection's number.
     pub next_connection_id: AtomicU64,
     /// Accepted sockets of all listeners, for `overload.global_downstream_max_connections`.
@@ -81,6 +84,7 @@ impl Server {
             secrets,
             node,
             clusters,
+            overload: None,
             next_connection_id: AtomicU64::new(0),
             open_connections: AtomicU64::new(0),
         }
@@ -112,6 +116,8 @@ pub struct FactoryContext {
     pub tls: bool,
     /// `per_connection_buffer_limit_bytes`.
     pub buffer_limit: u32,
+    /// The overload manager's state, unless there is none or the listener is exempt (`bypass_overload_manager`).
+    pub overload: Option<Arc<OverloadState>>,
 }
 
 impl FactoryContext {

@@ -14,8 +14,9 @@ use sampan_codec::h1::{HeaderCase, ServerOptions, Underscores};
 use sampan_codec::h2;
 use sampan_core::access_log::AccessLogger;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::overload::OverloadState;
 use sampan_core::stats::Lazy;
-use sampan_listener::FactoryContext;
+use sampan_listener::{FactoryContext, Worker};
 use sampan_upstream::config::http2_options;
 
 use super::local_reply::LocalReplyConfig;
@@ -67,6 +68,10 @@ pub struct Manager {
     pub local_reply: LocalReplyConfig,
     /// `per_connection_buffer_limit_bytes` of the listener.
     pub buffer_limit: u32,
+    /// The overload manager's state, where one concerns the listener.
+    pub overload: Option<Arc<OverloadState>>,
+    /// `append_local_overload`
+    pub append_local_overload: bool,
 }
 
 /// `codec_type`
@@ -297,6 +302,8 @@ impl Manager {
             local_reply: LocalReplyConfig::from_proto(message.local_reply_config.as_ref(), context)
                 .at("local_reply_config")?,
             buffer_limit: context.buffer_limit,
+            overload: context.overload.clone(),
+            append_local_overload: message.append_local_overload,
         })
     }
 }
@@ -305,6 +312,17 @@ impl Manager {
     /// Stats of the HTTP/2 codec.
     pub fn h2_stats(&self) -> &Arc<h2::CodecStats> {
         self.h2_stats.get()
+    }
+
+    /// Whether overload ends the connection behind this response; counted where it does.
+    pub fn overload_ends_keepalive(&self, worker: &Worker) -> bool {
+        let Some(overload) = &self.overload else { return false };
+        let ends = overload.disable_http_keepalive.hits(|| worker.random());
+        if ends {
+            self.stats.downstream_cx_overload_disable_keepalive.inc();
+            self.stats.downstream_cx_drain_close.inc();
+        }
+        ends
     }
 }
 

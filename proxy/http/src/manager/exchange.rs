@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use sampan_codec::{Body, BodyError, CodecError, Frame, ResetReason, h2};
 use sampan_core::clock;
-use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_core::stream_info::{Protocol, ResponseFlag};
 use smallvec::SmallVec;
 
@@ -138,6 +138,16 @@ impl Exchange {
         let stream = &mut self.stream;
         let manager = stream.manager.clone();
         let worker = stream.worker.clone();
+        if let Some(overload) = &manager.overload
+            && overload.stop_accepting_requests.hits(|| worker.random())
+        {
+            manager.stats.downstream_rq_overload_close.inc();
+            let mut reply = LocalReply::new(503, "overload").body("envoy overloaded");
+            if manager.append_local_overload {
+                reply.headers.push((HeaderName::new("x-envoy-local-overloaded"), b"true".to_vec()));
+            }
+            return Err(reply);
+        }
         let table = stream.routes.clone();
         stream.connect_port = request::prepare(
             &manager,
@@ -515,6 +525,10 @@ impl Exchange {
         let failed = stream.worker.server.health_check_failed.load(std::sync::atomic::Ordering::Relaxed);
         if (failed || drain.is_draining()) && !self.close {
             manager.stats.downstream_cx_drain_close.inc();
+            self.close = true;
+            self.drained = true;
+        }
+        if !self.close && manager.overload_ends_keepalive(&stream.worker) {
             self.close = true;
             self.drained = true;
         }

@@ -273,6 +273,10 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
                         drain = Drain::Noticed(Instant::now() + limits.drain_timeout);
                     }
                 }
+                if drain == Drain::No && manager.overload_ends_keepalive(&shared.connection.worker) {
+                    codec.shutdown_notice();
+                    drain = Drain::Noticed(Instant::now() + limits.drain_timeout);
+                }
                 idle_since = None;
                 let active = ActiveStream::new(shared);
                 tokio::task::spawn_local(serve_stream(shared.clone(), *accepted, active));

@@ -1,0 +1,87 @@
+//! Fields of the bootstrap that would change behaviour and that are not there yet: refused by name.
+//!
+//! Without effect, and so let pass: `watchdog(s)` (there is none; its stats stay 0), `memory_allocator_manager`,
+//! `enable_worker_cpu_affinity`, `enable_dispatcher_stats`, `perf_tracing_file_path`, `deferred_stat_options` (stats are always made at
+//! their first use), `cluster_manager.enable_deferred_cluster_creation`, and what only control planes or gRPC read
+//! (`node_context_params`, `grpc_async_client_manager_config`).
+
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::google::protobuf::Any;
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
+
+/// Refuses the first of them.
+pub fn refuse(b: &Bootstrap) -> ConfigResult<()> {
+    whole_fields(b)?;
+    for (i, extension) in b.bootstrap_extensions.iter().enumerate() {
+        typed("bootstrap extension", extension, &[]).at_index("bootstrap_extensions", i)?;
+    }
+    if let Some(sink) = b.stats_sinks.first() {
+        use envoy_types::pb::envoy::config::metrics::v3::stats_sink::ConfigType::TypedConfig;
+        let kind = sink.config_type.as_ref().map_or(sink.name.as_str(), |TypedConfig(any)| name_of(any));
+        return Err(ConfigError::unsupported(format_args!("stats sink {kind}"))).at_index("stats_sinks", 0);
+    }
+    if let Some(engine) = &b.default_regex_engine {
+        typed("regex engine", engine, &["envoy.extensions.regex_engines.v3.GoogleRE2"])
+            .at("default_regex_engine")?;
+    }
+    if let Some(manager) = &b.listener_manager {
+        typed("listener manager", manager, &["envoy.config.listener.v3.ListenerManager"])
+            .at("listener_manager")?;
+    }
+    Ok(())
+}
+
+fn whole_fields(b: &Bootstrap) -> ConfigResult<()> {
+    let dynamic = b.dynamic_resources.clone().unwrap_or_default();
+    let manager = b.cluster_manager.clone().unwrap_or_default();
+    for (set, field) in [
+        (dynamic.lds_config.is_some(), "dynamic_resources.lds_config"),
+        (!dynamic.lds_resources_locator.is_empty(), "dynamic_resources.lds_resources_locator"),
+        (!dynamic.cds_resources_locator.is_empty(), "dynamic_resources.cds_resources_locator"),
+        (dynamic.ads_config.is_some(), "dynamic_resources.ads_config"),
+        (manager.load_stats_config.is_some(), "cluster_manager.load_stats_config"),
+        (manager.upstream_bind_config.is_some(), "cluster_manager.upstream_bind_config"),
+        (manager.outlier_detection.is_some(), "cluster_manager.outlier_detection"),
+        // It switches zone aware routing on.
+        (!manager.local_cluster_name.is_empty(), "cluster_manager.local_cluster_name"),
+        (b.hds_config.is_some(), "hds_config"),
+        (b.tracing_is_set(), "tracing"),
+        (!b.header_prefix.is_empty() && b.header_prefix != "x-envoy", "header_prefix"),
+        (!b.inline_headers.is_empty(), "inline_headers"),
+        (!b.fatal_actions.is_empty(), "fatal_actions"),
+        (!b.config_sources.is_empty(), "config_sources"),
+        (b.default_config_source.is_some(), "default_config_source"),
+        (!b.default_socket_interface.is_empty(), "default_socket_interface"),
+        (!b.certificate_provider_instances.is_empty(), "certificate_provider_instances"),
+        (b.xds_delegate_extension.is_some(), "xds_delegate_extension"),
+        (b.xds_config_tracker_extension.is_some(), "xds_config_tracker_extension"),
+        (b.stats_eviction.is_some(), "stats_eviction"),
+    ] {
+        if set {
+            return Err(ConfigError::unsupported("this field").at(field));
+        }
+    }
+    Ok(())
+}
+
+fn name_of(any: &Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
+/// Refuses an extension whose type is none of those known.
+fn typed(what: &str, extension: &TypedExtensionConfig, known: &[&str]) -> ConfigResult<()> {
+    let name = extension.typed_config.as_ref().map_or(extension.name.as_str(), name_of);
+    if known.contains(&name) { Ok(()) } else { Err(ConfigError::unsupported(format_args!("{what} {name}"))) }
+}
+
+trait DeprecatedTracing {
+    fn tracing_is_set(&self) -> bool;
+}
+
+impl DeprecatedTracing for Bootstrap {
+    #[allow(deprecated)] // The field is deprecated and still known.
+    fn tracing_is_set(&self) -> bool {
+        self.tracing.as_ref().is_some_and(|t| t.http.is_some())
+    }
+}
