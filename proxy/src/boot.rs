@@ -102,7 +102,10 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     let server = Arc::new(server);
     let listeners = listeners(&parts.listeners, &server)?;
     let xds = XdsModel::parse(bootstrap.dynamic_resources.as_ref())?;
-    if xds.is_dynamic() || clusters.clusters().all().iter().any(|c| is_eds(c)) {
+    if xds.is_dynamic()
+        || clusters.clusters().all().iter().any(|c| is_eds(c))
+        || listeners.iter().any(|l| !l.wants().is_empty())
+    {
         check_node(&bootstrap)?;
     }
     let unknown_fields = loaded.report.unknown.len();

@@ -185,8 +185,11 @@ fn start_workers(process: &Rc<Process>, count: usize) -> Result<(), BootError> {
 async fn start_xds(process: &Rc<Process>) -> Result<(), BootError> {
     let boot = &process.boot;
     let reject_unknown = process.options.reject_unknown_dynamic;
-    let xds = Xds::start(&boot.xds, &boot.clusters, &boot.server.stats.root(), reject_unknown).await;
+    let xds = Xds::start(&boot.xds, &boot.clusters, &boot.server, reject_unknown).await;
     boot.clusters.initialised().await;
+    for listener in &boot.listeners {
+        xds.rds.follow(listener).await;
+    }
     // Nobody else sets it.
     let _ = process.xds.set(xds);
     let mut replaced = boot.clusters.replaced();

@@ -279,7 +279,7 @@ impl AdminSource for View {
                         last_updated: self.updated(),
                     })
                     .collect(),
-                ..Default::default()
+                dynamic_route_configs: self.dynamic_routes(),
             })),
             Section::ScopedRoutes => Some(packed(&pb::ScopedRoutesConfigDump::default())),
             Section::Secrets => Some(packed(&pb::SecretsConfigDump::default())),
@@ -336,6 +336,17 @@ impl View {
         let listeners = boot.listeners.iter().flat_map(|listener| listener.certificates());
         let clusters = boot.clusters.clusters().all();
         listeners.chain(clusters.iter().flat_map(|cluster| cluster.certificates())).collect()
+    }
+
+    fn dynamic_routes(&self) -> Vec<pb::routes_config_dump::DynamicRouteConfig> {
+        let current = self.process.xds.get().map(|xds| xds.rds.current()).unwrap_or_default();
+        let dump = |table: crate::xds::Current| pb::routes_config_dump::DynamicRouteConfig {
+            version_info: table.version.to_string(),
+            route_config: Some(any("envoy.config.route.v3.RouteConfiguration", table.bytes.to_vec())),
+            last_updated: Some(timestamp(table.updated)),
+            ..Default::default()
+        };
+        current.into_iter().map(dump).collect()
     }
 
     fn cds_version(&self) -> String {

@@ -1,7 +1,7 @@
 //! A listener's model: its message checked and compiled, its filters made. No socket is opened here.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core_pb;
@@ -17,7 +17,7 @@ use sampan_core::stream_info::Metadata;
 use sampan_tls::ServerContext;
 
 use crate::chain::ChainMatcher;
-use crate::context::{FactoryContext, Server, TrafficDirection};
+use crate::context::{FactoryContext, Server, TrafficDirection, Want, Wants};
 use crate::filters::{ListenerFilterEntry, OriginalDst};
 use crate::network::{ConnectionFilter, NetworkFilter, NetworkFilterRegistry, TerminalFilter};
 use crate::proto::{decode, message_name, nonzero, refuse, u32_of};
@@ -64,6 +64,7 @@ pub struct ListenerConfig {
     pub(crate) matcher: ChainMatcher,
     pub(crate) chains: Vec<FilterChain>,
     pub(crate) default_chain: Option<FilterChain>,
+    wants: Vec<Want>,
 }
 
 /// One address of a listener.
@@ -115,6 +116,7 @@ impl ListenerConfig {
             traffic_direction: message.traffic_direction(),
             filter_chain: "".into(),
             tls: false,
+            wants: Wants::default(),
             buffer_limit: u32_of(message.per_connection_buffer_limit_bytes).unwrap_or(DEFAULT_BUFFER_LIMIT),
             overload: server.overload.clone().filter(|_| !message.bypass_overload_manager),
         };
@@ -164,11 +166,17 @@ impl ListenerConfig {
             matcher,
             chains,
             default_chain,
+            wants: std::mem::take(&mut *context.wants.lock().unwrap_or_else(PoisonError::into_inner)),
         })
     }
 }
 
 impl ListenerConfig {
+    /// What its parts subscribe to; it is warm when all of that has been answered.
+    pub fn wants(&self) -> &[Want] {
+        &self.wants
+    }
+
     /// The entries of the admin's `/certs`: one for each TLS context.
     pub fn certificates(&self) -> Vec<envoy_types::pb::envoy::admin::v3::Certificate> {
         let chains = self.chains.iter().chain(&self.default_chain);

@@ -1,9 +1,10 @@
 //! What a filter's factory is given on the control thread, and what a connection finds on its worker.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
@@ -118,7 +119,15 @@ pub struct FactoryContext {
     pub buffer_limit: u32,
     /// The overload manager's state, unless there is none or the listener is exempt (`bypass_overload_manager`).
     pub overload: Option<Arc<OverloadState>>,
+    /// What the listener's parts want of others before it can serve.
+    pub wants: Wants,
 }
+
+/// What parts of a listener subscribe to. Who makes listeners knows the types and sees to it.
+pub type Wants = Arc<Mutex<Vec<Want>>>;
+
+/// One subscription.
+pub type Want = Arc<dyn Any + Send + Sync>;
 
 impl FactoryContext {
     /// The access loggers of a field of that name.
@@ -128,6 +137,11 @@ impl FactoryContext {
         field: &str,
     ) -> ConfigResult<Vec<AccessLogger>> {
         AccessLogger::list_from_proto(messages, field, &self.server.access_logs, &self.server.runtime)
+    }
+
+    /// Notes what a part subscribes to.
+    pub fn want(&self, want: impl Any + Send + Sync) {
+        self.wants.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(want));
     }
 
     /// The scope without a prefix: `http.PREFIX.`, `tcp.PREFIX.`, `cluster.NAME.` start here.

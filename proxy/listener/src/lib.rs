@@ -23,7 +23,7 @@ mod tcp_proxy;
 
 pub use accept::Listeners;
 pub use config::ListenerConfig;
-pub use context::{FactoryContext, KnownClusters, NodeInfo, Server, TrafficDirection, Worker};
+pub use context::{FactoryContext, KnownClusters, NodeInfo, Server, TrafficDirection, Want, Wants, Worker};
 pub use filters::fuzz_proxy_protocol;
 pub use network::{
     ConnectionFilter, Downstream, Held, NetworkFilter, NetworkFilterFactory, NetworkFilterRegistry,

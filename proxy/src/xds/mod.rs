@@ -33,6 +33,7 @@ mod clusters;
 mod endpoints;
 mod file;
 mod resource;
+mod routes;
 mod source;
 
 use std::rc::Rc;
@@ -42,11 +43,13 @@ use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::error::{AtField, ConfigResult};
 use sampan_core::stats::Scope;
+use sampan_listener::Server;
 use sampan_upstream::ClusterManager;
 
 pub use clusters::Cds;
 use endpoints::Eds;
 use file::Watcher;
+pub use routes::{Current, Rds as Routes};
 use source::{Source, Subscriber, SubscriptionStats};
 
 /// What the bootstrap says of dynamic resources, checked.
@@ -85,6 +88,8 @@ pub struct Context {
 pub struct Xds {
     /// CDS, if there is any.
     pub cds: Option<Rc<Cds>>,
+    /// RDS.
+    pub rds: Routes,
     eds: Rc<Eds>,
     sources: std::cell::RefCell<Vec<Source>>,
 }
@@ -94,9 +99,10 @@ impl Xds {
     pub async fn start(
         model: &XdsModel,
         clusters: &Arc<ClusterManager>,
-        root: &Scope,
+        server: &Arc<Server>,
         reject_unknown: bool,
     ) -> Self {
+        let root = &server.stats.root();
         let context = Rc::new(Context {
             clusters: clusters.clone(),
             root: root.clone(),
@@ -107,7 +113,8 @@ impl Xds {
         for cluster in clusters.clusters().all() {
             eds.follow(&cluster);
         }
-        let mut this = Self { cds: None, eds, sources: std::cell::RefCell::default() };
+        let rds = Routes::new(context.clone(), server.clone());
+        let mut this = Self { cds: None, rds, eds, sources: std::cell::RefCell::default() };
         if let Some(source) = &model.cds {
             clusters.initialised().await;
             let scope = root.scope("cluster_manager").scope("cds");

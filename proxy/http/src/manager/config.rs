@@ -243,7 +243,10 @@ impl Manager {
         let prefix = format!("http.{}", message.stat_prefix);
         let h1 = http1(message, &common)?;
         let h2 = http2(message, &common)?;
-        let routes = RouteSource::from_proto(message.route_specifier.as_ref(), context, registry)?;
+        let routes = {
+            let scope = context.root_scope().scope(&prefix);
+            RouteSource::from_proto(message.route_specifier.as_ref(), &scope, context, registry)?
+        };
         let chain = chain(&message.http_filters, context, registry, &prefix, "http_filters")?;
         let mut upgrades = HashMap::new();
         for (i, upgrade) in message.upgrade_configs.iter().enumerate() {

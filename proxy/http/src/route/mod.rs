@@ -45,7 +45,7 @@ pub use per_filter::FilterConfigs;
 pub use rate_limit::{Descriptor, Descriptors, Entry, RateLimit, RateLimits};
 pub use redirect::Redirect;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
-pub use source::{Decision, RouteContext, RouteSource, Selected, SharedTable};
+pub use source::{Decision, RouteContext, RouteSlot, RouteSource, Selected, SharedTable, WantedRoutes};
 pub use vcluster::VirtualCluster;
 pub use weighted::{ClusterChoice, WeightedCluster};
 

@@ -1,11 +1,16 @@
 //! Where a connection manager's routes come from, and how a stream holds what it found.
 
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
+use arc_swap::ArcSwap;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use sampan_core::config_source::ConfigSource;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
+use sampan_core::stats::Scope;
 use sampan_core::stream_info::StreamInfo;
 use sampan_listener::{FactoryContext, KnownClusters};
 
@@ -38,53 +43,122 @@ impl RouteContext<'_> {
 
 /// The routes of a connection manager.
 pub struct RouteSource {
-    table: Arc<RouteTable>,
+    slot: Arc<RouteSlot>,
+}
+
+/// What holds a route table that may be exchanged while it serves.
+pub struct RouteSlot {
+    /// Changes with the table: what a worker looks at for each request.
+    version: AtomicU64,
+    table: ArcSwap<RouteTable>,
+}
+
+/// What a manager wants of RDS; whoever makes listeners sees to it.
+pub struct WantedRoutes {
+    /// `route_config_name`
+    pub name: Arc<str>,
+    /// `config_source`
+    pub source: ConfigSource,
+    /// `http.PREFIX.`
+    pub scope: Scope,
+    /// Who waits; gone with the last connection of the manager.
+    pub slot: Weak<RouteSlot>,
+}
+
+impl RouteSlot {
+    fn new(table: RouteTable) -> Arc<Self> {
+        Arc::new(Self { version: AtomicU64::new(0), table: ArcSwap::from_pointee(table) })
+    }
+
+    /// Exchanges the table. Streams keep the one they began with.
+    pub fn publish(&self, table: Arc<RouteTable>) {
+        self.table.store(table);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// A slot's table as a worker holds it.
+struct Cached {
+    slot: Weak<RouteSlot>,
+    version: u64,
+    table: WorkerTable,
 }
 
 thread_local! {
-    /// This worker's reference-counted wrappers, by the table's address: a stream's clone touches no atomic.
-    static TABLES: std::cell::RefCell<Vec<WorkerTable>> = const { std::cell::RefCell::new(Vec::new()) };
+    /// This worker's reference-counted wrappers, by the slot's address: a stream's clone touches no atomic.
+    static TABLES: std::cell::RefCell<Vec<Cached>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 impl RouteSource {
     /// From the manager's `route_specifier`.
     pub fn from_proto(
         message: Option<&RouteSpecifier>,
+        scope: &Scope,
         context: &FactoryContext,
         registry: &HttpFilterRegistry,
     ) -> ConfigResult<Self> {
-        let table = match message {
+        let slot = match message {
             Some(RouteSpecifier::RouteConfig(config)) => {
                 let context =
                     RouteContext { registry, clusters: &*context.server.clusters, validate_clusters: true };
-                RouteTable::from_proto(config, &context).at("route_config")?
+                RouteSlot::new(RouteTable::from_proto(config, &context).at("route_config")?)
             }
-            Some(RouteSpecifier::Rds(_)) => return Err(ConfigError::unsupported("rds").at("rds")),
+            Some(RouteSpecifier::Rds(rds)) => wanted(rds, scope, context, registry).at("rds")?,
             Some(RouteSpecifier::ScopedRoutes(_)) => {
                 return Err(ConfigError::unsupported("scoped_routes").at("scoped_routes"));
             }
             None => return Err(ConfigError::missing("route_specifier")),
         };
-        Ok(Self { table: Arc::new(table) })
+        Ok(Self { slot })
     }
 
     /// The table in force, as this worker holds it.
     pub fn table(&self) -> SharedTable {
         TABLES.with_borrow_mut(|tables| {
-            if let Some(found) = tables.iter().find(|t| Arc::ptr_eq(t, &self.table)) {
-                return SharedTable(found.clone());
+            let slot = Arc::as_ptr(&self.slot);
+            let version = self.slot.version.load(Ordering::Acquire);
+            match tables.iter_mut().find(|t| t.slot.as_ptr() == slot) {
+                Some(found) if found.version == version => SharedTable(found.table.clone()),
+                Some(found) => {
+                    *found = Cached::of(&self.slot, version);
+                    SharedTable(found.table.clone())
+                }
+                None => {
+                    tables.retain(|t| t.slot.strong_count() > 0);
+                    let fresh = Cached::of(&self.slot, version);
+                    let table = SharedTable(fresh.table.clone());
+                    tables.push(fresh);
+                    table
+                }
             }
-            let fresh = Rc::new(self.table.clone());
-            // Tables that only this list still holds have been replaced.
-            tables.retain(|t| Rc::strong_count(t) > 1 || Arc::strong_count(t) > 1);
-            tables.push(fresh.clone());
-            SharedTable(fresh)
         })
     }
+}
 
-    /// The compiled table.
-    pub fn compiled(&self) -> &Arc<RouteTable> {
-        &self.table
+/// A slot that finds no route until RDS has answered.
+fn wanted(
+    rds: &Rds,
+    scope: &Scope,
+    context: &FactoryContext,
+    registry: &HttpFilterRegistry,
+) -> ConfigResult<Arc<RouteSlot>> {
+    let source = rds.config_source.as_ref().ok_or_else(|| ConfigError::missing("config_source"))?;
+    let source = ConfigSource::from_proto(source).at("config_source")?;
+    let clusters = &*context.server.clusters;
+    let nothing = RouteContext { registry, clusters, validate_clusters: false };
+    let slot = RouteSlot::new(RouteTable::from_proto(&Default::default(), &nothing)?);
+    context.want(WantedRoutes {
+        name: rds.route_config_name.as_str().into(),
+        source,
+        scope: scope.clone(),
+        slot: Arc::downgrade(&slot),
+    });
+    Ok(slot)
+}
+
+impl Cached {
+    fn of(slot: &Arc<RouteSlot>, version: u64) -> Self {
+        Self { slot: Arc::downgrade(slot), version, table: Rc::new(slot.table.load_full()) }
     }
 }
 
