@@ -299,7 +299,7 @@ impl Session {
         let mut info = self.info.borrow_mut();
         let mut lease = match made {
             Ok(lease) => lease,
-            Err(PoolError::Overflow) => {
+            Err(PoolError::Overflow | PoolError::OtherProtocol) => {
                 info.flags.set(ResponseFlag::UpstreamOverflow);
                 return None;
             }

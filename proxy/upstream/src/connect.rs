@@ -117,12 +117,12 @@ fn text(error: &io::Error) -> String {
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
-/// Connects. `fallback_alpn` is offered where the TLS context names no protocol.
+/// Connects. `fallback_alpn` is offered where the TLS context and the options name no protocol.
 pub async fn connect(
     cluster: &Cluster,
     host: &Host,
     options: &ConnectOptions,
-    fallback_alpn: Option<&'static [u8]>,
+    fallback_alpn: &[&[u8]],
 ) -> Result<Connected, ConnectFailure> {
     let work = connect_inner(cluster, host, options, fallback_alpn);
     match tokio::time::timeout(cluster.config().connect_timeout, work).await {
@@ -135,7 +135,7 @@ async fn connect_inner(
     cluster: &Cluster,
     host: &Host,
     options: &ConnectOptions,
-    fallback_alpn: Option<&'static [u8]>,
+    fallback_alpn: &[&[u8]],
 ) -> Result<Connected, ConnectFailure> {
     let start = Instant::now();
     let remote = host.address();
@@ -151,11 +151,17 @@ async fn connect_inner(
     let (transport, tls) = match cluster.socket(host) {
         TransportSocket::Raw => (transport, None),
         TransportSocket::Tls { context, alpn } => {
-            let fallback = fallback_alpn.filter(|_| !alpn && options.alpn.is_empty());
+            let fallback = !alpn && options.alpn.is_empty();
+            // `auto_host_sni` stands between the request's name and the context's own.
+            let host_name = Some(&host.hostname).filter(|name| context.auto_host_sni() && !name.is_empty());
             let client = ClientOptions {
-                sni: options.sni.as_deref().map(str::to_owned),
+                sni: options.sni.as_deref().or(host_name.map(|name| &**name)).map(str::to_owned),
                 verify_sans: options.verify_sans.clone(),
-                alpn: fallback.map_or_else(|| options.alpn.clone(), |p| vec![p.to_vec()]),
+                alpn: if fallback {
+                    fallback_alpn.iter().map(|p| p.to_vec()).collect()
+                } else {
+                    options.alpn.clone()
+                },
             };
             let (transport, tls) = context
                 .connect(transport, &client)

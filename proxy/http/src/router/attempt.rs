@@ -185,7 +185,9 @@ impl Forward<'_> {
         let mut waiting_since = None;
         let lease = poll_fn(|cx| match acquire.as_mut().poll(cx) {
             Poll::Ready(Ok(lease)) => Poll::Ready(Ok(lease)),
-            Poll::Ready(Err(PoolError::Overflow)) => Poll::Ready(Err(Failure::Overflow)),
+            Poll::Ready(Err(PoolError::Overflow | PoolError::OtherProtocol)) => {
+                Poll::Ready(Err(Failure::Overflow))
+            }
             Poll::Ready(Err(PoolError::Connect(failure))) => Poll::Ready(Err(Failure::Connect(failure))),
             Poll::Pending => {
                 waiting_since.get_or_insert_with(Instant::now);

@@ -27,6 +27,8 @@ pub enum HttpProtocol {
     Http2,
     /// What the downstream spoke.
     Downstream,
+    /// What the host chooses by ALPN (`auto_config`).
+    Auto,
 }
 
 /// How HTTP is spoken to the hosts.
@@ -160,8 +162,16 @@ impl HttpConfig {
                 config.h2(d.http2_protocol_options.as_ref()).at("http2_protocol_options").at(FIELD)?;
                 config.protocol = HttpProtocol::Downstream;
             }
-            Some(U::AutoConfig(_)) => {
-                return Err(ConfigError::unsupported("auto_config").at("auto_config"));
+            Some(U::AutoConfig(auto)) => {
+                const FIELD: &str = "auto_config";
+                refuse(&[
+                    (auto.http3_protocol_options.is_some(), "http3_protocol_options"),
+                    (auto.alternate_protocols_cache_options.is_some(), "alternate_protocols_cache_options"),
+                ])
+                .at(FIELD)?;
+                config.h1(auto.http_protocol_options.as_ref()).at("http_protocol_options").at(FIELD)?;
+                config.h2(auto.http2_protocol_options.as_ref()).at("http2_protocol_options").at(FIELD)?;
+                config.protocol = HttpProtocol::Auto;
             }
         }
         Ok(config)

@@ -129,7 +129,7 @@ impl ClusterConfig {
             .at("load_assignment"));
         }
         let options = message.upstream_connection_options.as_ref();
-        Ok(Self {
+        let config = Self {
             name: message.name.as_str().into(),
             stat_name: if message.alt_stat_name.is_empty() {
                 message.name.as_str().into()
@@ -165,7 +165,26 @@ impl ClusterConfig {
             added_via_api,
             discovery,
             load_assignment,
-        })
+        };
+        config.check_alpn()?;
+        Ok(config)
+    }
+
+    /// With `auto_config` every transport socket must be one that negotiates.
+    fn check_alpn(&self) -> ConfigResult<()> {
+        let mut sockets =
+            self.transport_socket_matches.iter().map(|m| &m.socket).chain([&self.transport_socket]);
+        if self.http.protocol == HttpProtocol::Auto
+            && sockets.any(|s| matches!(s, TransportSocketConfig::Raw))
+        {
+            return Err(ConfigError::new(format!(
+                "ALPN configured for cluster {} which has a non-ALPN transport socket",
+                self.name
+            ))
+            .at("auto_config")
+            .at("typed_extension_protocol_options"));
+        }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{Age, ConnectionGuard, PoolError, PoolSet, Queue, RequestGuard};
 use crate::circuit::Priority;
-use crate::connect::{self, ConnectInfo};
+use crate::connect::{self, ConnectInfo, Connected};
 use crate::worker::WorkerHost;
 
 /// A connection.
@@ -174,7 +174,9 @@ impl PoolSet {
             pool.connecting.set(pool.connecting.get() + 1);
             pool.total.set(pool.total.get() + 1);
             let guard = ConnectionGuard::new(host, permit);
-            host.core.stats.upstream_cx_http1_total.inc();
+            if !host.speaks_either() {
+                host.core.stats.upstream_cx_http1_total.inc();
+            }
             let (host, pools) = (host.clone(), self.clone());
             tokio::task::spawn_local(async move { pools.establish(&host, priority, guard).await });
         }
@@ -183,18 +185,21 @@ impl PoolSet {
     async fn establish(self: Rc<Self>, host: &Rc<WorkerHost>, priority: Priority, guard: ConnectionGuard) {
         let pool = &self.h1[priority as usize];
         let counted = Counted(pool.total.clone());
-        let result = connect::connect(host.cluster(), &host.host, &self.options, Some(b"http/1.1")).await;
+        let offer = host.offer(&[b"http/1.1"]);
+        let result = connect::connect(host.cluster(), &host.host, &self.options, offer).await;
         pool.connecting.set(pool.connecting.get() - 1);
         match result {
-            Ok(connected) => {
+            // The host spoke HTTP/1 before and now HTTP/2: that pool makes its own connection.
+            Ok(connected) if self.is_other(host, &connected.info, false) => {
                 guard.connected();
-                let mut info = connected.info;
-                info.protocol = Some(Protocol::Http11);
-                let options = pool.codec_options(host);
-                let codec = ClientConnection::new(connected.transport, options);
-                let info = Rc::new(info);
-                let connection = Connection { codec, info, guard, idle_since: None, _counted: counted };
-                self.put_back(priority, Box::new(connection));
+                drop((connected, guard, counted));
+                pool.waiting.fail(&PoolError::OtherProtocol);
+            }
+            Ok(connected) => {
+                if host.speaks_either() {
+                    host.core.stats.upstream_cx_http1_total.inc();
+                }
+                self.admit(host, priority, guard, connected, counted);
             }
             Err(failure) => {
                 host.count_connect_failure(&failure);
@@ -206,6 +211,39 @@ impl PoolSet {
                 host.core.stats.upstream_rq_pending_failure_eject.add(failed);
             }
         }
+    }
+
+    /// A connection that was on its way in the pool of HTTP/2 until the host chose HTTP/1 (`auto_config`).
+    pub(super) fn adopt_h1(
+        self: &Rc<Self>,
+        host: &Rc<WorkerHost>,
+        priority: Priority,
+        guard: ConnectionGuard,
+        connected: Connected,
+    ) {
+        let pool = &self.h1[priority as usize];
+        pool.total.set(pool.total.get() + 1);
+        host.core.stats.upstream_cx_http1_total.inc();
+        self.admit(host, priority, guard, connected, Counted(pool.total.clone()));
+    }
+
+    fn admit(
+        self: &Rc<Self>,
+        host: &Rc<WorkerHost>,
+        priority: Priority,
+        guard: ConnectionGuard,
+        connected: Connected,
+        counted: Counted,
+    ) {
+        let pool = &self.h1[priority as usize];
+        guard.connected();
+        let mut info = connected.info;
+        info.protocol = Some(Protocol::Http11);
+        let options = pool.codec_options(host);
+        let codec = ClientConnection::new(connected.transport, options);
+        let info = Rc::new(info);
+        let connection = Connection { codec, info, guard, idle_since: None, _counted: counted };
+        self.put_back(priority, Box::new(connection));
     }
 
     /// Hands a free connection to who waits, or lays it on the stack.

@@ -176,7 +176,9 @@ impl PoolSet {
             let Some(permit) = host.connection_permit(priority, first) else { return };
             pool.connecting.set(pool.connecting.get() + 1);
             let guard = ConnectionGuard::new(host, permit);
-            host.core.stats.upstream_cx_http2_total.inc();
+            if !host.speaks_either() {
+                host.core.stats.upstream_cx_http2_total.inc();
+            }
             let (host, pools) = (host.clone(), self.clone());
             tokio::task::spawn_local(async move { pools.establish_h2(host, priority, guard).await });
         }
@@ -185,8 +187,18 @@ impl PoolSet {
     async fn establish_h2(self: Rc<Self>, host: Rc<WorkerHost>, priority: Priority, guard: ConnectionGuard) {
         let http = &host.cluster().config().http;
         let pool = &self.h2[priority as usize];
-        let failure = match connect::connect(host.cluster(), &host.host, &self.options, Some(b"h2")).await {
+        let offer = host.offer(&[b"h2"]);
+        let failure = match connect::connect(host.cluster(), &host.host, &self.options, offer).await {
+            Ok(connected) if self.is_other(&host, &connected.info, true) => {
+                pool.connecting.set(pool.connecting.get() - 1);
+                self.adopt_h1(&host, priority, guard, connected);
+                pool.waiting.fail(&PoolError::OtherProtocol);
+                return;
+            }
             Ok(connected) => {
+                if host.speaks_either() {
+                    host.core.stats.upstream_cx_http2_total.inc();
+                }
                 let mut info = connected.info;
                 info.protocol = Some(Protocol::Http2);
                 let stats = host.cluster().h2_stats();

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::circuit::{Permit, Priority};
 use crate::config::{HttpConfig, HttpProtocol};
-use crate::connect::{ConnectFailure, ConnectOptions};
+use crate::connect::{ConnectFailure, ConnectInfo, ConnectOptions};
 use crate::worker::WorkerHost;
 
 mod guard;
@@ -44,6 +44,9 @@ pub enum PoolError {
     /// A circuit breaker is open (`UO`).
     #[error("overflow")]
     Overflow,
+    /// The host speaks the other protocol (`auto_config`): the request goes to that pool.
+    #[error("protocol")]
+    OtherProtocol,
     /// The connection failed (`UF`).
     #[error("{}", .0.reset_reason())]
     Connect(ConnectFailure),
@@ -63,6 +66,8 @@ pub(crate) struct PoolSet {
     options: ConnectOptions,
     h1: [h1::Pool; 2],
     h2: [h2::Pool; 2],
+    /// With `auto_config`: what the host chose last. Until it did, HTTP/2 is hoped for.
+    speaks_h2: Cell<bool>,
     listed: Cell<bool>,
 }
 
@@ -169,18 +174,28 @@ impl WorkerHost {
         options: Option<&ConnectOptions>,
     ) -> Result<HttpLease, PoolError> {
         let pools = self.pool_set(options);
-        let h2 = match self.cluster().config().http.protocol {
-            HttpProtocol::Http1 => false,
-            HttpProtocol::Http2 => true,
-            HttpProtocol::Downstream => downstream_h2,
-        };
-        if h2 {
-            return h2::acquire(self, &pools, priority).await.map(HttpLease::H2);
+        let mut switches = 0;
+        loop {
+            let h2 = match self.cluster().config().http.protocol {
+                HttpProtocol::Http1 => false,
+                HttpProtocol::Http2 => true,
+                HttpProtocol::Downstream => downstream_h2,
+                HttpProtocol::Auto => pools.speaks_h2.get(),
+            };
+            let lease = if h2 {
+                h2::acquire(self, &pools, priority).await.map(HttpLease::H2)
+            } else if let Some(lease) = h1::checkout(self, &pools, priority)? {
+                return Ok(HttpLease::H1(lease));
+            } else {
+                h1::acquire(self, &pools, priority).await.map(HttpLease::H1)
+            };
+            match lease {
+                // A host that changes its mind with each connection is given up.
+                Err(PoolError::OtherProtocol) if switches < 2 => switches += 1,
+                Err(PoolError::OtherProtocol) => return Err(PoolError::Overflow),
+                lease => return lease,
+            }
         }
-        if let Some(lease) = h1::checkout(self, &pools, priority)? {
-            return Ok(HttpLease::H1(lease));
-        }
-        h1::acquire(self, &pools, priority).await.map(HttpLease::H1)
     }
 
     /// A fresh connection for `tcp_proxy`.
@@ -190,6 +205,16 @@ impl WorkerHost {
         options: &ConnectOptions,
     ) -> Result<TcpLease, PoolError> {
         tcp::acquire(self, priority, options).await
+    }
+
+    /// `auto_config`: the host chooses the protocol.
+    fn speaks_either(&self) -> bool {
+        self.cluster().config().http.protocol == HttpProtocol::Auto
+    }
+
+    /// The protocols to offer where the TLS context names none.
+    fn offer(&self, usual: &'static [&'static [u8]]) -> &'static [&'static [u8]] {
+        if self.speaks_either() { &[b"h2", b"http/1.1"] } else { usual }
     }
 
     fn pool_set(self: &Rc<Self>, options: Option<&ConnectOptions>) -> Rc<PoolSet> {
@@ -213,6 +238,7 @@ impl WorkerHost {
                 options,
                 h1: Default::default(),
                 h2: Default::default(),
+                speaks_h2: Cell::new(true),
                 listed: Cell::new(false),
             })
         };
@@ -272,6 +298,19 @@ impl WorkerHost {
 }
 
 impl PoolSet {
+    /// With `auto_config`: notes what the host chose. True where that is not what the pool speaks.
+    fn is_other(&self, host: &WorkerHost, info: &ConnectInfo, h2: bool) -> bool {
+        if !host.speaks_either() {
+            return false;
+        }
+        let chosen = info.tls.as_ref().is_some_and(|tls| tls.alpn.as_deref() == Some("h2"));
+        self.speaks_h2.set(chosen);
+        // Envoy counts such a connection when it is begun and again when its codec is made.
+        host.core.stats.upstream_cx_total.inc();
+        host.host.stats.cx_total.inc();
+        chosen != h2
+    }
+
     /// Closes what is idle; called when no new requests will come.
     pub(crate) fn drain(&self) {
         for pool in &self.h1 {

@@ -50,7 +50,7 @@ pub(super) async fn acquire(
         return Err(PoolError::Overflow);
     };
     let guard = ConnectionGuard::new(host, permit);
-    let result = connect::connect(host.cluster(), &host.host, options, None).await;
+    let result = connect::connect(host.cluster(), &host.host, options, &[]).await;
     drop(place);
     match result {
         Ok(connected) => {
