@@ -18,8 +18,12 @@ mod encode;
 mod io;
 mod parse;
 mod server;
+mod stats;
 
 pub use client::{ClientConnection, ClientOptions, ResponseHead};
 pub use encode::HeaderCase;
 pub use parse::fuzz_parse;
-pub use server::{HeadError, RequestBody, RequestHead, ServerConnection, ServerOptions, Underscores};
+pub use server::{
+    HeadError, RequestBody, RequestHead, ServerConnection, ServerOptions, UNDERSCORE, Underscores,
+};
+pub use stats::CodecStats;

@@ -137,24 +137,30 @@ fn parse_error(error: httparse::Error) -> CodecError {
 /// A request head. `Ok(None)`: more bytes are needed. Pseudo headers are not set yet, but for `:method`.
 pub(super) fn request(bytes: &[u8], limits: &Limits, method_only: bool) -> Result<Option<Head>, CodecError> {
     check_first_line(bytes, limits, method_only)?;
-    // Few requests have many headers; the large room is only used when the small one was not enough.
-    match request_within(bytes, limits, limits.max_headers.min(INLINE_HEADERS)) {
-        Err(e) if e == TOO_MANY && limits.max_headers > INLINE_HEADERS => {
-            request_within(bytes, limits, limits.max_headers)
+    unfolding(bytes, limits, |bytes| {
+        // Few requests have many headers; the large room is only used when the small one was not enough.
+        match request_within(bytes, limits, limits.max_headers.min(INLINE_HEADERS)) {
+            Err(e) if e == TOO_MANY && limits.max_headers > INLINE_HEADERS => {
+                request_within(bytes, limits, limits.max_headers)
+            }
+            other => other,
         }
-        other => other,
-    }
+    })
 }
 
 fn request_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<Head>, CodecError> {
     with_room(room, |room| {
         let mut parsed = httparse::Request::new(&mut []);
-        let len = match parsed.parse_with_uninit_headers(bytes, room) {
+        let mut config = httparse::ParserConfig::default();
+        config.allow_multiple_spaces_in_request_line_delimiters(true);
+        let len = match config.parse_request_with_uninit_headers(&mut parsed, bytes, room) {
             Ok(httparse::Status::Complete(len)) => len,
             Ok(httparse::Status::Partial) => {
                 return if bytes.len() > limits.max_bytes { Err(TOO_LARGE) } else { Ok(None) };
             }
-            Err(httparse::Error::Version) if has_version(bytes) => return Err(LOW_VERSION),
+            Err(e @ (httparse::Error::Version | httparse::Error::Token)) => {
+                return Err(refused_line(bytes, e, limits));
+            }
             Err(e) => return Err(parse_error(e)),
         };
         if len > limits.max_bytes + 4 * parsed.headers.len() + 32 {
@@ -166,7 +172,7 @@ fn request_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<H
             return Err(CodecError::parse("HPE_INVALID_METHOD"));
         }
         if !url_is_valid(target.as_bytes(), method == "CONNECT") {
-            return Err(CodecError::parse("HPE_INVALID_URL"));
+            return Err(refused_line(bytes, httparse::Error::Token, limits));
         }
         let protocol = if parsed.version == Some(1) { Protocol::Http11 } else { Protocol::Http10 };
         let mut headers = HeaderMap::with_capacity(len + 160, parsed.headers.len() + 12);
@@ -177,12 +183,59 @@ fn request_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<H
     })
 }
 
-/// Whether the first line ends with a version of the right form; whatever is not 1.1 counts as too old.
-fn has_version(bytes: &[u8]) -> bool {
-    let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end();
-    let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
-    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-        if major.is_ascii_digit() && minor.is_ascii_digit())
+/// What is wrong with a request line, as Envoy tells it: control bytes, no version or one that is not 1.1, anything else.
+fn refused_line(bytes: &[u8], error: httparse::Error, limits: &Limits) -> CodecError {
+    let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.iter().any(|c| (*c < b' ' && !matches!(c, b'\t' | b'\r')) || *c == 127) {
+        return INVALID_CHARACTERS;
+    }
+    let mut parts = line.split(|b| *b == b' ').filter(|part| !part.is_empty());
+    let known = |method: &[u8]| limits.allow_custom_methods || METHODS.iter().any(|m| m.as_bytes() == method);
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(method), Some(_), None, None) if known(method) => LOW_VERSION,
+        (Some(method), Some(_), Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None)
+            if known(method)
+                && major.is_ascii_digit()
+                && minor.is_ascii_digit()
+                && (*major, *minor) != (b'1', b'1') =>
+        {
+            LOW_VERSION
+        }
+        _ => parse_error(error),
+    }
+}
+
+/// Tries a head that the parser refuses again with its folded lines joined (RFC 9112 section 5.2): like Envoy, only the line
+/// end goes, the spaces behind it stay.
+fn unfolding(
+    bytes: &[u8],
+    limits: &Limits,
+    parse: impl Fn(&[u8]) -> Result<Option<Head>, CodecError>,
+) -> Result<Option<Head>, CodecError> {
+    let error = match parse(bytes) {
+        Err(error) => error,
+        parsed => return parsed,
+    };
+    let (mut joined, mut folded, mut from, mut first) = (Vec::new(), false, 0, true);
+    for end in memchr::memchr_iter(b'\n', bytes) {
+        let line = &bytes[from..end];
+        if line.strip_suffix(b"\r").unwrap_or(line).is_empty() {
+            if !folded {
+                return Err(error);
+            }
+            joined.extend_from_slice(&bytes[from..=end]);
+            let head = parse(&joined)?;
+            return Ok(head.map(|head| Head { len: end + 1, ..head }));
+        }
+        let fold = !first && matches!(bytes.get(end + 1), Some(b' ' | b'\t'));
+        folded |= fold;
+        let line = if fold { line.strip_suffix(b"\r").unwrap_or(line) } else { &bytes[from..=end] };
+        joined.extend_from_slice(line);
+        (from, first) = (end + 1, false);
+    }
+    let fold_may_follow = folded && bytes.len() <= limits.max_bytes;
+    if fold_may_follow { Ok(None) } else { Err(error) }
 }
 
 /// Errors that Envoy sees before the head is complete.
@@ -202,12 +255,14 @@ pub(super) fn response(bytes: &[u8], limits: &Limits) -> Result<Option<Head>, Co
     if bytes.first().is_some_and(|b| *b != b'H') {
         return Err(CodecError::parse("HPE_INVALID_CONSTANT"));
     }
-    match response_within(bytes, limits, limits.max_headers.min(INLINE_HEADERS)) {
-        Err(e) if e == TOO_MANY && limits.max_headers > INLINE_HEADERS => {
-            response_within(bytes, limits, limits.max_headers)
+    unfolding(bytes, limits, |bytes| {
+        match response_within(bytes, limits, limits.max_headers.min(INLINE_HEADERS)) {
+            Err(e) if e == TOO_MANY && limits.max_headers > INLINE_HEADERS => {
+                response_within(bytes, limits, limits.max_headers)
+            }
+            other => other,
         }
-        other => other,
-    }
+    })
 }
 
 fn response_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<Head>, CodecError> {
@@ -420,7 +475,6 @@ mod tests {
         for bad in [
             "FOO / HTTP/1.1\r\n\r\n",
             "get / HTTP/1.1\r\n\r\n",
-            "GET  HTTP/1.1\r\n\r\n",
             "GET foo HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\r\nA B: c\r\n\r\n",
             "GET / HTTP/1.1\r\nA : c\r\n\r\n",
@@ -429,6 +483,28 @@ mod tests {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
         assert!(parse("GET / HTTP/1.1\r\nA: b\r\n").unwrap().is_none());
+    }
+
+    #[test]
+    fn folded_lines_are_joined() {
+        let head = parse("GET / HTTP/1.1\r\nA: b\r\n c\r\n\td\r\nHost: x\r\n\r\nrest").unwrap().unwrap();
+        assert_eq!(head.len, 41);
+        let all: Vec<_> = head.headers.iter().map(|(_, n, v)| (n.to_vec(), v.to_vec())).skip(1).collect();
+        assert_eq!(all, [(b"a".to_vec(), b"b c\td".to_vec()), (b"host".to_vec(), b"x".to_vec())]);
+        assert!(parse("GET / HTTP/1.1\r\nA: b\r\n c\r\n").unwrap().is_none());
+        assert!(parse("GET / HTTP/1.1\r\n A: b\r\n\r\n").is_err());
+        assert!(parse("GET / HTTP/1.1\r\nA: b\r\n c\x01\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn refused_lines_are_told_apart() {
+        let error = |text: &str| parse(text).map(|_| ()).unwrap_err();
+        assert_eq!(error("GET /\r\n\r\n"), LOW_VERSION);
+        assert_eq!(error("GET / HTTP/2.0\r\n\r\n"), LOW_VERSION);
+        assert_eq!(error("GET /\x01 HTTP/1.1\r\n\r\n"), INVALID_CHARACTERS);
+        assert_eq!(error("GET /a b HTTP/1.1\r\n\r\n").status, 400);
+        assert_eq!(error("PRI * HTTP/2.0\r\n\r\n").status, 400);
+        assert!(parse("GET  /two HTTP/1.1\r\n\r\n").unwrap().is_some());
     }
 
     #[test]

@@ -32,6 +32,10 @@ pub enum Underscores {
     Drop,
 }
 
+/// A header's name has an underscore, and such requests are refused.
+pub const UNDERSCORE: CodecError =
+    CodecError::bad("http1.unexpected_underscore", "header name contains underscores");
+
 /// What a listener's configuration says about HTTP/1.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
@@ -366,7 +370,7 @@ impl Inner {
             has
         });
         if found > 0 && self.options.underscores == Underscores::Reject {
-            return Err(CodecError::bad("http1.unexpected_underscore", "header name contains underscores"));
+            return Err(UNDERSCORE);
         }
         Ok(found)
     }

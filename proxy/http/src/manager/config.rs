@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
 use ipnet::IpNet;
 use pb::http_connection_manager as hcm;
-use sampan_codec::h1::{HeaderCase, ServerOptions, Underscores};
+use sampan_codec::h1::{self, HeaderCase, ServerOptions, Underscores};
 use sampan_codec::h2;
 use sampan_core::access_log::AccessLogger;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
@@ -36,8 +36,11 @@ pub struct Manager {
     pub listener_stats: ListenerStats,
     /// HTTP/1
     pub h1: ServerOptions,
+    /// A bad message over HTTP/1 does not end its connection (`stream_error_on_invalid_http_message`).
+    pub stream_errors: bool,
     /// HTTP/2
     pub h2: h2::Options,
+    h1_stats: Lazy<h1::CodecStats>,
     /// Its codec's stats, made with the first such connection, as in Envoy.
     h2_stats: Lazy<Arc<h2::CodecStats>>,
     /// Timeouts and counts.
@@ -280,6 +283,8 @@ impl Manager {
             listener_stats: ListenerStats::new(&context.listener_scope.scope(&prefix)),
             h1,
             h2,
+            h1_stats: Lazy::new(context.root_scope().clone(), h1::CodecStats::new),
+            stream_errors: h1_stream_errors(message),
             h2_stats: Lazy::new(context.root_scope().clone(), |scope| Arc::new(h2::CodecStats::new(scope))),
             limits: limits(message, &common),
             request: request_options(message, context)?,
@@ -312,6 +317,11 @@ impl Manager {
 }
 
 impl Manager {
+    /// Stats of the HTTP/1 codec.
+    pub fn h1_stats(&self) -> &h1::CodecStats {
+        self.h1_stats.get()
+    }
+
     /// Stats of the HTTP/2 codec.
     pub fn h2_stats(&self) -> &Arc<h2::CodecStats> {
         self.h2_stats.get()
@@ -428,6 +438,12 @@ fn http1(
             .at("http_protocol_options")?,
         underscores: underscores(common),
     })
+}
+
+fn h1_stream_errors(message: &pb::HttpConnectionManager) -> bool {
+    let own = message.http_protocol_options.as_ref();
+    let own = own.and_then(|h1| h1.override_stream_error_on_invalid_http_message);
+    flag(own.or(message.stream_error_on_invalid_http_message), false)
 }
 
 fn underscores(common: &core::HttpProtocolOptions) -> Underscores {

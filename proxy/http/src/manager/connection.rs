@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use sampan_codec::h1::{HeadError, RequestHead, ServerConnection};
+use sampan_codec::h1::{HeadError, RequestHead, ServerConnection, UNDERSCORE};
 use sampan_codec::{Body, CodecError};
 use sampan_core::clock;
 use sampan_core::drain::{Phase, Signal};
@@ -150,6 +150,7 @@ enum Next {
 async fn serve_h1(connection: Connection, transport: Transport) {
     let manager = connection.manager.clone();
     let codec = ServerConnection::new(transport, codec_options(&manager));
+    let stats = manager.h1_stats();
     clock::tick();
     let timer = Timer::default();
     let mut drain = connection.drain.clone();
@@ -204,6 +205,9 @@ async fn serve_h1(connection: Connection, transport: Transport) {
         let fate = match next {
             Next::End => break,
             Next::Request(head) => {
+                if head.dropped_underscores > 0 {
+                    stats.dropped_headers_with_underscores.add(head.dropped_underscores.into());
+                }
                 let body = if head.end { Body::Empty } else { Body::stream(codec.body()) };
                 // The exchange's state is large and an idle connection must not pay for it: it lives on the heap
                 // for as long as the exchange does.
@@ -211,6 +215,9 @@ async fn serve_h1(connection: Connection, transport: Transport) {
             }
             Next::Refuse(error) => {
                 manager.stats.downstream_cx_protocol_error.inc();
+                if error.details == UNDERSCORE.details {
+                    stats.requests_rejected_with_underscores_in_headers.inc();
+                }
                 Box::pin(refuse(&connection, error, &timer, &mut responder)).await;
                 Fate::Linger
             }

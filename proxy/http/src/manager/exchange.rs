@@ -59,6 +59,8 @@ pub struct Exchange {
     response: Option<HeaderMap>,
     trailers: Option<HeaderMap>,
     close: bool,
+    /// The response was there before the client could have sent more: nothing was waited for.
+    at_once: bool,
     /// It was the drain that asked to close.
     drained: bool,
     wire_before: (u64, u64),
@@ -81,6 +83,7 @@ impl Exchange {
             response: None,
             trailers: None,
             close: false,
+            at_once: false,
             drained: false,
             // The head has been read already and belongs to this exchange.
             wire_before: (read.saturating_sub(stream.info.bytes.header_received), written),
@@ -341,8 +344,11 @@ impl Exchange {
             stream.info.flags.set(flag);
         }
         // A bad request may be out of step with its connection (HTTP/1).
-        let bad = reply.status == 400 && stream.info.protocol.is_some_and(|p| p < Protocol::Http2);
+        let bad = reply.status == 400
+            && stream.info.protocol.is_some_and(|p| p < Protocol::Http2)
+            && !stream.manager.stream_errors;
         self.close |= reply.close || bad;
+        self.at_once = stream.resumed.is_none() && stream.info.attempts == 0;
         stream.info.details = Some(reply.details.clone());
         let manager = stream.manager.clone();
         manager.local_reply.respond(reply, stream)
@@ -471,8 +477,10 @@ impl Exchange {
                 return Fate::Keep;
             }
         };
-        // A client that is asked to go closes first, as in Envoy.
-        match (incomplete || self.drained, self.close) {
+        // Where more may be on its way, and where a client is asked to go, the client closes first, as in Envoy.
+        let broken = self.stream.info.flags.has(ResponseFlag::DownstreamProtocolError);
+        let linger = incomplete || self.drained || (self.close && (self.at_once || broken));
+        match (linger, self.close) {
             (true, _) => Fate::Linger,
             (false, true) => Fate::Close,
             (false, false) => Fate::Keep,

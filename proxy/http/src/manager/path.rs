@@ -37,14 +37,14 @@ pub enum Normalized {
     Changed(Vec<u8>),
     /// Redirect to this path.
     Redirect(Vec<u8>),
-    /// 400.
-    Reject,
+    /// 400; the path as far as it was normalised, where it was.
+    Reject(Option<Vec<u8>>),
 }
 
 /// Normalises `path`, query included (which is left alone).
 pub fn normalize(path: &[u8], options: PathOptions) -> Normalized {
     if path.contains(&b'#') {
-        return Normalized::Reject;
+        return Normalized::Reject(None);
     }
     let query = path.iter().position(|c| *c == b'?').unwrap_or(path.len());
     let (original, query) = path.split_at(query);
@@ -54,7 +54,7 @@ pub fn normalize(path: &[u8], options: PathOptions) -> Normalized {
         && let Some(unescaped) = unescape_slashes(&now)
     {
         match options.escaped_slashes {
-            EscapedSlashes::Reject => return Normalized::Reject,
+            EscapedSlashes::Reject => return Normalized::Reject(Some([&unescaped, query].concat())),
             EscapedSlashes::Redirect => redirect = true,
             EscapedSlashes::Forward | EscapedSlashes::Keep => {}
         }
@@ -63,7 +63,7 @@ pub fn normalize(path: &[u8], options: PathOptions) -> Normalized {
     if options.normalize && !is_canonical(&now) {
         match canonicalize(&now) {
             Some(canonical) => now = Cow::Owned(canonical),
-            None => return Normalized::Reject,
+            None => return Normalized::Reject(None),
         }
     }
     if options.merge_slashes && now.windows(2).any(|w| w == b"//") {
@@ -250,8 +250,8 @@ mod tests {
         ] {
             assert_eq!(canonical(from), to, "{from}");
         }
-        assert_eq!(canonical("/%00"), "Reject");
-        assert_eq!(canonical("/a#b"), "Reject");
+        assert_eq!(canonical("/%00"), "Reject(None)");
+        assert_eq!(canonical("/a#b"), "Reject(None)");
     }
 
     #[test]

@@ -89,7 +89,12 @@ fn normalize_path(manager: &Manager, headers: &mut HeaderMap, grpc: bool) -> Res
             headers.set(HeaderId::PATH, &path);
             Err(LocalReply::new(307, DETAILS).header(HeaderId::LOCATION, path))
         }
-        Normalized::Redirect(_) | Normalized::Reject => {
+        Normalized::Redirect(path) | Normalized::Reject(Some(path)) => {
+            headers.set(HeaderId::PATH, path);
+            manager.stats.downstream_rq_failed_path_normalization.inc();
+            Err(LocalReply::new(400, DETAILS))
+        }
+        Normalized::Reject(None) => {
             manager.stats.downstream_rq_failed_path_normalization.inc();
             Err(LocalReply::new(400, DETAILS))
         }

@@ -271,9 +271,7 @@ impl VirtualHost {
 
     fn requires_redirect(&self, request: &RequestView<'_>) -> bool {
         use pb::virtual_host::TlsRequirementType as Tls;
-        let https = || {
-            request.headers.get(HeaderId::X_FORWARDED_PROTO).is_some_and(|p| p.eq_ignore_ascii_case(b"https"))
-        };
+        let https = || request.headers.get(HeaderId::X_FORWARDED_PROTO).is_some_and(|p| p == b"https");
         match self.require_tls {
             Tls::None => false,
             Tls::All => !https(),

@@ -4,8 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::Context;
 
-use sampan_codec::h1::{ClientConnection, ClientOptions};
-use sampan_core::stats::{Counter, Scope};
+use sampan_codec::h1::{ClientConnection, ClientOptions, CodecStats};
 use sampan_core::stream_info::Protocol;
 use tokio::sync::oneshot;
 
@@ -49,26 +48,8 @@ pub(super) struct Pool {
     connecting: Cell<usize>,
     /// All connections.
     total: Rc<Cell<usize>>,
+    /// `cluster.NAME.http1.*` is there once the cluster has spoken HTTP/1; nothing of it can happen to an upstream.
     codec: RefCell<Option<(Rc<ClientOptions>, CodecStats)>>,
-}
-
-/// `cluster.NAME.http1.*`, there once the cluster has spoken HTTP/1. What they count cannot happen to an upstream
-/// here: responses do not queue up, and their headers' underscores are nobody's business.
-struct CodecStats {
-    _counters: [Counter; 4],
-}
-
-impl CodecStats {
-    fn new(cluster: &Scope) -> Self {
-        let scope = cluster.scope("http1");
-        let names = [
-            "dropped_headers_with_underscores",
-            "metadata_not_supported_error",
-            "requests_rejected_with_underscores_in_headers",
-            "response_flood",
-        ];
-        Self { _counters: names.map(|name| scope.counter(name)) }
-    }
 }
 
 /// Takes one out of the pool's total when the connection is gone.
