@@ -15,7 +15,8 @@ use crate::h1::Underscores;
 
 /// What an error of the crate means for a stream.
 pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
-    if error.reason() == Some(Reason::REFUSED_STREAM) {
+    // A GOAWAY fails only the streams behind its last one: nobody has done anything for them.
+    if error.reason() == Some(Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote()) {
         return ResetReason::RemoteRefused;
     }
     if error.is_reset() && error.is_remote() {

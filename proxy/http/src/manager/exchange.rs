@@ -558,6 +558,12 @@ impl Exchange {
     /// The client gave up.
     pub fn gone(mut self, reason: ResetReason, responder: &mut Responder) -> Fate {
         self.count_wire(responder);
+        let reason = match responder {
+            // The request's body has told before the stream did.
+            Responder::H2(h2) if h2.shared.is_over() => ResetReason::ConnectionTermination,
+            Responder::H2(h2) if h2.stream.meter().reset_by_peer => ResetReason::RemoteReset,
+            _ => reason,
+        };
         if reason == ResetReason::LocalReset {
             self.reset(responder);
             if let Responder::H2(h2) = responder {

@@ -49,6 +49,8 @@ pub struct Shared {
     connection: Connection,
     active: Cell<u32>,
     finished: RefCell<Vec<Unsent>>,
+    /// The connection has ended: nobody settles any more.
+    over: Cell<bool>,
     ended: Cell<Option<Ended>>,
     /// Streams that are over, and those of them that were reset before they came to anything (CVE-2023-44487).
     closed: Cell<u64>,
@@ -112,6 +114,11 @@ impl Shared {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_over(&self) -> bool {
+        self.over.get()
     }
 
     /// Why the connection ended, where it was not the client who left.
@@ -189,6 +196,7 @@ pub(super) async fn serve(connection: Connection, transport: Transport) {
         connection,
         active: Cell::new(0),
         finished: RefCell::default(),
+        over: Cell::new(false),
         ended: Cell::new(None),
         closed: Cell::new(0),
         premature: Cell::new(0),
@@ -303,6 +311,7 @@ fn remember(slot: &RefCell<Option<Waker>>, cx: &Context<'_>) {
 
 /// Counts the end and tells the streams that are left why it came.
 async fn finish(shared: &Shared, codec: &mut h2::ServerConnection, event: Event) {
+    shared.over.set(true);
     let stats = &shared.connection.manager.stats;
     let mut remote = false;
     let ended = match event {
@@ -378,8 +387,16 @@ async fn serve_stream(shared: Rc<Shared>, accepted: Accepted, active: ActiveStre
         }
     }
     if let Responder::H2(h2) = &mut responder
-        && let Some(exchange) = h2.finished.take()
+        && let Some(mut exchange) = h2.finished.take()
     {
+        if shared.is_over() {
+            let meter = h2.stream.meter();
+            exchange.note_meter(&meter);
+            if !meter.ended && !h2.cut {
+                exchange.note_gone(ResetReason::ConnectionTermination, &shared);
+            }
+            return;
+        }
         if h2.cut {
             shared.wake();
         }

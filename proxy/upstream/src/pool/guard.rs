@@ -15,6 +15,8 @@ pub(crate) struct ConnectionGuard {
     connected: Cell<bool>,
     by_peer: Cell<bool>,
     active: Cell<bool>,
+    /// The connection is over; what it carried then is what counts.
+    over: Cell<bool>,
     requests: Cell<u64>,
     counted_bytes: Cell<(u64, u64)>,
 }
@@ -33,6 +35,7 @@ impl ConnectionGuard {
             connected: Cell::new(false),
             by_peer: Cell::new(false),
             active: Cell::new(false),
+            over: Cell::new(false),
             requests: Cell::new(0),
             counted_bytes: Cell::new((0, 0)),
         }
@@ -62,7 +65,14 @@ impl ConnectionGuard {
 
     /// No request is under way.
     pub(crate) fn idle(&self) {
-        self.active.set(false);
+        if !self.over.get() {
+            self.active.set(false);
+        }
+    }
+
+    /// The connection is over, whoever still holds it.
+    pub(crate) fn over(&self) {
+        self.over.set(true);
     }
 
     pub(crate) fn requests(&self) -> u64 {
