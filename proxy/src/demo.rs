@@ -33,7 +33,18 @@ pub fn run() -> ExitCode {
          \x20 curl -s http://127.0.0.1:9901/help       everything that the admin interface knows\n\n\
          The access log follows; Ctrl-C ends.",
     );
-    let flags = ["--config-yaml", BOOTSTRAP, "--concurrency", "1", "-l", "warning", "--drain-time-s", "5"];
+    let flags = [
+        "--config-yaml",
+        BOOTSTRAP,
+        "--concurrency",
+        "1",
+        "-l",
+        "warning",
+        "--drain-time-s",
+        "5",
+        "--file-flush-interval-msec",
+        "100",
+    ];
     match cli::parse(flags.map(str::to_owned)) {
         Ok(Command::Run(options)) => crate::run(&options),
         Ok(Command::Print(_)) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use sampan_core::clock;
@@ -36,6 +36,18 @@ struct Armed {
     until: Instant,
     /// The sleep has fired and was not set again.
     fired: bool,
+    /// Whom the sleep will wake.
+    waker: Option<Waker>,
+}
+
+impl Armed {
+    /// The sleep will wake this task, no later than wanted, and has not done so yet: nothing is to be done.
+    fn serves(&self, cx: &Context<'_>, deadline: Instant) -> bool {
+        !self.fired
+            && deadline >= self.until
+            && self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
+            && !self.sleep.is_elapsed()
+    }
 }
 
 /// Which of an exchange's own deadlines has passed.
@@ -74,7 +86,11 @@ impl Timer {
             sleep: Box::pin(tokio::time::sleep_until(deadline.into())),
             until: deadline,
             fired: false,
+            waker: None,
         });
+        if armed.serves(cx, deadline) {
+            return Poll::Pending;
+        }
         loop {
             if armed.fired || deadline < armed.until {
                 armed.sleep.as_mut().reset(deadline.into());
@@ -82,6 +98,7 @@ impl Timer {
                 armed.fired = false;
             }
             if armed.sleep.as_mut().poll(cx).is_pending() {
+                armed.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
             armed.fired = true;
@@ -164,16 +181,16 @@ impl Timer {
     /// Ready once one of the exchange's deadlines has passed.
     pub fn poll_expired(&self, cx: &mut Context<'_>) -> Poll<Expired> {
         let idle_at = self.0.idle_timeout.get().map(|idle| self.0.last_activity.get() + idle);
-        for (at, what) in [
+        let all = [
             (self.0.request_at.get(), Expired::Request),
             (self.0.max_duration_at.get(), Expired::MaxDuration),
             (idle_at, Expired::Idle),
-        ] {
-            if self.poll(cx, at).is_ready() {
-                return Poll::Ready(what);
-            }
+        ];
+        let first = all.into_iter().filter_map(|(at, what)| Some((at?, what))).min_by_key(|(at, _)| *at);
+        match first {
+            Some((at, what)) => self.poll(cx, Some(at)).map(|()| what),
+            None => Poll::Pending,
         }
-        Poll::Pending
     }
 
     /// An informational head from upstream.
