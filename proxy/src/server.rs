@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sampan_admin::{Admin, AdminModel, DrainRequest};
+use sampan_core::access_log::AccessLogger;
 use sampan_core::drain::{Drain, Phase};
 use sampan_core::error::AtField;
 use sampan_core::log::{Component, Level};
@@ -77,7 +78,8 @@ pub fn validate(options: &Options) -> Result<(), BootError> {
     let runtime = control_runtime()?;
     LocalSet::new().block_on(&runtime, async {
         let boot = boot::load(options)?;
-        admin_model(&boot).map(drop)
+        let model = admin_model(&boot)?;
+        admin_access_log(&boot, &model).map(drop)
     })
 }
 
@@ -92,6 +94,13 @@ fn admin_model(boot: &Boot) -> Result<AdminModel, BootError> {
         Some(admin) => Ok(AdminModel::parse(admin).at("admin")?),
         None => Ok(AdminModel::default()),
     }
+}
+
+fn admin_access_log(boot: &Boot, model: &AdminModel) -> Result<Vec<AccessLogger>, BootError> {
+    let server = &boot.server;
+    let made =
+        AccessLogger::list_from_proto(&model.access_log, "access_log", &server.access_logs, &server.runtime);
+    Ok(made.at("admin")?)
 }
 
 async fn serve(options: &Options) -> Result<(), BootError> {
@@ -163,7 +172,8 @@ async fn start_admin(process: &Rc<Process>, model: AdminModel) -> Result<(), Boo
             .map_err(|e| BootError::System(format!("admin address path '{}'", path.display()), e))?;
     }
     let server = &process.boot.server;
-    let view = Rc::new(View::new(process.clone(), &model)?);
+    let access_log = admin_access_log(&process.boot, &model)?;
+    let view = Rc::new(View::new(process.clone(), access_log));
     let admin = Rc::new(Admin::new(view, server.stats.clone(), server.runtime.clone(), model));
     tokio::task::spawn_local(sampan_admin::serve(listener, admin));
     Ok(())

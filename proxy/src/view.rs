@@ -1,21 +1,25 @@
 //! The process as its admin interface shows it.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, Timestamp};
 use prost::Message;
 use prost::bytes::Bytes;
 use sampan_admin::{
-    AccessEntry, AdminModel, AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow,
-    Section, Thresholds,
+    AccessEntry, AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow, Section,
+    Thresholds,
 };
 use sampan_core::Address;
+use sampan_core::access_log::AccessLogger;
 use sampan_core::drain::Phase;
-use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::format::FormatContext;
+use sampan_core::stream_info::{ConnectionInfo, StreamInfo};
 use sampan_upstream::{Cluster, HealthFlag, Host, Origin, Priority};
 
 use crate::server::{Command, Process};
@@ -23,22 +27,55 @@ use crate::server::{Command, Process};
 /// What [`sampan_admin`] reads.
 pub struct View {
     process: Rc<Process>,
+    access_log: Vec<AccessLogger>,
+    requests: Cell<u64>,
 }
 
 impl View {
     /// A view of the process.
-    pub fn new(process: Rc<Process>, model: &AdminModel) -> ConfigResult<Self> {
-        if !model.access_log.is_empty() {
-            // Written by the admin's own few fields; a stream's formatter has nothing to read there.
-            return Err(ConfigError::unsupported("access_log of the admin interface").at("access_log"))
-                .at("admin");
-        }
-        Ok(Self { process })
+    pub fn new(process: Rc<Process>, access_log: Vec<AccessLogger>) -> Self {
+        Self { process, access_log, requests: Cell::new(0) }
     }
 
     fn updated(&self) -> Option<Timestamp> {
         Some(timestamp(self.process.started_at))
     }
+}
+
+/// A request to the admin interface as a stream, for the formatter.
+fn admin_stream(id: u64, entry: &AccessEntry<'_>) -> StreamInfo {
+    let unix = || Address::Pipe("".into());
+    let remote = entry.peer.map_or_else(unix, Address::from);
+    let start_system = SystemTime::now() - entry.start.elapsed();
+    let connection = ConnectionInfo {
+        id,
+        local: entry.local.map_or_else(unix, Address::from),
+        direct_remote: remote.clone(),
+        remote,
+        local_restored: false,
+        listener: "admin".into(),
+        filter_chain: "".into(),
+        requested_server_name: None,
+        transport_protocol: "raw_buffer",
+        application_protocols: Vec::new(),
+        tls: None,
+        proxy_tlvs: Vec::new(),
+        start: entry.start,
+        start_system,
+        handshake_done: None,
+        transport_failure: None,
+        slots: Default::default(),
+    };
+    let mut info = StreamInfo::new(id, Rc::new(connection), Some(entry.protocol));
+    info.start = entry.start;
+    info.start_system = start_system;
+    info.last_downstream_rx = Some(entry.start);
+    info.end = Some(Instant::now());
+    info.response_code = entry.status;
+    info.details = Some("admin_filter_response".into());
+    info.bytes.received = entry.bytes_received as u64;
+    info.bytes.sent = entry.bytes_sent as u64;
+    info
 }
 
 fn timestamp(time: SystemTime) -> Timestamp {
@@ -327,7 +364,21 @@ impl AdminSource for View {
         stats.first_certificate(details.map(|d| d.days_until_expiration).min());
     }
 
-    fn accessed(&self, _entry: &AccessEntry<'_>) {}
+    fn logs_access(&self) -> bool {
+        !self.access_log.is_empty()
+    }
+
+    fn accessed(&self, entry: &AccessEntry<'_>) {
+        let id = self.requests.replace(self.requests.get() + 1);
+        let info = admin_stream(id, entry);
+        let context = FormatContext {
+            request: Some(entry.request),
+            response: Some(entry.response),
+            log_type: AccessLogType::DownstreamEnd,
+            ..FormatContext::new(&info)
+        };
+        self.access_log.iter().for_each(|logger| logger.log(&context));
+    }
 }
 
 impl View {

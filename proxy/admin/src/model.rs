@@ -1,7 +1,10 @@
 //! `bootstrap.admin`.
 
-use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
+use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
 use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
+use envoy_types::pb::google::protobuf::Any;
+use prost::{Message, Name};
 use sampan_core::error::AtField;
 use sampan_core::matcher::StringMatcher;
 use sampan_core::{Address, ConfigError, ConfigResult};
@@ -24,16 +27,32 @@ impl AdminModel {
         if !message.socket_options.is_empty() {
             return Err(ConfigError::unsupported("socket_options").at("socket_options"));
         }
-        #[allow(deprecated)]
-        if !matches!(message.access_log_path.as_str(), "" | "/dev/null") {
-            return Err(ConfigError::unsupported("access_log_path (use access_log)").at("access_log_path"));
+        let mut access_log = message.access_log.clone();
+        #[allow(deprecated, reason = "Envoy 1.40 still takes it")]
+        let path = &message.access_log_path;
+        if !path.is_empty() {
+            access_log.push(file_log(path));
         }
         let allow_paths = StringMatcher::list_from_proto(&message.allow_paths, "allow_paths")?;
-        Ok(Self { address, access_log: message.access_log.clone(), allow_paths })
+        Ok(Self { address, access_log, allow_paths })
     }
 
     /// Whether the path, with its query, may be asked for.
     pub fn allows(&self, path: &str) -> bool {
         self.allow_paths.is_empty() || self.allow_paths.iter().any(|m| m.matches(path))
+    }
+}
+
+/// `access_log_path` is a file log in the usual format.
+fn file_log(path: &str) -> AccessLog {
+    let file = FileAccessLog { path: path.to_owned(), ..Default::default() };
+    let any = Any {
+        type_url: format!("type.googleapis.com/{}", FileAccessLog::full_name()),
+        value: file.encode_to_vec(),
+    };
+    AccessLog {
+        name: "envoy.access_loggers.file".to_owned(),
+        filter: None,
+        config_type: Some(ConfigType::TypedConfig(any)),
     }
 }

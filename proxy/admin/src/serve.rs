@@ -19,8 +19,9 @@ use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use sampan_core::Address;
 use sampan_core::log::{Component, Level};
+use sampan_core::stream_info::Protocol;
+use sampan_core::{Address, HeaderId, HeaderMap, HeaderName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -80,6 +81,7 @@ pub async fn serve(listener: Listener, admin: Rc<Admin>) {
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 let _ = stream.set_nodelay(true);
                 tokio::task::spawn_local(connection(
+                    stream.local_addr().ok(),
                     stream,
                     Some(peer),
                     admin.clone(),
@@ -87,7 +89,13 @@ pub async fn serve(listener: Listener, admin: Rc<Admin>) {
                 ));
             }),
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                tokio::task::spawn_local(connection(stream, None, admin.clone(), Connection::new(&stats)));
+                tokio::task::spawn_local(connection(
+                    None,
+                    stream,
+                    None,
+                    admin.clone(),
+                    Connection::new(&stats),
+                ));
             }),
         };
         if let Err(error) = accepted {
@@ -99,6 +107,7 @@ pub async fn serve(listener: Listener, admin: Rc<Admin>) {
 }
 
 async fn connection(
+    local: Option<SocketAddr>,
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     peer: Option<SocketAddr>,
     admin: Rc<Admin>,
@@ -107,7 +116,7 @@ async fn connection(
     let stats = counted.stats();
     let service = service_fn(move |request| {
         let (admin, stats) = (admin.clone(), stats.clone());
-        async move { Ok::<_, Infallible>(respond(&admin, &stats, peer, request).await) }
+        async move { Ok::<_, Infallible>(respond(&admin, &stats, (local, peer), request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -122,15 +131,15 @@ async fn connection(
 async fn respond(
     admin: &Admin,
     stats: &Stats,
-    peer: Option<SocketAddr>,
+    (local, peer): (Option<SocketAddr>, Option<SocketAddr>),
     request: hyper::Request<Incoming>,
 ) -> Response<Once> {
     let start = Instant::now();
     stats.request();
     let (head, body) = request.into_parts();
     let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
-    let authority = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
     let form = is_form(&head.headers) && head.method == hyper::Method::POST;
+    let mut bytes_received = 0;
     let reply = if head.version < Version::HTTP_11 {
         Reply::error(426, "Upgrade Required")
     } else {
@@ -138,22 +147,55 @@ async fn respond(
             Err(_) => Reply::error(413, "Payload Too Large"),
             Ok(body) => {
                 let body = body.to_bytes();
+                bytes_received = body.len();
                 let form = if form { String::from_utf8_lossy(&body) } else { "".into() };
                 admin.answer(&Request { method: head.method.as_str(), path, form: &form })
             }
         }
     };
     stats.response(reply.status, start.elapsed());
-    admin.source.accessed(&AccessEntry {
-        method: head.method.as_str(),
-        path,
-        authority,
-        status: reply.status,
-        bytes_sent: reply.body.len(),
-        duration: start.elapsed(),
-        peer,
-    });
-    response(reply)
+    let (status, body_size) = (reply.status, reply.body.len());
+    let response = response(reply);
+    if admin.source.logs_access() {
+        admin.source.accessed(&AccessEntry {
+            request: &request_head(&head, peer),
+            response: &copied(response.headers()),
+            status,
+            protocol: if head.version < Version::HTTP_11 { Protocol::Http10 } else { Protocol::Http11 },
+            bytes_received,
+            bytes_sent: body_size,
+            start,
+            local,
+            peer,
+        });
+    }
+    response
+}
+
+/// The request's head as the access log reads it.
+fn request_head(head: &hyper::http::request::Parts, peer: Option<SocketAddr>) -> HeaderMap {
+    let mut headers = copied(&head.headers);
+    let authority = headers.get(HeaderId::HOST).map(<[u8]>::to_vec);
+    headers.remove(HeaderId::HOST);
+    headers.set(HeaderId::METHOD, head.method.as_str());
+    headers.set(HeaderId::PATH, head.uri.path_and_query().map_or("/", |p| p.as_str()));
+    if let Some(authority) = authority {
+        headers.set(HeaderId::AUTHORITY, authority.as_slice());
+    }
+    // As everywhere, a client on this machine is shown with the machine's own address.
+    if let Some(peer) = peer.map(|p| p.ip()) {
+        let address = if peer.is_loopback() { sampan_core::local_info::address() } else { peer };
+        headers.append_to_value(HeaderId::X_FORWARDED_FOR, ",", address.to_string().as_bytes());
+    }
+    headers
+}
+
+fn copied(headers: &hyper::HeaderMap) -> HeaderMap {
+    let mut copy = HeaderMap::new();
+    for (name, value) in headers {
+        copy.append_name(&HeaderName::new(name.as_str()), value.as_bytes());
+    }
+    copy
 }
 
 fn is_form(headers: &hyper::HeaderMap) -> bool {
