@@ -21,6 +21,8 @@ pub fn refuse(b: &Bootstrap) -> ConfigResult<()> {
         let kind = sink.config_type.as_ref().map_or(sink.name.as_str(), |TypedConfig(any)| name_of(any));
         return Err(ConfigError::unsupported(format_args!("stats sink {kind}"))).at_index("stats_sinks", 0);
     }
+    let resolver = b.typed_dns_resolver_config.as_ref();
+    sampan_upstream::config::check_resolver(resolver).at("typed_dns_resolver_config")?;
     if let Some(engine) = &b.default_regex_engine {
         typed("regex engine", engine, &["envoy.extensions.regex_engines.v3.GoogleRE2"])
             .at("default_regex_engine")?;
@@ -32,6 +34,7 @@ pub fn refuse(b: &Bootstrap) -> ConfigResult<()> {
     Ok(())
 }
 
+#[allow(deprecated, reason = "Envoy 1.40 still takes the fields")]
 fn whole_fields(b: &Bootstrap) -> ConfigResult<()> {
     let dynamic = b.dynamic_resources.clone().unwrap_or_default();
     let manager = b.cluster_manager.clone().unwrap_or_default();
@@ -48,6 +51,8 @@ fn whole_fields(b: &Bootstrap) -> ConfigResult<()> {
         (b.hds_config.is_some(), "hds_config"),
         (b.tracing_is_set(), "tracing"),
         (!b.header_prefix.is_empty() && b.header_prefix != "x-envoy", "header_prefix"),
+        (b.use_tcp_for_dns_lookups, "use_tcp_for_dns_lookups"),
+        (b.dns_resolution_config.is_some(), "dns_resolution_config"),
         (!b.inline_headers.is_empty(), "inline_headers"),
         (!b.fatal_actions.is_empty(), "fatal_actions"),
         (!b.config_sources.is_empty(), "config_sources"),

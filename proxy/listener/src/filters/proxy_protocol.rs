@@ -158,9 +158,10 @@ fn kind(data: &[u8]) -> Framing {
     let end = data.windows(2).position(|w| w == b"\r\n").filter(|at| *at > 0).map(|at| at + 2);
     match end {
         Some(end) if end <= V1_MAX => Framing::V1 { line: end },
-        Some(_) => Framing::Neither,
-        None if data.len() > V1_MAX => Framing::Neither,
-        None => Framing::Unclear,
+        // A line that ends too late is a malformed one: the empty line, to whoever parses it.
+        Some(_) if data.starts_with(V1_SIGNATURE) => Framing::V1 { line: 0 },
+        None if data.len() <= V1_MAX => Framing::Unclear,
+        _ => Framing::Neither,
     }
 }
 

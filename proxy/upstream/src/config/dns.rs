@@ -123,18 +123,26 @@ fn failure_rate(rates: Option<(Proto<'_>, Proto<'_>)>) -> ConfigResult<Option<(D
     Ok(Some((base, max)))
 }
 
-/// The system's resolvers are what there is; a configuration that asks for nothing else is taken.
-fn check_resolver(config: Option<&TypedExtensionConfig>) -> ConfigResult<()> {
+/// The system's resolvers are what there is; a configuration that asks for nothing else is taken, of a cluster or of the
+/// bootstrap. How c-ares asks (`udp_max_queries`, tries, timeouts, EDNS, rotation) has no counterpart and no effect.
+pub fn check_resolver(config: Option<&TypedExtensionConfig>) -> ConfigResult<()> {
     let Some(any) = config.and_then(|c| c.typed_config.as_ref()) else { return Ok(()) };
     match type_name(any) {
         "envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig" => Ok(()),
         "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig" => {
             let cares: CaresDnsResolverConfig = unpack(Some(any)).at("typed_config")?;
-            if cares.resolvers.is_empty() {
-                Ok(())
-            } else {
-                Err(ConfigError::unsupported("resolvers").at("typed_config.resolvers"))
+            let options = cares.dns_resolver_options.unwrap_or_default();
+            for (present, field) in [
+                (!cares.resolvers.is_empty(), "resolvers"),
+                (cares.filter_unroutable_families, "filter_unroutable_families"),
+                (options.use_tcp_for_dns_lookups, "dns_resolver_options.use_tcp_for_dns_lookups"),
+                (options.no_default_search_domain, "dns_resolver_options.no_default_search_domain"),
+            ] {
+                if present {
+                    return Err(ConfigError::unsupported(field).at(field).at("typed_config"));
+                }
             }
+            Ok(())
         }
         name => Err(ConfigError::unsupported(format!("DNS resolver {name}")).at("typed_config")),
     }

@@ -24,7 +24,7 @@ mod socket;
 mod tests;
 
 pub use circuit::{CircuitBreakers, RetryBudget, Thresholds};
-pub use dns::{DnsConfig, LookupFamily};
+pub use dns::{DnsConfig, LookupFamily, check_resolver};
 pub use endpoints::{EndpointConfig, EndpointTarget, LoadAssignment, LocalityConfig};
 pub use http::{HttpConfig, HttpProtocol};
 pub use http2::http2_options;

@@ -81,8 +81,11 @@ fn version_1_refused() {
     assert_eq!(store.value("proxy_proto.versions.v1.error"), Some(bad.len() as u64));
     assert_eq!(store.value("downstream_cx_proxy_proto_error"), Some(bad.len() as u64));
     assert_eq!(f.on_data(b"GET / HTTP/1.1\r\n", &mut accepted()), Step::Close);
-    assert_eq!(f.on_data(&[b"PROXY ".as_slice(), &[b'x'; 200]].concat(), &mut accepted()), Step::Close);
+    let long = [b"PROXY ".as_slice(), &[b'x'; 200]].concat();
+    assert_eq!(f.on_data(&long, &mut accepted()), Step::Close);
     assert_eq!(store.value("proxy_proto.not_found_disallowed"), Some(2));
+    assert_eq!(f.on_data(&[&long[..], b"\r\n"].concat(), &mut accepted()), Step::Close);
+    assert_eq!(store.value("proxy_proto.versions.v1.error"), Some(bad.len() as u64 + 1));
     let mut a = accepted();
     assert_eq!(f.on_data(b"PROXY UNKNOWN whatever\r\n", &mut a), Step::Done { consume: 24 });
     assert_eq!(a.info.remote, a.info.direct_remote);
