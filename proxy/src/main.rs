@@ -1,11 +1,12 @@
 //! Sampan: an Envoy-compatible L7 data plane.
 //!
-//! The program: command line ([`cli`]), bootstrap to models ([`boot`]), threads ([`server`], [`worker`]), own stats ([`stats`]), what the
+//! The program: command line ([`cli`]), bootstrap to models ([`boot`]), threads ([`server`], [`worker`]), listeners ([`listeners`]), own stats ([`stats`]), what the
 //! admin interface shows ([`view`]), what changes while serving ([`xds`]), and the demonstration that runs without arguments ([`demo`]).
 
 mod boot;
 mod cli;
 mod demo;
+mod listeners;
 mod logging;
 mod overload;
 mod server;

@@ -1,9 +1,7 @@
 //! The life of the process: start, serve, drain, end.
 
-use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashSet;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sampan_admin::{Admin, AdminModel, DrainRequest};
@@ -11,14 +9,15 @@ use sampan_core::access_log::AccessLogger;
 use sampan_core::drain::{Drain, Phase};
 use sampan_core::error::AtField;
 use sampan_core::log::{Component, Level};
-use sampan_listener::{Bound, ListenerConfig, TrafficDirection};
+use sampan_listener::Bound;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::boot::{self, Boot, BootError};
 use crate::cli::{Mode, Options};
-use crate::stats::{ListenerManagerStats, ServerStats};
+use crate::listeners::{ListenerManager, Workers};
+use crate::stats::ServerStats;
 use crate::view::View;
 use crate::worker::{Handle, Order};
 use crate::xds::Xds;
@@ -41,8 +40,8 @@ pub struct Process {
     pub options: Options,
     /// The configuration.
     pub boot: Boot,
-    /// Listeners with their bound addresses.
-    pub listening: Vec<(Arc<ListenerConfig>, Vec<sampan_core::Address>)>,
+    /// The listeners.
+    pub listeners: Rc<ListenerManager>,
     /// The drain of everything.
     pub drain: Drain,
     /// Since when.
@@ -57,13 +56,9 @@ pub struct Process {
     pub commands: mpsc::UnboundedSender<Command>,
     /// `server.*`
     pub stats: ServerStats,
-    /// `listener_manager.*`
-    pub listener_stats: ListenerManagerStats,
     /// What changes while serving; set once it has started.
     pub xds: OnceCell<Xds>,
-    /// Listeners that accept no more.
-    stopped: RefCell<HashSet<Arc<str>>>,
-    workers: RefCell<Vec<Handle>>,
+    workers: Workers,
 }
 
 fn control_runtime() -> Result<tokio::runtime::Runtime, BootError> {
@@ -111,26 +106,28 @@ async fn serve(options: &Options) -> Result<(), BootError> {
     for listener in &boot.listeners {
         bound.push(Bound::bind(listener.clone(), count)?);
     }
-    let listening = bound.iter().map(|b| (b.config.clone(), b.addresses.clone())).collect();
     let (commands, inbox) = mpsc::unbounded_channel();
     let stats = ServerStats::new(&boot.server.stats);
     stats.concurrency.set(count as u64);
     stats.static_unknown_fields.add(boot.unknown_fields as u64);
+    let workers = Workers::default();
+    let listeners = ListenerManager::new(&boot.server, workers.clone(), count, options.drain_time, bound);
+    for _ in boot.listeners.len()..boot.parts.listeners.len() {
+        listeners.stats.modified.inc();
+    }
     let process = Rc::new(Process {
         options: options.clone(),
         stats,
-        listener_stats: ListenerManagerStats::new(&boot.server.stats),
+        listeners: Rc::new(listeners),
+        drain: boot.server.drain.clone(),
         boot,
-        listening,
-        drain: Drain::new(),
         started: Instant::now(),
         started_at: std::time::SystemTime::now(),
         live: Cell::new(false),
         failed: Cell::new(false),
         commands,
         xds: OnceCell::new(),
-        stopped: RefCell::default(),
-        workers: RefCell::default(),
+        workers,
     });
     start_admin(&process, model).await?;
     if options.mode == Mode::InitOnly {
@@ -142,7 +139,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
     }
     start_workers(&process, count)?;
     start_xds(&process).await?;
-    open_listeners(&process, bound).await?;
+    process.listeners.open().await?;
     process.live.set(true);
     process.stats.initialised(process.started.elapsed());
     sampan_core::log!(Component::Main, Level::Info, "starting main dispatch loop");
@@ -195,11 +192,7 @@ fn start_workers(process: &Rc<Process>, count: usize) -> Result<(), BootError> {
 async fn start_xds(process: &Rc<Process>) -> Result<(), BootError> {
     let boot = &process.boot;
     let reject_unknown = process.options.reject_unknown_dynamic;
-    let xds = Xds::start(&boot.xds, &boot.clusters, &boot.server, reject_unknown).await;
-    boot.clusters.initialised().await;
-    for listener in &boot.listeners {
-        xds.rds.follow(listener).await;
-    }
+    let xds = Xds::start(&boot.xds, &boot.clusters, &boot.server, &process.listeners, reject_unknown).await;
     // Nobody else sets it.
     let _ = process.xds.set(xds);
     let mut replaced = boot.clusters.replaced();
@@ -209,35 +202,6 @@ async fn start_xds(process: &Rc<Process>) -> Result<(), BootError> {
             process.workers.borrow().iter().for_each(|worker| worker.order(Order::DropReplaced));
         }
     });
-    Ok(())
-}
-
-async fn open_listeners(process: &Rc<Process>, bound: Vec<Bound>) -> Result<(), BootError> {
-    for listener in bound {
-        let config = listener.config.clone();
-        let name = config.name.clone();
-        let mut answers = Vec::new();
-        for (worker, sockets) in process.workers.borrow().iter().zip(listener.listen()?) {
-            let (done, answer) = oneshot::channel();
-            worker.order(Order::Listen(config.clone(), sockets, done));
-            answers.push(answer);
-        }
-        for answer in answers {
-            let done = answer.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
-            match done {
-                Ok(()) => process.listener_stats.create_success.inc(),
-                Err(_) => process.listener_stats.create_failure.inc(),
-            }
-            done.map_err(|e| BootError::System(format!("listener '{name}'"), e))?;
-        }
-    }
-    let stats = &process.listener_stats;
-    stats.active.set(process.listening.len() as u64);
-    stats.workers_started.set(1);
-    stats.added.add(process.listening.len() as u64);
-    for _ in process.listening.len()..process.boot.parts.listeners.len() {
-        stats.modified.inc();
-    }
     Ok(())
 }
 
@@ -290,7 +254,7 @@ async fn main_loop(process: &Rc<Process>, mut inbox: mpsc::UnboundedReceiver<Com
             Some(Command::Shutdown) => {
                 draining = true;
                 process.drain.advance(Phase::Draining);
-                stop_listening(process, false);
+                process.listeners.stop(false);
             }
             Some(Command::DrainListeners(request)) => drain_listeners(process, request),
             Some(Command::ReopenLogs) => reopen_logs(process),
@@ -308,21 +272,6 @@ async fn drained(process: &Process) {
     }
 }
 
-fn stop_listening(process: &Process, inbound_only: bool) {
-    let mut stopped = process.stopped.borrow_mut();
-    let names: Vec<_> = process
-        .listening
-        .iter()
-        .filter(|(l, _)| !inbound_only || l.traffic_direction == TrafficDirection::Inbound)
-        .map(|(l, _)| l.name.clone())
-        .filter(|name| stopped.insert(name.clone()))
-        .collect();
-    process.listener_stats.stopped.add(names.len() as u64);
-    for worker in process.workers.borrow().iter() {
-        worker.order(Order::StopListening(names.clone()));
-    }
-}
-
 fn drain_listeners(process: &Rc<Process>, request: DrainRequest) {
     if request.graceful {
         process.drain.advance(Phase::Draining);
@@ -332,10 +281,10 @@ fn drain_listeners(process: &Rc<Process>, request: DrainRequest) {
         let process = process.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(process.options.drain_time).await;
-            stop_listening(&process, request.inbound_only);
+            process.listeners.stop(request.inbound_only);
         });
     } else {
-        stop_listening(process, request.inbound_only);
+        process.listeners.stop(request.inbound_only);
     }
 }
 

@@ -102,6 +102,16 @@ pub struct ListenerManagerStats {
     pub create_failure: Counter,
     /// `listener_modified`: a later listener of the same name took the place of an earlier one.
     pub modified: Counter,
+    /// `listener_in_place_updated`
+    pub in_place_updated: Counter,
+    /// `listener_removed`
+    pub removed: Counter,
+    /// `total_listeners_warming`
+    pub warming: Gauge,
+    /// `total_listeners_draining`
+    pub draining: Gauge,
+    /// `total_filter_chains_draining`
+    pub filter_chains_draining: Gauge,
     /// `listener_stopped`
     pub stopped: Counter,
     /// `total_listeners_active`
@@ -114,22 +124,17 @@ impl ListenerManagerStats {
     /// Makes them all.
     pub fn new(store: &Store) -> Self {
         let scope = store.root().scope("listener_manager");
-        for name in ["listener_in_place_updated", "listener_removed"] {
-            scope.counter(name);
-        }
-        for name in [
-            "total_filter_chains_draining",
-            "total_listeners_draining",
-            "total_listeners_warming",
-            "workers_pinned",
-        ] {
-            scope.gauge(name);
-        }
+        scope.gauge("workers_pinned");
         Self {
             added: scope.counter("listener_added"),
             create_success: scope.counter("listener_create_success"),
             create_failure: scope.counter("listener_create_failure"),
             modified: scope.counter("listener_modified"),
+            in_place_updated: scope.counter("listener_in_place_updated"),
+            removed: scope.counter("listener_removed"),
+            warming: scope.gauge("total_listeners_warming"),
+            draining: scope.gauge("total_listeners_draining"),
+            filter_chains_draining: scope.gauge("total_filter_chains_draining"),
             stopped: scope.counter("listener_stopped"),
             active: scope.gauge("total_listeners_active"),
             workers_started: scope.gauge("workers_started"),

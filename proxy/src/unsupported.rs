@@ -39,7 +39,6 @@ fn whole_fields(b: &Bootstrap) -> ConfigResult<()> {
     let dynamic = b.dynamic_resources.clone().unwrap_or_default();
     let manager = b.cluster_manager.clone().unwrap_or_default();
     for (set, field) in [
-        (dynamic.lds_config.is_some(), "dynamic_resources.lds_config"),
         (!dynamic.lds_resources_locator.is_empty(), "dynamic_resources.lds_resources_locator"),
         (!dynamic.cds_resources_locator.is_empty(), "dynamic_resources.cds_resources_locator"),
         (dynamic.ads_config.is_some(), "dynamic_resources.ads_config"),

@@ -22,6 +22,7 @@ use sampan_core::format::FormatContext;
 use sampan_core::stream_info::{ConnectionInfo, StreamInfo};
 use sampan_upstream::{Cluster, HealthFlag, Host, Origin, Priority};
 
+use crate::listeners::Entry;
 use crate::server::{Command, Process};
 
 /// What [`sampan_admin`] reads.
@@ -249,12 +250,11 @@ impl AdminSource for View {
     }
 
     fn listeners(&self) -> Vec<ListenerRow> {
-        let row = |(listener, addresses): &(_, Vec<Address>)| {
-            let listener: &std::sync::Arc<sampan_listener::ListenerConfig> = listener;
-            let addresses = addresses.iter().map(|a| (proto_address(a), a.to_string())).collect();
-            ListenerRow { name: listener.name.to_string(), addresses }
+        let row = |entry: &Rc<Entry>| ListenerRow {
+            name: entry.config.name.to_string(),
+            addresses: entry.addresses.iter().map(|a| (proto_address(a), a.to_string())).collect(),
         };
-        self.process.listening.iter().map(row).collect()
+        self.process.listeners.active().iter().map(row).collect()
     }
 
     fn certs(&self) -> pb::Certificates {
@@ -297,6 +297,8 @@ impl AdminSource for View {
                     .collect(),
             })),
             Section::Listeners => Some(packed(&pb::ListenersConfigDump {
+                version_info: self.lds_version(),
+                dynamic_listeners: self.dynamic_listeners(),
                 static_listeners: boot
                     .parts
                     .listeners
@@ -306,7 +308,6 @@ impl AdminSource for View {
                         last_updated: self.updated(),
                     })
                     .collect(),
-                ..Default::default()
             })),
             Section::Routes => Some(packed(&pb::RoutesConfigDump {
                 static_route_configs: static_routes(&boot.parts.listeners)
@@ -384,7 +385,8 @@ impl AdminSource for View {
 impl View {
     fn certificates(&self) -> Vec<pb::Certificate> {
         let boot = &self.process.boot;
-        let listeners = boot.listeners.iter().flat_map(|listener| listener.certificates());
+        let listeners = self.process.listeners.active();
+        let listeners = listeners.iter().flat_map(|entry| entry.config.certificates());
         let clusters = boot.clusters.clusters().all();
         listeners.chain(clusters.iter().flat_map(|cluster| cluster.certificates())).collect()
     }
@@ -398,6 +400,45 @@ impl View {
             ..Default::default()
         };
         current.into_iter().map(dump).collect()
+    }
+
+    fn lds_version(&self) -> String {
+        let lds = self.process.xds.get().and_then(|xds| xds.lds.as_ref());
+        lds.map(|lds| lds.version().to_string()).unwrap_or_default()
+    }
+
+    /// What LDS added, each with all of its states.
+    fn dynamic_listeners(&self) -> Vec<pb::listeners_config_dump::DynamicListener> {
+        use pb::listeners_config_dump::{DynamicListener, DynamicListenerState};
+        fn named<'a>(out: &'a mut Vec<DynamicListener>, name: &str) -> &'a mut DynamicListener {
+            let at = out.iter().position(|l| l.name == name).unwrap_or(out.len());
+            if at == out.len() {
+                out.push(DynamicListener { name: name.to_owned(), ..Default::default() });
+            }
+            &mut out[at]
+        }
+        let state = |origin: &Origin| DynamicListenerState {
+            version_info: origin.version.to_string(),
+            listener: Some(any("envoy.config.listener.v3.Listener", origin.bytes.to_vec())),
+            last_updated: Some(timestamp(origin.updated)),
+        };
+        let listeners = &self.process.listeners;
+        let mut out = Vec::new();
+        type Place = fn(&mut DynamicListener) -> &mut Option<DynamicListenerState>;
+        let states: [(Vec<Rc<Entry>>, Place); 3] = [
+            (listeners.active(), |l| &mut l.active_state),
+            (listeners.warming(), |l| &mut l.warming_state),
+            (listeners.draining(), |l| &mut l.draining_state),
+        ];
+        for (entries, place) in states {
+            for (entry, origin) in entries.iter().filter_map(|e| Some((e, e.origin.as_ref()?))) {
+                *place(named(&mut out, &entry.config.name)) = Some(state(origin));
+            }
+        }
+        for (name, failure) in listeners.failures() {
+            named(&mut out, &name).error_state = Some(failure);
+        }
+        out
     }
 
     fn cds_version(&self) -> String {

@@ -14,6 +14,8 @@ use tokio::task::LocalSet;
 pub enum Order {
     /// Serve this listener; answered once it accepts.
     Listen(Arc<ListenerConfig>, ListenSockets, oneshot::Sender<std::io::Result<()>>),
+    /// Serve the sockets of the listener of that name with this from now on.
+    Update(Arc<ListenerConfig>),
     /// Close the listening sockets of these listeners.
     StopListening(Vec<Arc<str>>),
     /// Close the idle connections of clusters that lost their slot.
@@ -74,6 +76,7 @@ async fn work(
                 // A control thread that waits no more is on its way out.
                 let _ = done.send(listeners.add(config, sockets));
             }
+            Order::Update(config) => listeners.update(config),
             Order::StopListening(names) => names.iter().for_each(|name| listeners.remove(name)),
             Order::DropReplaced => {
                 clusters.prune();

@@ -3,8 +3,10 @@
 //! `Drain` belongs to the program, a [`Signal`] goes to each worker, a [`Guard`] to each connection. A connection
 //! asks [`Signal::is_draining`] where it decides about keep-alive and awaits [`Signal::reached`] where it idles.
 
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Poll;
 
 use tokio::sync::{Notify, watch};
 
@@ -13,16 +15,21 @@ use tokio::sync::{Notify, watch};
 pub enum Phase {
     /// Serving.
     Serving,
+    /// What they belong to is being replaced: responses ask clients to go, idle connections stay, so that no request
+    /// meets a closing connection.
+    Leaving,
     /// Connections are told to go away at the next occasion.
     Draining,
     /// The deadline has passed: connections are closed where they stand.
     Closing,
 }
 
-/// The program's end of the drain.
+/// The end of the drain that decides: the program's, or as a child of that a filter chain's. Clones share.
+#[derive(Clone)]
 pub struct Drain {
     phase: watch::Sender<Phase>,
     active: Arc<Active>,
+    children: Arc<Mutex<Vec<Weak<Active>>>>,
 }
 
 #[derive(Default)]
@@ -31,6 +38,8 @@ struct Active {
     /// The phase once more, for those who ask per request: a plain load instead of the channel's lock.
     phase: AtomicU8,
     idle: Notify,
+    /// Of a child: what is told of changes, and who counts its guards too.
+    family: Option<(watch::Sender<Phase>, Arc<Active>)>,
 }
 
 /// A worker's end of the drain.
@@ -43,6 +52,17 @@ pub struct Signal {
 /// Held by a connection while it lives.
 pub struct Guard(Arc<Active>);
 
+fn move_on(sender: &watch::Sender<Phase>, active: &Active, phase: Phase) {
+    sender.send_if_modified(|now| {
+        let on = phase > *now;
+        if on {
+            *now = phase;
+            active.phase.store(phase as u8, Ordering::Release);
+        }
+        on
+    });
+}
+
 impl Default for Drain {
     fn default() -> Self {
         Self::new()
@@ -52,7 +72,19 @@ impl Default for Drain {
 impl Drain {
     /// A drain that has not begun.
     pub fn new() -> Self {
-        Self { phase: watch::Sender::new(Phase::Serving), active: Arc::default() }
+        Self { phase: watch::Sender::new(Phase::Serving), active: Arc::default(), children: Arc::default() }
+    }
+
+    /// A part that can drain alone, and drains with the whole.
+    pub fn child(&self) -> Self {
+        let phase = watch::Sender::new(Phase::Serving);
+        let family = Some((phase.clone(), self.active.clone()));
+        let active = Arc::new(Active { family, ..Active::default() });
+        move_on(&phase, &active, self.phase());
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.retain(|child| child.strong_count() > 0);
+        children.push(Arc::downgrade(&active));
+        Self { phase, active, children: Arc::default() }
     }
 
     /// A signal for one worker.
@@ -62,14 +94,14 @@ impl Drain {
 
     /// Moves on; a drain never goes back.
     pub fn advance(&self, phase: Phase) {
-        self.phase.send_if_modified(|now| {
-            let on = phase > *now;
-            if on {
-                *now = phase;
-                self.active.phase.store(phase as u8, Ordering::Release);
+        move_on(&self.phase, &self.active, phase);
+        for child in self.children.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if let Some(child) = child.upgrade()
+                && let Some((sender, _)) = &child.family
+            {
+                move_on(sender, &child, phase);
             }
-            on
-        });
+        }
     }
 
     /// The phase.
@@ -95,9 +127,41 @@ impl Drain {
 }
 
 impl Signal {
-    /// Whether connections should end at the next occasion.
+    /// Whether responses should ask clients to go.
     pub fn is_draining(&self) -> bool {
+        self.active.phase.load(Ordering::Relaxed) >= Phase::Leaving as u8
+    }
+
+    /// Whether idle connections should end.
+    pub fn ends_idle(&self) -> bool {
         self.active.phase.load(Ordering::Relaxed) >= Phase::Draining as u8
+    }
+
+    /// Runs `serve` to its end, or to [`Phase::Closing`]. What `serve` awaits may rely on being polled at each change
+    /// of the phase.
+    pub async fn until_closing(mut self, serve: impl Future<Output = ()>) {
+        let mut serve = pin!(serve);
+        let active = self.active.clone();
+        let mut seen = active.phase.load(Ordering::Relaxed);
+        let mut closing = pin!(self.reached(Phase::Closing));
+        let mut registered = false;
+        std::future::poll_fn(|cx| {
+            if serve.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let now = active.phase.load(Ordering::Relaxed);
+            if now >= Phase::Closing as u8 {
+                return Poll::Ready(());
+            }
+            registered &= now == seen;
+            seen = now;
+            // Registering once for each phase is enough: the task and so its waker stay the same.
+            if !registered {
+                registered = closing.as_mut().poll(cx).is_pending();
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     /// The phase.
@@ -114,14 +178,20 @@ impl Signal {
     /// A guard for a connection.
     pub fn guard(&self) -> Guard {
         self.active.count.fetch_add(1, Ordering::AcqRel);
+        if let Some((_, parent)) = &self.active.family {
+            parent.count.fetch_add(1, Ordering::AcqRel);
+        }
         Guard(self.active.clone())
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.idle.notify_waiters();
+        let parent = self.0.family.as_ref().map(|(_, parent)| parent);
+        for active in std::iter::once(&self.0).chain(parent) {
+            if active.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+                active.idle.notify_waiters();
+            }
         }
     }
 }
@@ -129,6 +199,25 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_part_drains_alone_and_with_the_whole() {
+        let whole = Drain::new();
+        let (one, two) = (whole.child(), whole.child());
+        let guard = one.signal().guard();
+        assert_eq!((whole.active(), one.active(), two.active()), (1, 1, 0));
+        one.advance(Phase::Leaving);
+        let signal = one.signal();
+        assert!(signal.is_draining() && !signal.ends_idle() && !two.signal().is_draining());
+        let serving = tokio::spawn(signal.until_closing(std::future::pending()));
+        whole.advance(Phase::Draining);
+        assert!(two.signal().ends_idle() && whole.child().signal().ends_idle());
+        tokio::task::yield_now().await;
+        one.advance(Phase::Closing);
+        serving.await.unwrap();
+        drop(guard);
+        whole.idle().await;
+    }
 
     #[tokio::test]
     async fn waits_for_the_last_guard() {

@@ -40,8 +40,17 @@ pub struct Listeners {
 }
 
 struct Active {
-    listener: Rc<WorkerListener>,
+    slot: Rc<Slot>,
     accepting: Vec<JoinHandle<()>>,
+}
+
+/// What the sockets of a listener are served with; exchanged when the listener changes and its sockets stay.
+struct Slot(RefCell<Rc<WorkerListener>>);
+
+impl Slot {
+    fn listener(&self) -> Rc<WorkerListener> {
+        self.0.borrow().clone()
+    }
 }
 
 /// A listener on this worker.
@@ -100,13 +109,8 @@ impl Listeners {
 
     /// Serves a listener. A listener of the same name stops accepting; its connections live on.
     pub fn add(self: &Rc<Self>, config: Arc<ListenerConfig>, sockets: ListenSockets) -> io::Result<()> {
-        let scope = config.scope.scope(&format!("worker_{}", self.worker.id));
-        let listener = Rc::new(WorkerListener {
-            counters: WorkerCounters::new(&scope),
-            worker: self.worker.clone(),
-            all: self.clone(),
-            config,
-        });
+        let listener = self.listener(config);
+        let slot = Rc::new(Slot(RefCell::new(listener.clone())));
         self.remove(&listener.config.name);
         let mut accepting = Vec::new();
         for (address, socket) in sockets.sockets {
@@ -114,27 +118,53 @@ impl Listeners {
             accepting.push(match &address {
                 Address::Pipe(_) => {
                     let socket = UnixListener::from_std(socket.into())?;
-                    spawn_local(accept_unix(listener.clone(), socket, address.clone()))
+                    spawn_local(accept_unix(slot.clone(), socket, address.clone()))
                 }
                 _ => {
                     let socket = TcpListener::from_std(socket.into())?;
-                    spawn_local(accept_tcp(listener.clone(), socket, address.clone()))
+                    spawn_local(accept_tcp(slot.clone(), socket, address.clone()))
                 }
             });
         }
+        self.note_addresses(&listener);
+        self.by_name.borrow_mut().insert(listener.config.name.clone(), Active { slot, accepting });
+        Ok(())
+    }
+
+    fn listener(self: &Rc<Self>, config: Arc<ListenerConfig>) -> Rc<WorkerListener> {
+        let scope = config.scope.scope(&format!("worker_{}", self.worker.id));
+        Rc::new(WorkerListener {
+            counters: WorkerCounters::new(&scope),
+            worker: self.worker.clone(),
+            all: self.clone(),
+            config,
+        })
+    }
+
+    fn note_addresses(&self, listener: &Rc<WorkerListener>) {
         let mut by_address = self.by_address.borrow_mut();
         for address in &listener.config.addresses {
             by_address.insert(address.address.clone(), listener.clone());
         }
-        self.by_name.borrow_mut().insert(listener.config.name.clone(), Active { listener, accepting });
-        Ok(())
+    }
+
+    /// Serves the sockets of the listener of that name with another configuration from now on.
+    pub fn update(self: &Rc<Self>, config: Arc<ListenerConfig>) {
+        let by_name = self.by_name.borrow();
+        // A listener that a drain has stopped stays stopped.
+        let Some(active) = by_name.get(&config.name) else { return };
+        let listener = self.listener(config);
+        let old = active.slot.0.replace(listener.clone());
+        self.by_address.borrow_mut().retain(|_, l| !Rc::ptr_eq(l, &old));
+        self.note_addresses(&listener);
     }
 
     /// Closes a listener's sockets; its connections live on.
     pub fn remove(&self, name: &str) {
         let Some(active) = self.by_name.borrow_mut().remove(name) else { return };
         active.accepting.iter().for_each(JoinHandle::abort);
-        self.by_address.borrow_mut().retain(|_, l| !Rc::ptr_eq(l, &active.listener));
+        let listener = active.slot.listener();
+        self.by_address.borrow_mut().retain(|_, l| !Rc::ptr_eq(l, &listener));
     }
 
     /// Closes the listening sockets of all listeners (drain).
@@ -156,26 +186,26 @@ impl Listeners {
     }
 }
 
-async fn accept_tcp(listener: Rc<WorkerListener>, socket: TcpListener, address: Address) {
+async fn accept_tcp(slot: Rc<Slot>, socket: TcpListener, address: Address) {
     // On a fixed address every connection's local address is known without asking the kernel.
     let fixed = address.ip().filter(|ip| !ip.is_unspecified()).map(|_| address.clone());
     let accept = |cx: &mut std::task::Context<'_>| socket.poll_accept(cx);
-    run(&listener, accept, |(stream, peer)| {
+    run(&slot, accept, |(stream, peer)| {
         let local = match &fixed {
             Some(address) => address.clone(),
             None => stream.local_addr()?.into(),
         };
-        on_accept(&listener, Transport::Tcp(stream), local, peer.into());
+        on_accept(&slot.listener(), Transport::Tcp(stream), local, peer.into());
         Ok(())
     })
     .await;
 }
 
-async fn accept_unix(listener: Rc<WorkerListener>, socket: UnixListener, address: Address) {
+async fn accept_unix(slot: Rc<Slot>, socket: UnixListener, address: Address) {
     let accept = |cx: &mut std::task::Context<'_>| socket.poll_accept(cx);
-    run(&listener, accept, |(stream, _peer)| {
+    run(&slot, accept, |(stream, _peer)| {
         // A client of a unix socket has no name as a rule; Envoy gives it the listener's.
-        on_accept(&listener, Transport::Unix(stream), address.clone(), address.clone());
+        on_accept(&slot.listener(), Transport::Unix(stream), address.clone(), address.clone());
         Ok(())
     })
     .await;
@@ -183,11 +213,12 @@ async fn accept_unix(listener: Rc<WorkerListener>, socket: UnixListener, address
 
 /// Accepts in bursts of at most `max_connections_to_accept_per_socket_event`.
 async fn run<T>(
-    listener: &Rc<WorkerListener>,
+    slot: &Slot,
     mut accept: impl FnMut(&mut std::task::Context<'_>) -> Poll<io::Result<T>>,
     mut handle: impl FnMut(T) -> io::Result<()>,
 ) {
-    let mut stopped = listener.config.overload.as_ref().map(|state| state.stop_accepting_connections());
+    let mut stopped =
+        slot.listener().config.overload.as_ref().map(|state| state.stop_accepting_connections());
     loop {
         let mut burst: u32 = 0;
         let mut next = Some(match &mut stopped {
@@ -208,7 +239,7 @@ async fn run<T>(
                 Err(e) if is_of_the_peer(&e) => {}
                 Err(_) => tokio::time::sleep(BACK_OFF).await,
             }
-            if burst >= listener.config.max_accepts_per_event {
+            if burst >= slot.0.borrow().config.max_accepts_per_event {
                 break;
             }
             next = poll_fn(|cx| match accept(cx) {
@@ -217,7 +248,7 @@ async fn run<T>(
             })
             .await;
         }
-        listener.config.stats.accepted_per_event.record(burst.into());
+        slot.0.borrow().config.stats.accepted_per_event.record(burst.into());
         tokio::task::yield_now().await;
     }
 }

@@ -1,5 +1,6 @@
 //! A listener's model: its message checked and compiled, its filters made. No socket is opened here.
 
+use std::hash::BuildHasher;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -8,8 +9,10 @@ use envoy_types::pb::envoy::config::core::v3 as core_pb;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::listener::connection_balance_config::BalanceType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use foldhash::fast::FixedState;
 use sampan_core::Address;
 use sampan_core::access_log::AccessLogger;
+use sampan_core::drain::Drain;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::overload::OverloadState;
 use sampan_core::stats::Scope;
@@ -62,8 +65,8 @@ pub struct ListenerConfig {
     pub(crate) filters_timeout: Option<Duration>,
     pub(crate) continue_on_timeout: bool,
     pub(crate) matcher: ChainMatcher,
-    pub(crate) chains: Vec<FilterChain>,
-    pub(crate) default_chain: Option<FilterChain>,
+    pub(crate) chains: Vec<Arc<FilterChain>>,
+    pub(crate) default_chain: Option<Arc<FilterChain>>,
     wants: Vec<Want>,
 }
 
@@ -82,6 +85,9 @@ pub struct ListenAddress {
 
 /// A filter chain, ready to serve.
 pub struct FilterChain {
+    /// Of the message: a listener that is updated in place keeps the chains that stay.
+    hash: u64,
+    pub(crate) drain: Drain,
     pub(crate) name: Arc<str>,
     pub(crate) tls: Option<ServerContext>,
     pub(crate) connect_timeout: Option<Duration>,
@@ -99,6 +105,25 @@ impl ListenerConfig {
         message: &pb::Listener,
         server: &Arc<Server>,
         registry: &NetworkFilterRegistry,
+    ) -> ConfigResult<Self> {
+        Self::make(message, server, registry, None)
+    }
+
+    /// The same with the filter chains of `old` that did not change; nothing but filter chains may have changed.
+    pub fn in_place_of(
+        old: &Self,
+        message: &pb::Listener,
+        server: &Arc<Server>,
+        registry: &NetworkFilterRegistry,
+    ) -> ConfigResult<Self> {
+        Self::make(message, server, registry, Some(old))
+    }
+
+    fn make(
+        message: &pb::Listener,
+        server: &Arc<Server>,
+        registry: &NetworkFilterRegistry,
+        old: Option<&Self>,
     ) -> ConfigResult<Self> {
         refuse_unsupported(message)?;
         let addresses = addresses(message)?;
@@ -125,7 +150,13 @@ impl ListenerConfig {
         }
         let criteria = message.filter_chains.iter().map(|c| (c.name.as_str(), c.filter_chain_match.as_ref()));
         let matcher = ChainMatcher::new(criteria)?;
-        let chain = |c| FilterChain::from_proto(c, &context, registry);
+        let chain = |c: &pb::FilterChain| {
+            let hash = FixedState::default().hash_one(prost::Message::encode_to_vec(c));
+            match old.and_then(|old| old.all_chains().find(|c| c.hash == hash)) {
+                Some(same) => Ok(same.clone()),
+                None => FilterChain::from_proto(c, hash, &context, registry).map(Arc::new),
+            }
+        };
         let chains = message.filter_chains.iter().enumerate();
         let chains =
             chains.map(|(i, c)| chain(c).at_index("filter_chains", i)).collect::<ConfigResult<_>>()?;
@@ -172,6 +203,33 @@ impl ListenerConfig {
 }
 
 impl ListenerConfig {
+    pub(crate) fn all_chains(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
+        self.chains.iter().chain(&self.default_chain)
+    }
+
+    /// The drains of the filter chains that `new`, which takes this one's place, has not.
+    pub fn leaving(&self, new: Option<&Self>) -> Vec<Drain> {
+        let stays = |chain: &Arc<FilterChain>| {
+            new.is_some_and(|new| new.all_chains().any(|other| Arc::ptr_eq(other, chain)))
+        };
+        self.all_chains().filter(|chain| !stays(chain)).map(|chain| chain.drain.clone()).collect()
+    }
+
+    /// Whether this one can serve on the sockets of `old`.
+    pub fn fits_sockets_of(&self, old: &Self) -> bool {
+        let same = |a: &ListenAddress, b: &ListenAddress| {
+            a.address == b.address
+                && a.ipv4_compat == b.ipv4_compat
+                && a.mode == b.mode
+                && a.options == b.options
+                && a.keepalive == b.keepalive
+        };
+        self.addresses.len() == old.addresses.len()
+            && self.addresses.iter().zip(&old.addresses).all(|(a, b)| same(a, b))
+            && (self.bind_to_port, self.reuse_port, self.transparent, self.freebind, self.mptcp)
+                == (old.bind_to_port, old.reuse_port, old.transparent, old.freebind, old.mptcp)
+    }
+
     /// What its parts subscribe to; it is warm when all of that has been answered.
     pub fn wants(&self) -> &[Want] {
         &self.wants
@@ -179,14 +237,17 @@ impl ListenerConfig {
 
     /// The entries of the admin's `/certs`: one for each TLS context.
     pub fn certificates(&self) -> Vec<envoy_types::pb::envoy::admin::v3::Certificate> {
-        let chains = self.chains.iter().chain(&self.default_chain);
-        chains.filter_map(|chain| chain.tls.as_ref()).map(ServerContext::admin_certificate).collect()
+        self.all_chains()
+            .filter_map(|chain| chain.tls.as_ref())
+            .map(ServerContext::admin_certificate)
+            .collect()
     }
 }
 
 impl FilterChain {
     fn from_proto(
         message: &pb::FilterChain,
+        hash: u64,
         listener: &FactoryContext,
         registry: &NetworkFilterRegistry,
     ) -> ConfigResult<Self> {
@@ -219,7 +280,8 @@ impl FilterChain {
         }
         let connect_timeout =
             nonzero(message.transport_socket_connect_timeout.as_ref(), "transport_socket_connect_timeout")?;
-        Ok(Self { name: context.filter_chain, tls, connect_timeout, filters, terminal })
+        let drain = context.server.drain.child();
+        Ok(Self { hash, drain, name: context.filter_chain, tls, connect_timeout, filters, terminal })
     }
 }
 

@@ -38,7 +38,8 @@ pub(crate) fn start(open: Open, transport: Transport, accepted: Accepted) {
     if model.tls.is_some() || !model.filters.is_empty() {
         serve_after(Box::pin(secured(chain, downstream)), worker);
     } else if let Some(terminal) = model.terminal.clone() {
-        spawn_local(terminal.serve(downstream, worker));
+        let drain = downstream.drain.clone();
+        spawn_local(drain.until_closing(terminal.serve(downstream, worker)));
     }
 }
 
@@ -47,7 +48,8 @@ fn serve_after(setup: Pin<Box<impl Future<Output = Option<Ready>> + 'static>>, w
     spawn_local(async move {
         let ready = setup.await;
         if let Some((terminal, downstream)) = ready {
-            terminal.serve(downstream, worker).await;
+            let drain = downstream.drain.clone();
+            drain.until_closing(terminal.serve(downstream, worker)).await;
         }
     });
 }
@@ -185,7 +187,7 @@ fn established(open: Open, transport: Transport, accepted: Accepted) -> Option<(
     };
     info.listener = config.name.clone();
     info.filter_chain = chain.of(config).name.clone();
-    let drain = open.0.worker.drain.clone();
+    let drain = chain.of(config).drain.signal();
     let mut downstream = Downstream {
         buffer_limit: config.buffer_limit,
         transport,

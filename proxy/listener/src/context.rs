@@ -58,6 +58,8 @@ pub struct Server {
     pub clusters: Arc<dyn KnownClusters>,
     /// `/healthcheck/fail` was called: the health check filter answers 503.
     pub health_check_failed: Arc<AtomicBool>,
+    /// The drain of everything; each filter chain's is a part of it.
+    pub drain: drain::Drain,
     /// Files that access logs write to.
     pub access_logs: AccessLogManager,
     /// The overload manager's state, where one is configured.
@@ -79,6 +81,7 @@ impl Server {
     ) -> Self {
         Self {
             health_check_failed: Arc::default(),
+            drain: drain::Drain::new(),
             access_logs: AccessLogManager::new(&stats.root(), FlushPolicy::default()),
             stats,
             runtime,

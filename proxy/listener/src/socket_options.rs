@@ -13,7 +13,7 @@ use sampan_core::error::{ConfigError, ConfigResult};
 use socket2::{Socket, TcpKeepalive};
 
 /// One option, checked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SocketOption {
     /// When it is set.
     pub(crate) state: SocketState,
@@ -23,7 +23,7 @@ pub(crate) struct SocketOption {
     value: OptionValue,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 enum OptionValue {
     Int(i64),
     Bytes(Vec<u8>),
@@ -159,7 +159,7 @@ fn apply_integer(socket: &Socket, level: i64, name: i64, value: i64) -> io::Resu
 }
 
 /// `tcp_keepalive`: unset fields keep the kernel's values; a field of 0 turns it off altogether.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Keepalive {
     /// `keepalive_probes`
     pub(crate) probes: Option<u32>,

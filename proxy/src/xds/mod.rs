@@ -32,6 +32,7 @@
 mod clusters;
 mod endpoints;
 mod file;
+mod listeners;
 mod resource;
 mod routes;
 mod source;
@@ -46,9 +47,11 @@ use sampan_core::stats::Scope;
 use sampan_listener::Server;
 use sampan_upstream::ClusterManager;
 
+use crate::listeners::ListenerManager;
 pub use clusters::Cds;
 use endpoints::Eds;
 use file::Watcher;
+pub use listeners::Lds;
 pub use routes::{Current, Rds as Routes};
 use source::{Source, Subscriber, SubscriptionStats};
 
@@ -57,6 +60,8 @@ use source::{Source, Subscriber, SubscriptionStats};
 pub struct XdsModel {
     /// `dynamic_resources.cds_config`
     pub cds: Option<ConfigSource>,
+    /// `dynamic_resources.lds_config`
+    pub lds: Option<ConfigSource>,
 }
 
 impl XdsModel {
@@ -64,14 +69,18 @@ impl XdsModel {
     pub fn parse(message: Option<&DynamicResources>) -> ConfigResult<Self> {
         let Some(message) = message else { return Ok(Self::default()) };
         let cds = message.cds_config.as_ref().map(ConfigSource::from_proto).transpose();
-        Ok(Self { cds: cds.at("cds_config").at("dynamic_resources")? })
+        let lds = message.lds_config.as_ref().map(ConfigSource::from_proto).transpose();
+        Ok(Self {
+            cds: cds.at("cds_config").at("dynamic_resources")?,
+            lds: lds.at("lds_config").at("dynamic_resources")?,
+        })
     }
 }
 
 impl XdsModel {
     /// Whether anything comes from elsewhere.
     pub fn is_dynamic(&self) -> bool {
-        self.cds.is_some()
+        self.cds.is_some() || self.lds.is_some()
     }
 }
 
@@ -88,18 +97,22 @@ pub struct Context {
 pub struct Xds {
     /// CDS, if there is any.
     pub cds: Option<Rc<Cds>>,
+    /// LDS, if there is any.
+    pub lds: Option<Rc<Lds>>,
     /// RDS.
-    pub rds: Routes,
+    pub rds: Rc<Routes>,
     eds: Rc<Eds>,
     sources: std::cell::RefCell<Vec<Source>>,
 }
 
 impl Xds {
-    /// Subscribes; returns when CDS and the endpoints of all clusters have had their first answer.
+    /// Subscribes; returns when clusters and their endpoints, then listeners and their routes have had their first
+    /// answer. Listeners of LDS serve as soon as they are warm.
     pub async fn start(
         model: &XdsModel,
         clusters: &Arc<ClusterManager>,
         server: &Arc<Server>,
+        listeners: &Rc<ListenerManager>,
         reject_unknown: bool,
     ) -> Self {
         let root = &server.stats.root();
@@ -113,8 +126,8 @@ impl Xds {
         for cluster in clusters.clusters().all() {
             eds.follow(&cluster);
         }
-        let rds = Routes::new(context.clone(), server.clone());
-        let mut this = Self { cds: None, rds, eds, sources: std::cell::RefCell::default() };
+        let rds = Rc::new(Routes::new(context.clone(), server.clone()));
+        let mut this = Self { cds: None, lds: None, rds, eds, sources: std::cell::RefCell::default() };
         if let Some(source) = &model.cds {
             clusters.initialised().await;
             let scope = root.scope("cluster_manager").scope("cds");
@@ -125,6 +138,17 @@ impl Xds {
             clusters.initialised().await;
             cds.serving();
             this.cds = Some(cds);
+        }
+        clusters.initialised().await;
+        for entry in listeners.active() {
+            this.rds.follow(&entry.config).await;
+        }
+        if let Some(source) = &model.lds {
+            let lds = Rc::new(Lds::new(context.clone(), listeners.clone(), this.rds.clone()));
+            let stats = SubscriptionStats::new(&root.scope("listener_manager").scope("lds"));
+            this.sources.borrow_mut().push(Source::start(&context, source, stats, lds.clone()));
+            lds.answered().await;
+            this.lds = Some(lds);
         }
         this
     }

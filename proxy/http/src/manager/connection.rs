@@ -195,7 +195,7 @@ async fn serve_h1(connection: Connection, transport: Transport) {
             if !registered {
                 registered = draining.as_mut().poll(cx).is_pending();
             }
-            if connection.drain.is_draining() { Poll::Ready(Next::End) } else { Poll::Pending }
+            if connection.drain.ends_idle() { Poll::Ready(Next::End) } else { Poll::Pending }
         })
         .await;
         served += 1;

@@ -220,7 +220,7 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
     let Connection { manager, drain: signal, start, .. } = &shared.connection;
     let timer = Timer::default();
     let mut signal = signal.clone();
-    let mut draining = pin!(signal.reached(Phase::Draining));
+    let mut draining = pin!(signal.reached(Phase::Leaving));
     let mut drain = Drain::No;
     let mut idle_since = Some(Instant::now());
     let mut served = 0u32;
@@ -253,7 +253,9 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
             }
             if draining.as_mut().poll(cx).is_ready() {
                 manager.stats.downstream_cx_drain_close.inc();
-                return Poll::Ready(Event::StartDrain(limits.drain_timeout.min(PROCESS_DRAIN)));
+                let process = shared.connection.drain.ends_idle();
+                let most = if process { PROCESS_DRAIN } else { limits.drain_timeout };
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout.min(most)));
             }
             let idle_at = idle_since.zip(limits.idle_timeout).map(|(at, d)| at + d);
             if timer.poll(cx, idle_at).is_ready() {

@@ -1,0 +1,110 @@
+//! LDS: listeners come, change and go.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use envoy_types::pb::envoy::admin::v3::UpdateFailureState;
+use envoy_types::pb::envoy::config::listener::v3::Listener as Message;
+use envoy_types::pb::google::protobuf::{Any, Timestamp};
+use sampan_config::Resource;
+use sampan_upstream::Origin;
+use tokio::sync::watch;
+
+use super::resource::decode;
+use super::{Context, Routes, Subscriber};
+use crate::listeners::ListenerManager;
+
+/// The subscriber of `dynamic_resources.lds_config`.
+pub struct Lds {
+    context: Rc<Context>,
+    listeners: Rc<ListenerManager>,
+    routes: Rc<Routes>,
+    version: RefCell<Arc<str>>,
+    answered: watch::Sender<bool>,
+}
+
+impl Lds {
+    pub(super) fn new(context: Rc<Context>, listeners: Rc<ListenerManager>, routes: Rc<Routes>) -> Self {
+        let answered = watch::Sender::new(false);
+        Self { context, listeners, routes, version: RefCell::new("".into()), answered }
+    }
+
+    /// The version of the last response, refused listeners or not.
+    pub fn version(&self) -> Arc<str> {
+        self.version.borrow().clone()
+    }
+
+    /// Returns when the first answer has come, or is known not to.
+    pub(super) async fn answered(&self) {
+        // The sender lives in self, so that waiting cannot fail.
+        let _ = self.answered.subscribe().wait_for(|done| *done).await;
+    }
+
+    fn remove_others(&self, names: &HashSet<&str>) {
+        let listeners = &self.listeners;
+        for entry in listeners.active().into_iter().chain(listeners.warming()) {
+            if entry.origin.is_some() && !names.contains(&*entry.config.name) {
+                listeners.remove(&entry.config.name);
+            }
+        }
+    }
+}
+
+impl Subscriber for Lds {
+    fn update(&self, version: &str, resources: Vec<Resource>) -> Result<(), String> {
+        let resources = decode::<Message>(&self.context, resources)?;
+        let version = Arc::<str>::from(version);
+        self.remove_others(&resources.iter().map(|r| r.message.name.as_str()).collect());
+        let mut names = HashSet::new();
+        let mut wrong = Vec::new();
+        let mut failures = Vec::new();
+        for resource in &resources {
+            let name = resource.message.name.as_str();
+            let origin = Origin {
+                version: version.clone(),
+                // A copy of its own: a slice would keep the whole response.
+                bytes: resource.bytes.to_vec().into(),
+                updated: SystemTime::now(),
+            };
+            let taken = if names.insert(name) {
+                self.listeners.update(&resource.message, origin, &self.routes)
+            } else {
+                Err(format!("duplicate listener {name} found"))
+            };
+            if let Err(reason) = taken {
+                wrong.push(format!("{name}: {reason}"));
+                failures.push((name.to_owned(), failure(&resource.bytes, reason)));
+            }
+        }
+        self.listeners.set_failures(failures);
+        *self.version.borrow_mut() = version;
+        if !wrong.is_empty() {
+            return Err(format!("Error adding/updating listener(s) {}", wrong.join(", ")));
+        }
+        self.answered.send_replace(true);
+        Ok(())
+    }
+
+    fn failed(&self) {
+        self.answered.send_replace(true);
+    }
+}
+
+fn failure(bytes: &[u8], details: String) -> UpdateFailureState {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UpdateFailureState {
+        failed_configuration: Some(Any {
+            type_url: "type.googleapis.com/envoy.config.listener.v3.Listener".to_owned(),
+            value: bytes.to_vec(),
+        }),
+        last_update_attempt: Some(Timestamp {
+            seconds: since.as_secs() as i64,
+            nanos: (since.subsec_millis() * 1_000_000) as i32,
+        }),
+        details,
+        ..Default::default()
+    }
+}
