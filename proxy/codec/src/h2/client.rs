@@ -232,7 +232,7 @@ impl ClientStream {
 
     /// Waits until another frame can be queued.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
-        convert::poll_send_ready(&mut self.send, cx)
+        convert::poll_send_ready(&mut self.send, &self.link, cx)
     }
 
     /// Queues a frame of the request's body, or its end.

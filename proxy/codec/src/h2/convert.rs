@@ -1,6 +1,7 @@
 //! Between the crate `h2`'s messages and ours.
 
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -111,9 +112,32 @@ pub(super) fn take_headers(
     Ok(dropped)
 }
 
+/// The names as the crate `http` has them, by id: making one costs a hash and a search.
+static NAMES: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
+    let pseudo = HeaderName::from_static("x");
+    HeaderId::all()
+        .map(|id| if id.name().starts_with(':') { pseudo.clone() } else { name(id.name().as_bytes()) })
+        .collect()
+});
+
+fn name(text: &[u8]) -> HeaderName {
+    HeaderName::from_lowercase(text).unwrap_or_else(|_| HeaderName::from_static("x"))
+}
+
+/// Headers whose values never come again: in HPACK's table they would only push out what does, and be compared with
+/// each other for every request.
+fn is_unique(id: HeaderId) -> bool {
+    matches!(
+        id,
+        HeaderId::X_REQUEST_ID | HeaderId::TRACEPARENT | HeaderId::X_B3_TRACEID | HeaderId::X_B3_SPANID
+    )
+}
+
 /// All but pseudo headers. What HTTP/2 cannot carry was refused when it came in or was set.
 pub(super) fn give_headers(from: &HeaderMap, to: &mut http::HeaderMap) {
-    for (id, name, value) in from.iter() {
+    let names = &**NAMES;
+    to.reserve(from.len());
+    for (id, text, value) in from.iter() {
         let connection_only = matches!(
             id,
             HeaderId::CONNECTION
@@ -127,10 +151,11 @@ pub(super) fn give_headers(from: &HeaderMap, to: &mut http::HeaderMap) {
             continue;
         }
         let name = match id {
-            HeaderId::CUSTOM => HeaderName::from_lowercase(name),
-            id => Ok(HeaderName::from_static(id.name())),
+            HeaderId::CUSTOM => HeaderName::from_lowercase(text).ok(),
+            id => names.get(id.index()).cloned(),
         };
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+        if let (Some(name), Ok(mut value)) = (name, HeaderValue::from_bytes(value)) {
+            value.set_sensitive(is_unique(id));
             to.append(name, value);
         }
     }
@@ -184,22 +209,23 @@ impl BodyStream for Receive {
     }
 }
 
-/// Waits until the peer's window (or the send buffer) has room for at least a byte.
+/// How much of a stream's data the crate may hold while the peer's window is shut.
+const QUEUE: u64 = 64 * 1024;
+
+/// Waits until the stream's queue has room, or the peer's window takes all of it and more.
 pub(super) fn poll_send_ready(
     stream: &mut SendStream<Bytes>,
+    link: &Link,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), ResetReason>> {
-    if stream.capacity() > 0 {
+    if link.wire.pending(stream.stream_id().as_u32()) < QUEUE || stream.capacity() > 0 {
         return Poll::Ready(Ok(()));
     }
     stream.reserve_capacity(16 * 1024);
-    loop {
-        match ready!(stream.poll_capacity(cx)) {
-            Some(Ok(0)) => {}
-            Some(Ok(_)) => return Poll::Ready(Ok(())),
-            Some(Err(e)) => return Poll::Ready(Err(reset_reason(&e))),
-            None => return Poll::Ready(Err(ResetReason::RemoteReset)),
-        }
+    match ready!(stream.poll_capacity(cx)) {
+        Some(Ok(_)) => Poll::Ready(Ok(())),
+        Some(Err(e)) => Poll::Ready(Err(reset_reason(&e))),
+        None => Poll::Ready(Err(ResetReason::RemoteReset)),
     }
 }
 
@@ -217,7 +243,7 @@ pub(super) fn send_frame(
             stream.send_data(data, end)
         }
         Some(Frame::Trailers(trailers)) => {
-            let mut map = http::HeaderMap::with_capacity(trailers.len());
+            let mut map = http::HeaderMap::new();
             give_headers(&trailers, &mut map);
             stream.send_trailers(map)
         }

@@ -233,7 +233,7 @@ impl Responder {
     /// Waits until another frame can be queued.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         match &mut self.stream {
-            Some(stream) => convert::poll_send_ready(stream, cx),
+            Some(stream) => convert::poll_send_ready(stream, &self.link, cx),
             None => Poll::Ready(Ok(())),
         }
     }

@@ -240,6 +240,11 @@ impl Wire {
         }
     }
 
+    /// How much of that the codec still has.
+    pub(super) fn pending(&self, id: u32) -> u64 {
+        self.state.borrow().streams.get(&id).map_or(0, |meter| meter.pending)
+    }
+
     /// Shows in the stats what has piled up; called when the connection waits.
     pub(super) fn settle(&self) {
         let mut state = self.state.borrow_mut();

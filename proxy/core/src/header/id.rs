@@ -149,6 +149,11 @@ impl HeaderId {
         usize::from(self.0)
     }
 
+    /// All ids, in the order of [`HeaderId::index`].
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT).map(|i| Self(i as _))
+    }
+
     /// How many ids there are, [`HeaderId::CUSTOM`] among them.
     pub const COUNT: usize = NAMES.len();
 

@@ -289,7 +289,8 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
                 }
                 idle_since = None;
                 let active = ActiveStream::new(shared);
-                tokio::task::spawn_local(serve_stream(shared.clone(), *accepted, active));
+                // The exchange's state is large: boxed here it is not moved about by those who spawn.
+                tokio::task::spawn_local(Box::pin(serve_stream(shared.clone(), accepted, active)));
             }
             Event::StartDrain(timeout) => {
                 codec.shutdown_notice();
@@ -366,8 +367,8 @@ async fn finish(shared: &Shared, codec: &mut h2::ServerConnection, event: Event)
 }
 
 /// Serves one stream.
-async fn serve_stream(shared: Rc<Shared>, accepted: Accepted, active: ActiveStream) {
-    let Accepted { head, body, respond } = accepted;
+async fn serve_stream(shared: Rc<Shared>, accepted: Box<Accepted>, active: ActiveStream) {
+    let Accepted { head, body, respond } = *accepted;
     let connection = &shared.connection;
     let gone = respond.meter().reset_by_peer;
     let timer = Timer::default();

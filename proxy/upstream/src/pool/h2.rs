@@ -269,7 +269,10 @@ async fn drive(connection: Rc<Connection>, mut driver: Driver) {
         DriverEnd::Done | DriverEnd::Peer => connection.guard.closed_by_peer(),
         DriverEnd::Protocol => connection.guard.core().stats.upstream_cx_protocol_error.inc(),
     }
-    connection.guard.over();
+    // A peer that was done closes behind responses that somebody has yet to read.
+    if end != DriverEnd::Done {
+        connection.guard.over();
+    }
     // The streams that are left end with the driver.
     drop(driver);
     connection.retire();
