@@ -2,13 +2,15 @@
 //!
 //! `ca` signs `server` (server.test, *.wild.test), `other` (other.test), `client` (spiffe://td/ns/a/sa/client, client.test) and
 //! `upstream` (upstream.test, spiffe://td/ns/b/sa/up); `rogue-ca` signs `rogue`, with the same names as `client`.
+//! SPIFFE identities whose keys may only sign handshakes: `svid` (spiffe://td/ns/a/sa/svid), `svid-b` (spiffe://td/ns/b/sa/svid)
+//! and `svid-rogue`.
 
 use std::fs;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -39,6 +41,9 @@ impl Certs {
         certs.leaf("other", &["other.test"], None, &ca)?;
         certs.leaf("client", &["client.test"], Some("spiffe://td/ns/a/sa/client"), &ca)?;
         certs.leaf("upstream", &["upstream.test"], Some("spiffe://td/ns/b/sa/up"), &ca)?;
+        certs.svid("svid", "spiffe://td/ns/a/sa/svid", &ca)?;
+        certs.svid("svid-b", "spiffe://td/ns/b/sa/svid", &ca)?;
+        certs.svid("svid-rogue", "spiffe://td/ns/a/sa/svid", &rogue)?;
         certs.leaf("rogue", &["client.test", "server.test"], Some("spiffe://td/ns/a/sa/client"), &rogue)?;
         Ok(certs)
     }
@@ -61,6 +66,18 @@ impl Certs {
         let certificate = params.self_signed(&key).map_err(tls_error)?;
         self.write(name, certificate.pem(), &key)?;
         Ok(Issuer::new(params, key))
+    }
+
+    /// A SPIFFE identity: unlike the other leaves it says what its key may do.
+    fn svid(&self, name: &str, uri: &str, ca: &Issuer<'_, KeyPair>) -> Result<()> {
+        let key = KeyPair::generate().map_err(tls_error)?;
+        let mut params = CertificateParams::new(Vec::new()).map_err(tls_error)?;
+        params.subject_alt_names.push(SanType::URI(uri.try_into().map_err(tls_error)?));
+        params.key_usages.push(KeyUsagePurpose::DigitalSignature);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, ca).map_err(tls_error)?;
+        self.write(name, certificate.pem(), &key)
     }
 
     fn leaf(&self, name: &str, dns: &[&str], uri: Option<&str>, ca: &Issuer<'_, KeyPair>) -> Result<()> {

@@ -50,7 +50,10 @@ impl Common {
     /// What `/certs` shows of the context: the authority and the chains.
     pub(crate) fn loaded(&self) -> (Option<LoadedCertificate>, Vec<LoadedCertificate>) {
         let ca = self.validation.as_ref().and_then(|v| {
-            let der = v.validator.trust.as_ref()?.first()?;
+            let der = match &v.validator.spiffe {
+                Some(spiffe) => spiffe.first()?,
+                None => v.validator.trust.as_ref()?.first()?,
+            };
             Some(LoadedCertificate { path: v.ca_path.clone(), info: Arc::new(cert_info(der)) })
         });
         let chains = self

@@ -40,6 +40,8 @@ fn details(refusal: &Refusal) -> String {
         }
         Refusal::Hash => "verify cert failed: cert hash and spki".to_owned(),
         Refusal::KeyUsage => "KEY_USAGE_BIT_INCORRECT".to_owned(),
+        Refusal::Spiffe(what) => format!("verify cert failed: {what}"),
+        Refusal::SpiffeSan => "verify cert failed: SAN match".to_owned(),
         Refusal::Nothing => "verify cert failed".to_owned(),
     }
 }

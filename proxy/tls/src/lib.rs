@@ -16,6 +16,7 @@ mod peers;
 mod san;
 mod server;
 mod sniff;
+mod spiffe;
 mod stats;
 #[cfg(test)]
 mod tests;

@@ -75,6 +75,14 @@ pub(crate) enum SanMatcher {
 }
 
 impl SanMatcher {
+    /// Which names it looks at.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Dns(_) => Kind::Dns,
+            Self::Text(kind, _) => kind.clone(),
+        }
+    }
+
     pub(crate) fn from_proto(message: &SubjectAltNameMatcher) -> ConfigResult<Self> {
         let kind = match SanType::try_from(message.san_type) {
             Ok(SanType::Dns) => Kind::Dns,

@@ -38,7 +38,7 @@ use crate::peers::Peers;
 use crate::sniff::Sniff;
 use crate::stats::SslStats;
 use crate::tickets::{LazyCache, Tickets};
-use crate::validation::Validator;
+use crate::validation::{Trust, Validator};
 use crate::verifier::{ClientVerifier, Verifier};
 
 /// A downstream TLS context, ready to accept.
@@ -410,12 +410,14 @@ fn verifier(
     }
     let required = message.require_client_certificate.as_ref().is_some_and(|v| v.value);
     // Matchers refuse a client without a certificate even if none is required, unless untrusted ones are taken.
-    let mandatory =
-        (required && validator.trust.is_some()) || (validator.has_matchers() && !validator.accept_untrusted);
+    let mandatory = validator.spiffe.is_some()
+        || (required && validator.trust.is_some())
+        || (validator.has_matchers() && !validator.accept_untrusted);
     let hide = common.validation.as_ref().is_some_and(|v| v.suppress_client_ca_list);
-    let subjects = match &validator.trust {
-        Some(trust) if !hide => trust.subjects(),
-        _ => Vec::new(),
+    let subjects = match (&validator.spiffe, &validator.trust) {
+        _ if hide => Vec::new(),
+        (Some(spiffe), _) => spiffe.subjects(),
+        (None, trust) => trust.as_ref().map(Trust::subjects).unwrap_or_default(),
     };
     Arc::new(ClientVerifier {
         verifier: Verifier {

@@ -18,6 +18,7 @@ use x509_parser::certificate::X509Certificate;
 use crate::cert_info::parse;
 use crate::params::Side;
 use crate::san::{self, San, SanMatcher};
+use crate::spiffe::Spiffe;
 use crate::stats::SslStats;
 
 /// Why a peer is refused.
@@ -33,6 +34,10 @@ pub(crate) enum Refusal {
     Hash,
     /// The key may not sign.
     KeyUsage,
+    /// The SPIFFE validator, before the chain.
+    Spiffe(&'static str),
+    /// The SPIFFE validator's matchers.
+    SpiffeSan,
     /// No matcher at all could vouch for the certificate.
     Nothing,
 }
@@ -81,6 +86,8 @@ pub(crate) struct Validator {
     pub(crate) hashes: Vec<[u8; 32]>,
     pub(crate) spkis: Vec<[u8; 32]>,
     pub(crate) auto_sni_san: bool,
+    /// Takes the place of all others.
+    pub(crate) spiffe: Option<Spiffe>,
 }
 
 impl Trust {
@@ -124,7 +131,7 @@ impl Trust {
         self.certificates.first().map(|a| &a.der)
     }
 
-    fn verify(&self, chain: &[CertificateDer<'_>], side: Side) -> Result<(), Refusal> {
+    pub(crate) fn verify(&self, chain: &[CertificateDer<'_>], side: Side) -> Result<(), Refusal> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let refusal = match self.verify_at(chain, side, now) {
             Ok(()) => return Ok(()),
@@ -309,7 +316,7 @@ fn refusal_of(error: &webpki::Error) -> Refusal {
 impl Validator {
     /// Whether a certificate is looked at at all.
     pub(crate) fn verifies(&self) -> bool {
-        self.trust.is_some() || self.accept_untrusted || self.has_matchers()
+        self.trust.is_some() || self.accept_untrusted || self.has_matchers() || self.spiffe.is_some()
     }
 
     pub(crate) fn has_matchers(&self) -> bool {
@@ -337,6 +344,10 @@ impl Validator {
                 reason: "unable to get local issuer certificate",
                 kind: ChainFailure::UnknownIssuer,
             });
+        }
+        if let Some(spiffe) = &self.spiffe {
+            let counted = |refusal: &Refusal| stats.iter().for_each(|stats| count(stats, refusal));
+            return spiffe.verify(chain, side).map(|()| true).inspect_err(counted);
         }
         if let Some(trust) = &self.trust
             && let Err(refusal) = trust.verify(chain, side)
@@ -409,8 +420,10 @@ fn names(sans: &[San]) -> String {
 
 fn count(stats: &SslStats, refusal: &Refusal) {
     match refusal {
-        Refusal::SanList | Refusal::SanMatcher(_) => stats.fail_verify_san.inc(),
+        Refusal::SanList | Refusal::SanMatcher(_) | Refusal::SpiffeSan => stats.fail_verify_san.inc(),
         Refusal::Hash => stats.fail_verify_cert_hash.inc(),
-        Refusal::Chain { .. } | Refusal::KeyUsage | Refusal::Nothing => stats.fail_verify_error.inc(),
+        Refusal::Chain { .. } | Refusal::KeyUsage | Refusal::Nothing | Refusal::Spiffe(_) => {
+            stats.fail_verify_error.inc()
+        }
     }
 }

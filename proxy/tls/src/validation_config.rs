@@ -17,6 +17,7 @@ use crate::certificate::{certificates, unnamed};
 use crate::data_source::{self, Loaded};
 use crate::params::Side;
 use crate::san::SanMatcher;
+use crate::spiffe::Spiffe;
 use crate::validation::{Trust, Validator};
 
 /// A validation context and where its authority came from.
@@ -42,6 +43,15 @@ impl Validation {
         let ca = data_source::read_field(message.trusted_ca.as_ref(), "trusted_ca")?;
         let crl = data_source::read_field(message.crl.as_ref(), "crl")?;
         let sans = match_sans(message)?;
+        if let Some(custom) = &message.custom_validator_config {
+            let spiffe = Spiffe::from_proto(custom, message, sans).at("custom_validator_config")?;
+            return Ok(Self {
+                ca_path: spiffe.ca_path.clone(),
+                stat_name: name.map_or_else(|| unnamed_ca(message), str::to_owned),
+                suppress_client_ca_list: message.suppress_client_ca_list,
+                validator: Validator { spiffe: Some(spiffe), ..Validator::default() },
+            });
+        }
         if ca.is_none() {
             refuse_without_ca(message, &crl, &sans, auto_sni_san)?;
         }
@@ -55,6 +65,7 @@ impl Validation {
             hashes: hashes(&message.verify_certificate_hash)?,
             spkis: spkis(&message.verify_certificate_spki)?,
             auto_sni_san,
+            spiffe: None,
         };
         let stat_name = name.map_or_else(|| unnamed_ca(message), str::to_owned);
         Ok(Self {
@@ -92,10 +103,6 @@ fn refuse_unsupported(message: &CertificateValidationContext) -> ConfigResult<()
         "require_signed_certificate_timestamp",
         "requiring a signed certificate timestamp",
     )?;
-    if let Some(custom) = &message.custom_validator_config {
-        return Err(ConfigError::unsupported(format!("certificate validator '{}'", custom.name))
-            .at("custom_validator_config"));
-    }
     Ok(())
 }
 
@@ -192,7 +199,7 @@ fn trust(
     Ok(trust)
 }
 
-fn revocation_lists(loaded: &Loaded) -> ConfigResult<Vec<CertRevocationList<'static>>> {
+pub(crate) fn revocation_lists(loaded: &Loaded) -> ConfigResult<Vec<CertRevocationList<'static>>> {
     let failed = |e: String| ConfigError::new(format!("Failed to load CRL from {}: {e}", loaded.path));
     CertificateRevocationListDer::pem_slice_iter(&loaded.bytes)
         .map(|der| {
