@@ -71,6 +71,8 @@ pub struct ClientConnection {
     keep_alive: bool,
     /// What follows is a tunnel: its end, however it comes, is the connection's.
     tunnel: bool,
+    /// There is no HTTP at all: the peer's end is an end as any other.
+    raw: bool,
     close_notified: bool,
     failed: bool,
     protocol_error: bool,
@@ -103,6 +105,7 @@ impl ClientConnection {
             response_begun: false,
             keep_alive: true,
             tunnel: false,
+            raw: false,
             close_notified: false,
             failed: false,
             protocol_error: false,
@@ -175,12 +178,12 @@ impl ClientConnection {
         self.searched = 0;
     }
 
-    /// Makes the connection a tunnel without a request: what is sent and received are bytes. `first` are the first.
-    pub fn open_tunnel(&mut self, first: &[u8]) {
+    /// Makes the connection a tunnel without a request: what is sent and received are bytes. `first` goes first.
+    pub fn open_raw(&mut self, first: &[u8]) {
         self.io.push_end(first);
         self.encoder = Encoder::Raw;
         self.decoder = Decoder::Close;
-        (self.tunnel, self.keep_alive, self.request_sent, self.response_begun) = (true, false, false, true);
+        (self.tunnel, self.raw, self.keep_alive, self.request_sent) = (true, true, false, false);
     }
 
     /// Waits until another frame can be queued.
@@ -303,7 +306,7 @@ impl ClientConnection {
         let frame =
             ready!(self.decoder.poll_frame(&mut self.io, &self.limits, self.options.enable_trailers, cx));
         let frame = match frame {
-            None if self.tunnel => Some(Err(GONE)),
+            None if self.tunnel && !self.raw => Some(Err(GONE)),
             Some(Err(BodyError::Reset(_))) if self.tunnel => Some(Err(GONE)),
             // A reset ends such a body as well as a close does, as in Envoy.
             Some(Err(BodyError::Reset(_))) if until_close => None,

@@ -11,6 +11,7 @@ use sampan_core::runtime::Runtime;
 use sampan_core::stream_info::{Metadata, StreamInfo};
 
 use super::action::Inherited;
+use super::connect::ConnectConfig;
 use super::hash::HashPolicies;
 use super::matching::RouteMatch;
 use super::mirror::Mirror;
@@ -67,6 +68,7 @@ pub struct ClusterAction {
     /// `metadata_match`
     pub metadata_match: Option<Arc<Metadata>>,
     upgrades: Vec<(Box<str>, bool)>,
+    connect: Option<ConnectConfig>,
     /// `hash_policy`
     pub hash: HashPolicies,
     /// `rate_limits`
@@ -97,6 +99,7 @@ impl ClusterAction {
             mirror.check_cluster(context).at_index("request_mirror_policies", i)?;
         }
         let or_off = |d: Option<Duration>| d.map(|d| Some(d).filter(|d| !d.is_zero()));
+        let (upgrades, connect) = upgrades(message)?;
         Ok(Self {
             choice: ClusterChoice::from_proto(message, context)?,
             not_found: match message.cluster_not_found_response_code() {
@@ -120,7 +123,8 @@ impl ClusterAction {
             mirrors,
             priority: message.priority(),
             metadata_match: metadata(message.metadata_match.as_ref()),
-            upgrades: upgrades(message)?,
+            upgrades,
+            connect,
             hash: HashPolicies::from_proto(&message.hash_policy)?,
             rate_limits: RateLimits::of_route(&message.rate_limits)?,
             include_host_rate_limits: message.include_vh_rate_limits.is_some_and(|i| i.value),
@@ -130,6 +134,11 @@ impl ClusterAction {
     /// Whether the route says that an upgrade is allowed; none where it says nothing.
     pub fn upgrade_enabled(&self, upgrade: &str) -> Option<bool> {
         self.upgrades.iter().find(|(name, _)| &**name == upgrade).map(|(_, enabled)| *enabled)
+    }
+
+    /// Where this request's payload goes to its host as raw TCP: how.
+    pub fn connect(&self, request: &HeaderMap) -> Option<&ConnectConfig> {
+        self.connect.as_ref().filter(|c| c.takes(request.get(HeaderId::METHOD).unwrap_or_default()))
     }
 
     /// Picks a weighted cluster; its index, none where there is nothing to pick from.
@@ -196,11 +205,7 @@ fn refuse_unsupported(message: &pb::RouteAction) -> ConfigResult<()> {
     refuse(message.cors.is_some(), "cors")?;
     refuse(message.internal_redirect_policy.is_some(), "internal_redirect_policy")?;
     refuse(message.internal_redirect_action != 0, "internal_redirect_action")?;
-    hedging(message.hedge_policy.as_ref())?;
-    refuse(
-        message.upgrade_configs.iter().any(|u| u.connect_config.is_some()),
-        "upgrade_configs.connect_config",
-    )
+    hedging(message.hedge_policy.as_ref())
 }
 
 /// Hedging is not done; a policy that asks for none is nothing.
@@ -218,8 +223,11 @@ fn early_data(message: &pb::RouteAction) -> ConfigResult<()> {
     }
 }
 
-fn upgrades(message: &pb::RouteAction) -> ConfigResult<Vec<(Box<str>, bool)>> {
+/// The upgrades by lower-case type, and how CONNECT is ended here.
+#[allow(clippy::type_complexity, reason = "two lists of one message, taken apart by the one caller")]
+fn upgrades(message: &pb::RouteAction) -> ConfigResult<(Vec<(Box<str>, bool)>, Option<ConnectConfig>)> {
     let mut all: Vec<(Box<str>, bool)> = Vec::with_capacity(message.upgrade_configs.len());
+    let mut connect = None;
     for (i, upgrade) in message.upgrade_configs.iter().enumerate() {
         let name = upgrade.upgrade_type.to_ascii_lowercase().into_boxed_str();
         if all.iter().any(|(other, _)| *other == name) {
@@ -227,8 +235,10 @@ fn upgrades(message: &pb::RouteAction) -> ConfigResult<Vec<(Box<str>, bool)>> {
             return Err(ConfigError::new(reason).index(i).at("upgrade_configs"));
         }
         all.push((name, upgrade.enabled.is_none_or(|e| e.value)));
+        let config = ConnectConfig::from_proto(upgrade).at_index("upgrade_configs", i)?;
+        connect = config.or(connect);
     }
-    Ok(all)
+    Ok((all, connect))
 }
 
 #[allow(deprecated)] // `max_grpc_timeout` is deprecated and still taken.

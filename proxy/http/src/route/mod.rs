@@ -10,6 +10,7 @@
 //! without atomics. A stream keeps the table it began with, whatever updates come.
 
 mod action;
+mod connect;
 mod forward;
 mod hash;
 mod headers;
@@ -37,6 +38,7 @@ use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_core::stream_info::{Metadata, StreamInfo};
 
 pub use action::{Action, DirectResponse};
+pub use connect::ConnectConfig;
 pub use forward::{ClusterAction, GrpcTimeout, StreamDuration};
 pub use hash::{Cookie, HashPolicies, MakeCookie};
 pub use headers::{HeaderMutations, Values, is_inline};

@@ -9,7 +9,7 @@ use sampan_codec::h1::ResponseHead;
 use sampan_codec::{BodyError, ResetReason};
 use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
-use sampan_upstream::{Host, HttpLease, LbContext, PoolError, WorkerHost};
+use sampan_upstream::{ConnectOptions, Host, HttpLease, LbContext, PoolError, WorkerHost};
 
 use super::exchange::Exchange;
 use super::failure::{Failure, no_host, reset};
@@ -39,7 +39,8 @@ impl Forward<'_> {
         }
         let end = upload.is_empty() && self.stream.upgrade.is_none();
         let headers = for_protocol(&self.stream.request, &lease);
-        let exchange = Exchange::start(lease, headers.as_ref().unwrap_or(&self.stream.request), end);
+        let first = self.proxy_header(&lease);
+        let exchange = Exchange::start(lease, headers.as_ref().unwrap_or(&self.stream.request), end, &first);
         let mut exchange = exchange.map_err(|reason| reset(reason, false))?;
         let now = clock::tick();
         self.stream.info.upstream_mut().first_tx = Some(now);
@@ -114,7 +115,9 @@ impl Forward<'_> {
             self.received(upload);
         }
         self.stream.info.upstream_mut().last_tx = last_tx;
-        let head = head?;
+        let mut head = head?;
+        // A POST whose payload is a TCP stream is a POST to its client.
+        head.tunnel &= tunnel;
         let now = clock::tick();
         timer.touch();
         self.stream.info.upstream_mut().first_rx = Some(now);
@@ -145,6 +148,14 @@ impl Forward<'_> {
             }
         }
         Some(reply)
+    }
+
+    /// What goes before the payload of a raw TCP stream.
+    fn proxy_header(&self, lease: &HttpLease) -> Vec<u8> {
+        let HttpLease::Tcp(_) = lease else { return Vec::new() };
+        let client = &self.stream.info.connection;
+        let (remote, local) = (client.remote.socket_addr(), client.local.socket_addr());
+        self.action.connect(&self.stream.request).map_or_else(Vec::new, |c| c.prefix(remote, local))
     }
 
     fn received(&mut self, upload: &Upload) {
@@ -181,7 +192,17 @@ impl Forward<'_> {
         let h2 = self.stream.info.protocol == Some(sampan_core::stream_info::Protocol::Http2);
         let timer = self.stream.timer.clone();
         let timeouts = &mut self.timeouts;
-        let mut acquire = std::pin::pin!(host.http(self.priority, h2, self.connect_options.as_ref()));
+        let (options, priority) = (self.connect_options.as_ref(), self.priority);
+        let raw = self.action.connect(&self.stream.request);
+        let mut acquire = std::pin::pin!(async {
+            match raw {
+                None => host.http(priority, h2, options).await,
+                Some(_) => {
+                    let lease = host.tcp(priority, options.unwrap_or(&ConnectOptions::default())).await;
+                    lease.map(|lease| HttpLease::Tcp(Box::new(lease)))
+                }
+            }
+        });
         let mut waiting_since = None;
         let lease = poll_fn(|cx| match acquire.as_mut().poll(cx) {
             Poll::Ready(Ok(lease)) => Poll::Ready(Ok(lease)),
@@ -214,12 +235,12 @@ impl Forward<'_> {
     }
 
     fn note_connection(&mut self, lease: &HttpLease) {
-        let (info, streams_before, _) = Exchange::info(lease);
+        let (info, streams_before) = Exchange::info(lease);
         let upstream = self.stream.info.upstream_mut();
         upstream.local.clone_from(&info.local);
         upstream.connection_id = Some(info.id);
         upstream.tls.clone_from(&info.tls);
-        upstream.protocol = Some(Exchange::protocol(lease));
+        upstream.protocol = Exchange::protocol(lease);
         upstream.streams_before = streams_before;
         if streams_before == 0 {
             upstream.connect_start = Some(info.start);

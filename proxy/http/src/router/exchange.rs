@@ -3,12 +3,12 @@
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use sampan_codec::h1::ResponseHead;
+use sampan_codec::h1::{ClientConnection, ResponseHead};
 use sampan_codec::h2::{ClientStream, Reason};
 use sampan_codec::{BodyError, Frame, ResetReason};
-use sampan_core::HeaderMap;
+use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::Protocol;
-use sampan_upstream::{ConnectInfo, H1Lease, H2Lease, HttpLease, WorkerHost};
+use sampan_upstream::{ConnectInfo, H1Lease, H2Lease, HttpLease, TcpLease, WorkerHost};
 
 use crate::timer::Timer;
 
@@ -26,12 +26,32 @@ pub(super) enum Exchange {
         lease: H2Lease,
         done: bool,
     },
+    /// CONNECT that ends here: the host gets bytes, the client a 200 at once.
+    Tcp {
+        codec: ClientConnection,
+        lease: Box<TcpLease>,
+        /// The end of the request's body was queued.
+        ended: bool,
+    },
 }
 
 impl Exchange {
     /// Sends the head.
-    pub(super) fn start(lease: HttpLease, headers: &HeaderMap, end: bool) -> Result<Self, ResetReason> {
+    ///
+    /// `first`: what goes before the bytes of a TCP connection.
+    pub(super) fn start(
+        lease: HttpLease,
+        headers: &HeaderMap,
+        end: bool,
+        first: &[u8],
+    ) -> Result<Self, ResetReason> {
         match lease {
+            HttpLease::Tcp(mut lease) => {
+                let transport = lease.transport.take().ok_or(ResetReason::ConnectionFailure)?;
+                let mut codec = ClientConnection::new(transport, Rc::default());
+                codec.open_raw(first);
+                Ok(Self::Tcp { codec, lease, ended: end })
+            }
             HttpLease::H1(mut lease) => {
                 let before = lease.codec().wire_bytes();
                 lease.codec().send_head(headers, end);
@@ -45,17 +65,20 @@ impl Exchange {
         }
     }
 
-    pub(super) fn info(lease: &HttpLease) -> (Rc<ConnectInfo>, u64, Rc<WorkerHost>) {
+    /// What is known of the connection, and how many streams it had carried before.
+    pub(super) fn info(lease: &HttpLease) -> (&ConnectInfo, u64) {
         match lease {
-            HttpLease::H1(lease) => (lease.info().clone(), lease.streams_before(), lease.host().clone()),
-            HttpLease::H2(lease) => (lease.info().clone(), lease.streams_before(), lease.host().clone()),
+            HttpLease::H1(lease) => (lease.info(), lease.streams_before()),
+            HttpLease::H2(lease) => (lease.info(), lease.streams_before()),
+            HttpLease::Tcp(lease) => (&lease.info, 0),
         }
     }
 
-    pub(super) fn protocol(lease: &HttpLease) -> Protocol {
+    pub(super) fn protocol(lease: &HttpLease) -> Option<Protocol> {
         match lease {
-            HttpLease::H1(_) => Protocol::Http11,
-            HttpLease::H2(_) => Protocol::Http2,
+            HttpLease::H1(_) => Some(Protocol::Http11),
+            HttpLease::H2(_) => Some(Protocol::Http2),
+            HttpLease::Tcp(_) => None,
         }
     }
 
@@ -66,6 +89,7 @@ impl Exchange {
             }
             Self::H1 { lease: None, .. } => Poll::Ready(Err(ResetReason::ConnectionTermination)),
             Self::H2 { stream, .. } => stream.poll_ready(cx),
+            Self::Tcp { codec, .. } => codec.poll_ready(cx).map_err(|_| ResetReason::ConnectionTermination),
         }
     }
 
@@ -77,6 +101,11 @@ impl Exchange {
             }
             Self::H1 { lease: None, .. } => Ok(()),
             Self::H2 { stream, .. } => stream.send_frame(frame, end),
+            Self::Tcp { codec, ended, .. } => {
+                *ended |= end || matches!(frame, Some(Frame::Trailers(_)));
+                codec.send_frame(frame, end);
+                Ok(())
+            }
         }
     }
 
@@ -86,17 +115,29 @@ impl Exchange {
                 lease.codec().poll_flush(cx).map_err(|_| ResetReason::ConnectionTermination)
             }
             Self::H1 { lease: None, .. } | Self::H2 { .. } => Poll::Ready(Ok(())),
+            Self::Tcp { codec, ended, .. } => {
+                let flushed = if *ended { codec.poll_shutdown(cx) } else { codec.poll_flush(cx) };
+                flushed.map_err(|_| ResetReason::ConnectionTermination)
+            }
         }
     }
 
     /// In a tunnel the end of our direction is a half-close.
     pub(super) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Self::H1 { lease: Some(lease), half_closed, .. } = self
-            && !*half_closed
-        {
-            // What went wrong here shows when the other direction is read.
-            let _ = ready!(lease.codec().poll_shutdown(cx));
-            *half_closed = true;
+        // What goes wrong here shows when the other direction is read.
+        match self {
+            Self::H1 { lease: Some(lease), half_closed, .. } if !*half_closed => {
+                let _ = ready!(lease.codec().poll_shutdown(cx));
+                *half_closed = true;
+            }
+            Self::H1 { .. } => {}
+            Self::H2 { stream, .. } => {
+                let _ = stream.send_frame(None, true);
+            }
+            Self::Tcp { codec, ended, .. } => {
+                *ended = true;
+                let _ = ready!(codec.poll_shutdown(cx));
+            }
         }
         Poll::Ready(())
     }
@@ -120,6 +161,11 @@ impl Exchange {
                 }
                 Poll::Ready(head)
             }
+            Self::Tcp { .. } => {
+                let mut headers = HeaderMap::new();
+                headers.append(HeaderId::STATUS, "200");
+                Poll::Ready(Ok(ResponseHead { headers, status: 200, end: false, tunnel: true, bytes: 0 }))
+            }
         }
     }
 
@@ -134,6 +180,7 @@ impl Exchange {
                 }
                 Poll::Ready(frame)
             }
+            Self::Tcp { codec, .. } => codec.poll_frame(cx),
         }
     }
 
@@ -142,6 +189,7 @@ impl Exchange {
             Self::H1 { lease: Some(lease), .. } => lease.codec().response_done(),
             Self::H1 { lease: None, .. } => true,
             Self::H2 { stream, .. } => stream.response_done(),
+            Self::Tcp { codec, .. } => codec.response_done(),
         }
     }
 
@@ -157,6 +205,10 @@ impl Exchange {
                 let meter = stream.meter();
                 timer.set_upstream_wire((meter.sent, meter.received));
                 timer.set_upstream_headers((meter.header_sent, meter.header_received));
+            }
+            Self::Tcp { codec, .. } => {
+                let (received, sent) = codec.wire_bytes();
+                timer.set_upstream_wire((sent, received));
             }
         }
     }
@@ -175,6 +227,7 @@ impl Exchange {
                 }
                 *done = true;
             }
+            Self::Tcp { .. } => {}
         }
     }
 
@@ -182,6 +235,7 @@ impl Exchange {
         match self {
             Self::H1 { host, .. } => host,
             Self::H2 { lease, .. } => lease.host(),
+            Self::Tcp { lease, .. } => lease.host(),
         }
     }
 
@@ -206,9 +260,20 @@ fn count_reset(lease: &H2Lease, done: &mut bool, reason: ResetReason) {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Self::H2 { stream, done: false, lease } = self {
-            lease.host().cluster_stats().upstream_rq_tx_reset.inc();
-            stream.reset(Reason::CANCEL);
+        match self {
+            Self::H2 { stream, done: false, lease } => {
+                lease.host().cluster_stats().upstream_rq_tx_reset.inc();
+                stream.reset(Reason::CANCEL);
+            }
+            Self::Tcp { codec, lease, ended } => {
+                let (received, sent) = codec.wire_bytes();
+                lease.count_bytes(received, sent);
+                // With our direction open the end is ours, whoever asked for it.
+                if *ended && codec.closed_by_peer() {
+                    lease.closed_by_peer();
+                }
+            }
+            Self::H1 { .. } | Self::H2 { .. } => {}
         }
     }
 }

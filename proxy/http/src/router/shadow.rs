@@ -140,7 +140,7 @@ impl Shadow {
         let host = cluster.pick(&LbContext::default())?;
         let lease = host.http(Priority::Default, false, None).await.ok()?;
         let empty = body.is_empty() && trailers.is_none();
-        let mut exchange = Exchange::start(lease, &self.headers, empty).ok()?;
+        let mut exchange = Exchange::start(lease, &self.headers, empty, b"").ok()?;
         let last = body.len();
         for (i, data) in body.into_iter().enumerate() {
             std::future::poll_fn(|cx| exchange.poll_ready(cx)).await.ok()?;

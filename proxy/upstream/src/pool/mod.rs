@@ -58,6 +58,8 @@ pub enum HttpLease {
     H1(H1Lease),
     /// A stream's place.
     H2(H2Lease),
+    /// Bytes: what CONNECT asks for, where the proxy ends it.
+    Tcp(Box<TcpLease>),
 }
 
 /// The pools for one set of connect options.

@@ -74,7 +74,7 @@ impl World {
     async fn h1(&self) -> H1Lease {
         match self.host().http(Priority::Default, false, None).await.unwrap() {
             HttpLease::H1(lease) => lease,
-            HttpLease::H2(_) => panic!("HTTP/2"),
+            _ => panic!("HTTP/2"),
         }
     }
 
