@@ -21,7 +21,11 @@ pub fn refuse(b: &Bootstrap) -> ConfigResult<()> {
         let kind = sink.config_type.as_ref().map_or(sink.name.as_str(), |TypedConfig(any)| name_of(any));
         return Err(ConfigError::unsupported(format_args!("stats sink {kind}"))).at_index("stats_sinks", 0);
     }
-    let resolver = b.typed_dns_resolver_config.as_ref();
+    // Here, unlike in a cluster, Envoy passes over a resolver that it does not have.
+    let cares = |r: &&TypedExtensionConfig| {
+        r.typed_config.as_ref().is_some_and(|any| name_of(any).ends_with(".CaresDnsResolverConfig"))
+    };
+    let resolver = b.typed_dns_resolver_config.as_ref().filter(cares);
     sampan_upstream::config::check_resolver(resolver).at("typed_dns_resolver_config")?;
     if let Some(engine) = &b.default_regex_engine {
         typed("regex engine", engine, &["envoy.extensions.regex_engines.v3.GoogleRE2"])
