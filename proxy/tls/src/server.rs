@@ -17,6 +17,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_t
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext,
 };
+use prost::Message as _;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -37,7 +38,7 @@ use crate::params::Side;
 use crate::peers::Peers;
 use crate::sniff::Sniff;
 use crate::stats::SslStats;
-use crate::tickets::{LazyCache, Tickets};
+use crate::tickets::{LazyCache, SharedKeys, Tickets};
 use crate::validation::{Trust, Validator};
 use crate::verifier::{ClientVerifier, Verifier};
 
@@ -308,14 +309,15 @@ fn refuse_unsupported(message: &DownstreamTlsContext) -> ConfigResult<()> {
         return Err(ConfigError::unsupported("OCSP stapling").at("ocsp_staple_policy"));
     }
     match &message.session_ticket_keys_type {
-        Some(SessionTicketKeysType::SessionTicketKeys(_)) => {
-            Err(ConfigError::unsupported("setting session ticket keys").at("session_ticket_keys"))
-        }
         Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(_)) => {
             Err(ConfigError::unsupported("setting session ticket keys")
                 .at("session_ticket_keys_sds_secret_config"))
         }
-        Some(SessionTicketKeysType::DisableStatelessSessionResumption(_)) | None => Ok(()),
+        Some(
+            SessionTicketKeysType::SessionTicketKeys(_)
+            | SessionTicketKeysType::DisableStatelessSessionResumption(_),
+        )
+        | None => Ok(()),
     }
 }
 
@@ -351,10 +353,15 @@ impl Configs {
             Some(SessionTicketKeysType::DisableStatelessSessionResumption(true))
         );
         let timeout = session_timeout(message)?;
-        let tickets = if stateless {
-            Some(Tickets::new(timeout).map_err(|e| ConfigError::new(e.to_string()))?)
-        } else {
-            None
+        let tickets = match &message.session_ticket_keys_type {
+            Some(SessionTicketKeysType::SessionTicketKeys(shared)) => {
+                let context = DownstreamTlsContext { session_ticket_keys_type: None, ..message.clone() };
+                let keys =
+                    SharedKeys::new(&shared.keys, &context.encode_to_vec()).at("session_ticket_keys")?;
+                Some(Tickets::under(Arc::new(keys), timeout))
+            }
+            _ if stateless => Some(Tickets::new(timeout).map_err(|e| ConfigError::new(e.to_string()))?),
+            _ => None,
         };
         // rustls fills the cache even for clients that take tickets, peers' chains and all; with tickets on, it
         // would be memory for nobody.
