@@ -49,6 +49,8 @@ pub struct Shared {
     connection: Connection,
     active: Cell<u32>,
     finished: RefCell<Vec<Unsent>>,
+    /// The connection's own task is at work.
+    settling: Cell<bool>,
     /// The connection has ended: nobody settles any more.
     over: Cell<bool>,
     ended: Cell<Option<Ended>>,
@@ -83,6 +85,10 @@ impl Drop for ActiveStream {
         shared.active.set(shared.active.get() - 1);
         shared.closed.set(shared.closed.get() + 1);
         shared.judge_resets();
+        // The last stream's end may be the connection's; its own task looks by itself.
+        if shared.active.get() == 0 && !shared.settling.get() {
+            shared.wake();
+        }
     }
 }
 
@@ -126,12 +132,13 @@ impl Shared {
         self.ended.get()
     }
 
-    /// Accounts for the exchanges whose last frame was written. Returns when the first of the others has waited for
-    /// too long.
+    /// Accounts for the exchanges whose last frame was written, resets those that have waited for too long, and
+    /// has the task woken when the next one will have.
     fn settle(&self, cx: &mut Context<'_>, timer: &Timer) {
         if self.finished.borrow().is_empty() {
             return;
         }
+        self.settling.set(true);
         let mut next = None;
         let limit = self.connection.manager.limits.stream_idle_timeout;
         self.finished.borrow_mut().retain_mut(|unsent| {
@@ -158,6 +165,7 @@ impl Shared {
             }
             true
         });
+        self.settling.set(false);
         // A flush that is overdue is found at the next look.
         let _ = timer.poll(cx, next);
     }
@@ -196,6 +204,7 @@ pub(super) async fn serve(connection: Connection, transport: Transport) {
         connection,
         active: Cell::new(0),
         finished: RefCell::default(),
+        settling: Cell::new(false),
         over: Cell::new(false),
         ended: Cell::new(None),
         closed: Cell::new(0),
