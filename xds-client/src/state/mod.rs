@@ -1,0 +1,99 @@
+//! The protocol's two variants as state machines, one for each type of a stream.
+
+pub mod delta;
+pub mod sotw;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::handler::Refusal;
+use crate::wire;
+
+/// The name that asks for everything.
+pub const WILDCARD: &str = "*";
+
+const INTERNAL: i32 = 13;
+const MAX_DETAIL: usize = 4096;
+
+/// Which requests of a stream carry the node.
+#[derive(Clone, Debug)]
+pub struct NodePolicy {
+    node: Bytes,
+    first_only: bool,
+    sent: bool,
+}
+
+impl NodePolicy {
+    /// `first_only` is `set_node_on_first_message_only`.
+    pub fn new(node: Bytes, first_only: bool) -> Self {
+        Self { node, first_only, sent: false }
+    }
+
+    /// A new stream: its first request carries the node.
+    pub fn stream_opened(&mut self) {
+        self.sent = false;
+    }
+
+    /// The node for the request that is sent now.
+    pub fn for_request(&mut self) -> Option<Bytes> {
+        let omit = self.first_only && self.sent;
+        self.sent = true;
+        (!omit).then(|| self.node.clone())
+    }
+}
+
+/// When resources die of age.
+#[derive(Debug, Default)]
+struct Lives(BTreeMap<String, Instant>);
+
+impl Lives {
+    fn set(&mut self, name: &str, ttl: Option<Duration>, now: Instant) {
+        match ttl.and_then(|ttl| now.checked_add(ttl)) {
+            Some(end) => drop(self.0.insert(name.to_owned(), end)),
+            None => drop(self.0.remove(name)),
+        }
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.0.values().min().copied()
+    }
+
+    fn expire(&mut self, now: Instant) -> Vec<String> {
+        let dead: Vec<_> =
+            self.0.iter().filter(|(_, end)| **end <= now).map(|(name, _)| name.clone()).collect();
+        for name in &dead {
+            self.0.remove(name);
+        }
+        dead
+    }
+}
+
+fn ttl(of: Option<wire::Duration>) -> Option<Duration> {
+    let of = of?;
+    let nanos = u32::try_from(of.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(Duration::new(u64::try_from(of.seconds).ok()?, nanos))
+}
+
+/// The error detail of a NACK, `None` if nothing was refused.
+fn detail(outcome: Result<(), Vec<Refusal>>) -> Option<wire::Status> {
+    let refusals = outcome.err().filter(|refusals| !refusals.is_empty())?;
+    let lines = refusals.into_iter().map(|refusal| match refusal.name.as_str() {
+        "" => refusal.reason,
+        name => format!("{name}: {}", refusal.reason),
+    });
+    let mut message = lines.collect::<Vec<_>>().join("\n");
+    if message.len() > MAX_DETAIL {
+        message.truncate(message.floor_char_boundary(MAX_DETAIL));
+        message.push_str("...(truncated)");
+    }
+    Some(wire::Status { code: INTERNAL, message })
+}
+
+fn refusal(name: &str, reason: impl Into<String>) -> Vec<Refusal> {
+    vec![Refusal { name: name.to_owned(), reason: reason.into() }]
+}
