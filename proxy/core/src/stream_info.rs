@@ -338,6 +338,23 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
+    /// The stream that takes this one's place when its request is served anew (an internal redirect): what is known of
+    /// the client's side stays, all else is to be found again.
+    pub fn again(&self, stream_id: u64) -> Self {
+        Self {
+            start: self.start,
+            start_system: self.start_system,
+            headers_downstream_rx: self.headers_downstream_rx,
+            last_downstream_rx: self.last_downstream_rx,
+            bytes: Bytes {
+                received: self.bytes.received,
+                header_received: self.bytes.header_received,
+                ..Bytes::default()
+            },
+            ..Self::new(stream_id, self.connection.clone(), self.protocol)
+        }
+    }
+
     /// A stream that begins now.
     pub fn new(stream_id: u64, connection: Rc<ConnectionInfo>, protocol: Option<Protocol>) -> Self {
         let start = crate::clock::tick();

@@ -11,7 +11,7 @@ use sampan_listener::Worker;
 
 use crate::filter::RouteConfig;
 use crate::manager::{Manager, NamedFilter};
-use crate::route::{Selected, SharedTable};
+use crate::route::{Redirected, Selected, SharedTable};
 use crate::timer::Timer;
 
 /// A request under way.
@@ -42,6 +42,8 @@ pub struct Stream {
     pub connect_port: Option<u16>,
     /// When the stream last went on after a filter had waited.
     pub resumed: Option<Instant>,
+    /// How often and where the request was redirected inside of this proxy.
+    pub redirected: Option<Box<Redirected>>,
 }
 
 impl Stream {

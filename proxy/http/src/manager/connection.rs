@@ -293,6 +293,7 @@ pub(super) fn stream(
         upgrade: None,
         connect_port: None,
         resumed: None,
+        redirected: None,
         routes: manager.routes.table(),
         route: None,
         worker: connection.worker.clone(),

@@ -3,6 +3,7 @@
 //! ```text
 //!   prepare   checks, normalisation, x-forwarded-*, route           (request.rs)
 //!   process   filters in order, router; filters in reverse          — watched: deadlines, client gone
+//!             both again for an internal redirect, which is a stream of its own to filters, log and counters
 //!   send      head, then frames as the client takes them            — watched too
 //!   account   counters, histogram, access log                       (Drop: no exit escapes it)
 //! ```
@@ -49,6 +50,8 @@ enum Failure {
     Expired(Expired),
     Gone(ResetReason),
     Reset,
+    /// The stream has become another request, which is to be served in its place.
+    Follow(Box<router::Followed>),
 }
 
 /// An exchange under way; dropping it accounts for it.
@@ -69,14 +72,7 @@ pub struct Exchange {
 impl Exchange {
     /// Begins the accounting.
     pub fn new(stream: Box<Stream>, responder: &Responder) -> Self {
-        let stats = &stream.manager.stats;
-        stats.downstream_rq_total.inc();
-        stats.downstream_rq_active.inc();
-        match stream.info.protocol {
-            Some(Protocol::Http2) => stats.downstream_rq_http2_total.inc(),
-            Some(Protocol::Http3) => stats.downstream_rq_http3_total.inc(),
-            _ => stats.downstream_rq_http1_total.inc(),
-        }
+        count_begin(&stream);
         let (read, written) = responder.wire_bytes().unwrap_or_default();
         Self {
             states: SmallVec::new(),
@@ -96,18 +92,46 @@ impl Exchange {
         let protocol = self.stream.info.protocol.unwrap_or(Protocol::Http11);
         self.close = request::wants_close(protocol, &self.stream.request);
         self.answer_expect(responder);
-        let prepared = self.prepare();
-        let result = match prepared {
-            Ok(()) => {
-                let processed = self.process(responder).await;
-                self.finish_response(processed, responder, true).await
+        let mut prepared = self.prepare();
+        let result = loop {
+            if let Err(reply) = prepared {
+                break self.finish_response(Err(Failure::Reply(Box::new(reply))), responder, false).await;
             }
-            Err(reply) => self.finish_response(Err(Failure::Reply(Box::new(reply))), responder, false).await,
+            match self.process(responder).await {
+                Err(Failure::Follow(followed)) => prepared = self.follow(*followed, responder),
+                processed => break self.finish_response(processed, responder, true).await,
+            }
         };
         match result {
             Ok(response) => self.send(response, responder, drain).await,
             Err(reason) => self.gone(reason, responder),
         }
+    }
+
+    /// An internal redirect: what was served so far ends here, but for its response; the stream begins anew as the
+    /// request that it has become. What only a client's own request needs (`x-forwarded-*`, a request id) is there.
+    fn follow(&mut self, followed: router::Followed, responder: &Responder) -> Result<(), LocalReply> {
+        self.response = Some(followed.headers);
+        self.stream.info.response_code = followed.status;
+        self.stream.info.details = Some(Cow::Borrowed("internal_redirect"));
+        self.count_wire(responder);
+        self.end();
+        self.response = None;
+        let stream = &mut self.stream;
+        stream.info = stream.info.again(stream.worker.random());
+        stream.routes = stream.manager.routes.table();
+        stream.route = None;
+        stream.resumed = None;
+        stream.head_request = stream.request.get(HeaderId::METHOD) == Some(b"HEAD");
+        let limits = &stream.manager.limits;
+        stream.timer.begin(clock::tick(), limits.stream_idle_timeout, limits.max_stream_duration, None);
+        count_begin(stream);
+        request::normalize(&stream.manager, &mut stream.request, &stream.info, stream.grpc)?;
+        stream.refresh_route();
+        if stream.manager.log_on_new_request {
+            self.log(AccessLogType::DownstreamStart);
+        }
+        Ok(())
     }
 
     /// A reply to what the codec refused: no filter has seen it.
@@ -152,14 +176,14 @@ impl Exchange {
             return Err(reply);
         }
         let table = stream.routes.clone();
-        stream.connect_port = request::prepare(
+        stream.connect_port = request::normalize(&manager, &mut stream.request, &stream.info, stream.grpc)?;
+        request::extend(
             &manager,
             &mut stream.request,
             &mut stream.info,
             table.internal_only_headers(),
-            stream.grpc,
             || worker.random(),
-        )?;
+        );
         stream.refresh_route();
         if manager.log_on_new_request {
             self.log(AccessLogType::DownstreamStart);
@@ -217,6 +241,7 @@ impl Exchange {
             router::forward(stream, &chain.router).await.map_err(|end| match end {
                 router::End::Reply(reply) => Failure::Reply(reply),
                 router::End::Reset => Failure::Reset,
+                router::End::Follow(followed) => Failure::Follow(followed),
             })
         });
         watched(run, responder, &timer).await
@@ -234,7 +259,7 @@ impl Exchange {
             Err(failure) => {
                 let reply = match failure {
                     Failure::Gone(reason) => return Err(reason),
-                    Failure::Reset => return Err(ResetReason::LocalReset),
+                    Failure::Reset | Failure::Follow(_) => return Err(ResetReason::LocalReset),
                     Failure::Reply(reply) => *reply,
                     Failure::Expired(what) => self.expired(what),
                 };
@@ -247,7 +272,7 @@ impl Exchange {
         match self.filter_response(&mut response, responder).await {
             Ok(()) => {}
             Err(Failure::Gone(reason)) => return Err(reason),
-            Err(Failure::Reset) => return Err(ResetReason::LocalReset),
+            Err(Failure::Reset | Failure::Follow(_)) => return Err(ResetReason::LocalReset),
             Err(Failure::Reply(reply)) => response = self.local_response(*reply),
             Err(Failure::Expired(what)) => {
                 let reply = self.expired(what);
@@ -741,8 +766,20 @@ async fn watched<T>(
     .await
 }
 
-impl Drop for Exchange {
-    fn drop(&mut self) {
+fn count_begin(stream: &Stream) {
+    let stats = &stream.manager.stats;
+    stats.downstream_rq_total.inc();
+    stats.downstream_rq_active.inc();
+    match stream.info.protocol {
+        Some(Protocol::Http2) => stats.downstream_rq_http2_total.inc(),
+        Some(Protocol::Http3) => stats.downstream_rq_http3_total.inc(),
+        _ => stats.downstream_rq_http1_total.inc(),
+    }
+}
+
+impl Exchange {
+    /// The filters' end, counters, the log.
+    fn end(&mut self) {
         let stream = &mut self.stream;
         let manager = stream.manager.clone();
         let chain = Self::chain_of(stream, &manager);
@@ -751,6 +788,7 @@ impl Drop for Exchange {
                 named.filter.on_end(stream, state);
             }
         }
+        self.states.clear();
         let now = stream.info.last_downstream_tx.unwrap_or_else(clock::tick);
         stream.info.end = Some(now);
         manager.stats.downstream_rq_active.dec();
@@ -765,5 +803,11 @@ impl Drop for Exchange {
         stream.info.bytes.upstream_wire_received = received;
         stream.info.bytes.received = stream.info.bytes.received.max(stream.timer.received());
         self.log(AccessLogType::DownstreamEnd);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.end();
     }
 }

@@ -13,20 +13,29 @@ use super::config::{Manager, RequestOptions, StripPort, XfccDetails};
 use super::path::{self, Normalized};
 use crate::filter::LocalReply;
 
-/// Checks, normalises and extends the headers of a request. An error is the reply to it.
-pub fn prepare(
+/// Checks and normalises what routes are found by; gives the port that was stripped from the host. An error is the
+/// reply to the request.
+pub fn normalize(
     manager: &Manager,
     headers: &mut HeaderMap,
-    info: &mut StreamInfo,
-    internal_only: &[HeaderName],
+    info: &StreamInfo,
     grpc: bool,
-    random: impl Fn() -> u64,
 ) -> Result<Option<u16>, LocalReply> {
     join_repeated(headers);
     check(manager, headers)?;
     normalize_path(manager, headers, grpc)?;
+    Ok(normalize_host(&manager.request, headers, info.connection.local.port()))
+}
+
+/// Extends the headers of a request, and takes out what no client may send.
+pub fn extend(
+    manager: &Manager,
+    headers: &mut HeaderMap,
+    info: &mut StreamInfo,
+    internal_only: &[HeaderName],
+    random: impl Fn() -> u64,
+) {
     let options = &manager.request;
-    let connect_port = normalize_host(options, headers, info.connection.local.port());
     let upgrade = is_upgrade(headers);
     sanitize(headers, upgrade);
     let (remote, edge) = remote_address(options, headers, info, internal_only);
@@ -50,7 +59,6 @@ pub fn prepare(
     }
     forwarded_client_cert(options, headers, &info.connection);
     info.remote = remote;
-    Ok(connect_port)
 }
 
 fn check(manager: &Manager, headers: &HeaderMap) -> Result<(), LocalReply> {

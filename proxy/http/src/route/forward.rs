@@ -13,6 +13,7 @@ use sampan_core::stream_info::{Metadata, StreamInfo};
 use super::action::Inherited;
 use super::connect::ConnectConfig;
 use super::hash::HashPolicies;
+use super::internal_redirect::InternalRedirects;
 use super::matching::RouteMatch;
 use super::mirror::Mirror;
 use super::rate_limit::RateLimits;
@@ -61,6 +62,8 @@ pub struct ClusterAction {
     pub old_grpc_timeout: GrpcTimeout,
     /// When the request is tried again.
     pub retry: RetryPolicy,
+    /// Redirects that are followed here.
+    pub redirects: Option<Box<InternalRedirects>>,
     /// Who gets copies.
     pub mirrors: Vec<Mirror>,
     /// `priority`
@@ -120,6 +123,7 @@ impl ClusterAction {
             }),
             old_grpc_timeout: old_grpc_timeout(message),
             retry,
+            redirects: InternalRedirects::from_proto(message)?.map(Box::new),
             mirrors,
             priority: message.priority(),
             metadata_match: metadata(message.metadata_match.as_ref()),
@@ -203,8 +207,6 @@ fn refuse_unsupported(message: &pb::RouteAction) -> ConfigResult<()> {
     early_data(message).at("early_data_policy")?;
     refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
     refuse(message.cors.is_some(), "cors")?;
-    refuse(message.internal_redirect_policy.is_some(), "internal_redirect_policy")?;
-    refuse(message.internal_redirect_action != 0, "internal_redirect_action")?;
     hedging(message.hedge_policy.as_ref())
 }
 

@@ -215,6 +215,11 @@ impl Selected {
         self.table.0.levels(self.found).1
     }
 
+    /// The route's name; empty where it has none.
+    pub fn name(&self) -> &str {
+        self.route().map_or("", |route| &route.name)
+    }
+
     /// What to do.
     pub fn decision(&self) -> Decision<'_> {
         match self.route().map(|r| &r.action) {

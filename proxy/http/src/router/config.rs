@@ -9,6 +9,7 @@ use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stats::{Counter, Scope};
 use sampan_core::stream_info::ResponseFlag;
 
+use super::internal_redirect::RedirectStats;
 use crate::filter::{HttpFilterContext, HttpFilterKind, LocalReply, decode};
 use crate::stream::Stream;
 
@@ -27,6 +28,7 @@ pub struct RouterConfig {
     pub(super) rq_direct_response: Counter,
     pub(super) rq_redirect: Counter,
     pub(super) rq_retry_skipped_request_not_complete: Counter,
+    pub(super) redirects: RedirectStats,
     pub(super) root: Scope,
 }
 
@@ -68,6 +70,7 @@ impl RouterConfig {
             rq_direct_response: counter("rq_direct_response"),
             rq_redirect: counter("rq_redirect"),
             rq_retry_skipped_request_not_complete: counter("rq_retry_skipped_request_not_complete"),
+            redirects: RedirectStats::new(&scope),
             root: context.factory.root_scope(),
         })))
     }

@@ -13,6 +13,7 @@ mod codes;
 mod config;
 mod exchange;
 mod failure;
+mod internal_redirect;
 mod respond;
 mod retry;
 mod shadow;
@@ -42,6 +43,7 @@ pub use codes::drop_replaced;
 pub use config::{RouterConfig, TYPE};
 use exchange::Exchange;
 use failure::Failure;
+pub use internal_redirect::Followed;
 use retry::{Retry, RetryState};
 use timeouts::Timeouts;
 use upload::Upload;
@@ -52,6 +54,8 @@ pub enum End {
     Reply(Box<LocalReply>),
     /// The stream is cut.
     Reset,
+    /// The upstream's redirect is followed: the stream is to be served anew.
+    Follow(Box<Followed>),
 }
 
 impl From<LocalReply> for End {
@@ -224,7 +228,8 @@ impl<'s> Forward<'s> {
         let limit = self.retry_buffer_limit();
         let shadows = shadow::begin(self.stream, self.action);
         let body = shadow::tee(body, shadows, limit);
-        let mut upload = Upload::new(body, retry.is_some().then_some(limit));
+        let keeps = retry.is_some() || self.action.redirects.is_some();
+        let mut upload = Upload::new(body, keeps.then_some(limit), self.stream.info.bytes.received);
         loop {
             self.stream.info.attempts += 1;
             if self.stream.info.attempts > 1 {
@@ -261,12 +266,13 @@ impl<'s> Forward<'s> {
                 Retry::Overflow => self.stream.info.flags.set(ResponseFlag::UpstreamOverflow),
                 Retry::No => {}
             }
-            return match result {
-                Ok((head, exchange)) => match self.unsuccessful_handshake(&head, &exchange) {
-                    Some(reply) => Err(reply.into()),
-                    None => Ok(self.respond(head, exchange, upload)),
-                },
-                Err(failure) => Err(self.fail(failure)),
+            let (mut head, mut exchange) = result.map_err(|failure| self.fail(failure))?;
+            if let Some(reply) = self.unsuccessful_handshake(&head, &exchange) {
+                return Err(reply.into());
+            }
+            return match self.follow(&mut head, &mut exchange, &mut upload) {
+                Some(end) => Err(end),
+                None => Ok(self.respond(head, exchange, upload)),
             };
         }
     }

@@ -14,6 +14,8 @@ pub(super) struct Upload {
     /// Where in `kept` this attempt stands.
     at: usize,
     ended: bool,
+    /// Nothing was read of the body yet.
+    untouched: bool,
     /// Bytes of the body that came from the client.
     pub(super) received: u64,
 }
@@ -31,10 +33,11 @@ pub(super) struct Piece {
 }
 
 impl Upload {
-    pub(super) fn new(body: Body, retry_buffer: Option<usize>) -> Self {
+    /// `received` is how much had come before, where the request is served anew.
+    pub(super) fn new(body: Body, retry_buffer: Option<usize>, received: u64) -> Self {
         let ended = body.is_end();
         let kept = retry_buffer.map(|room| Kept { data: Vec::new(), trailers: None, room });
-        Self { body, kept, at: 0, ended, received: 0 }
+        Self { body, kept, at: 0, ended, untouched: true, received }
     }
 
     /// Whether nothing is to be sent behind the head.
@@ -49,12 +52,21 @@ impl Upload {
 
     /// Whether another attempt could begin from the start.
     pub(super) fn can_replay(&self) -> bool {
-        self.kept.is_some() || (self.received == 0 && self.at == 0)
+        self.kept.is_some() || self.untouched
     }
 
     /// Another attempt begins.
     pub(super) fn rewind(&mut self) {
         self.at = 0;
+    }
+
+    /// What was kept, as the body of a request that takes this one's place; trailers stay behind, as in Envoy.
+    pub(super) fn again(&mut self) -> Body {
+        match self.kept.take().map(|kept| kept.data) {
+            Some(mut data) if data.len() == 1 => Body::full(data.remove(0)),
+            Some(data) if !data.is_empty() => Body::full(data.concat()),
+            _ => Body::Empty,
+        }
     }
 
     /// No further attempt will come: what was kept goes.
@@ -82,7 +94,9 @@ impl Upload {
         if self.ended {
             return Poll::Ready(Ok(Piece { frame: None, end: true }));
         }
-        match ready!(self.body.poll_frame(cx)) {
+        let frame = ready!(self.body.poll_frame(cx));
+        self.untouched = false;
+        match frame {
             None => {
                 self.ended = true;
                 Poll::Ready(Ok(Piece { frame: None, end: true }))
@@ -121,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_kept_body_is_sent_again() {
-        let mut upload = Upload::new(Body::full("hello"), Some(10));
+        let mut upload = Upload::new(Body::full("hello"), Some(10), 0);
         for _ in 0..2 {
             upload.rewind();
             let piece = poll_fn(|cx| upload.poll_piece(cx)).await.unwrap();
@@ -136,7 +150,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_is_sent_once() {
-        let mut upload = Upload::new(Body::full("hello"), Some(3));
+        let mut upload = Upload::new(Body::full("hello"), Some(3), 0);
         poll_fn(|cx| upload.poll_piece(cx)).await.unwrap();
         assert!(!upload.can_replay());
     }
