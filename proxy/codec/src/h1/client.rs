@@ -88,7 +88,7 @@ impl ClientConnection {
         let limits = Limits {
             max_bytes: options.max_header_bytes,
             max_headers: options.max_headers,
-            keep_spelling: matches!(options.case, HeaderCase::Preserve | HeaderCase::PreserveOrProper),
+            spelling: options.case.spelling(),
             allow_custom_methods: false,
         };
         Self {

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use sampan_core::header::{HeaderId, HeaderMap, Piece};
+use sampan_core::header::{HeaderId, HeaderMap, Piece, Spelling};
 use sampan_core::stream_info::Protocol;
 
 use super::io::Io;
@@ -20,6 +20,28 @@ pub enum HeaderCase {
     Preserve,
     /// As received; proper case for names that this proxy adds.
     PreserveOrProper,
+}
+
+impl HeaderCase {
+    /// What a parser with this configuration keeps.
+    pub(super) fn spelling(self) -> Spelling {
+        match self {
+            Self::Lower | Self::Proper => Spelling::Unknown,
+            Self::Preserve => Spelling::Kept,
+            Self::PreserveOrProper => Spelling::KeptOrProper,
+        }
+    }
+
+    /// How a message is written by a codec with this configuration: a stateful formatter is the message's own, put
+    /// there by the codec that read it, and goes before what the writing codec would do.
+    fn of(self, headers: &HeaderMap) -> Self {
+        match (headers.spelling(), self) {
+            (Spelling::Kept, _) => Self::Preserve,
+            (Spelling::KeptOrProper, _) => Self::PreserveOrProper,
+            (Spelling::Unknown, Self::Proper) => Self::Proper,
+            (Spelling::Unknown, _) => Self::Lower,
+        }
+    }
 }
 
 /// How the body of the message under way is sent.
@@ -84,6 +106,7 @@ pub(super) fn response(
 }
 
 fn lines(out: &mut Vec<u8>, headers: &HeaderMap, case: HeaderCase, shape: Shape) -> Encoder {
+    let case = case.of(headers);
     match case {
         HeaderCase::Lower => lower_lines(out, headers),
         _ => spelled_lines(out, headers, case),

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::header::{HeaderId, HeaderMap, Spelling};
 use sampan_core::stream_info::Protocol;
 
 use crate::error::CodecError;
@@ -22,7 +22,7 @@ pub(super) enum Framing {
 pub(super) struct Limits {
     pub(super) max_bytes: usize,
     pub(super) max_headers: usize,
-    pub(super) keep_spelling: bool,
+    pub(super) spelling: Spelling,
     pub(super) allow_custom_methods: bool,
 }
 
@@ -178,7 +178,7 @@ fn request_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<H
         let mut headers = HeaderMap::with_capacity(len + 160, parsed.headers.len() + 12);
         headers.load(&bytes[..len]);
         headers.push_raw_known(HeaderId::METHOD, offset(bytes, method.as_bytes()));
-        load_headers(&mut headers, bytes, parsed.headers, limits.keep_spelling)?;
+        load_headers(&mut headers, bytes, parsed.headers, limits.spelling)?;
         Ok(Some(Head { headers, protocol, len, target: offset(bytes, target.as_bytes()), status: 0 }))
     })
 }
@@ -288,7 +288,7 @@ fn response_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<
         let digits = bytes.iter().position(|b| *b == b' ').unwrap_or(0);
         let digits = digits + bytes[digits..].iter().take_while(|b| **b == b' ').count();
         headers.push_raw_known(HeaderId::STATUS, (digits, 3));
-        load_headers(&mut headers, bytes, parsed.headers, limits.keep_spelling)?;
+        load_headers(&mut headers, bytes, parsed.headers, limits.spelling)?;
         Ok(Some(Head { headers, protocol, len, target: (0, 0), status }))
     })
 }
@@ -302,7 +302,7 @@ pub(super) fn trailers(bytes: &[u8], limits: &Limits) -> Result<Option<(HeaderMa
             Ok(httparse::Status::Complete((len, parsed))) => {
                 let mut headers = HeaderMap::new();
                 headers.load(&bytes[..len]);
-                load_headers(&mut headers, bytes, parsed, false)?;
+                load_headers(&mut headers, bytes, parsed, Spelling::Unknown)?;
                 Ok(Some((headers, len)))
             }
             Ok(httparse::Status::Partial) if bytes.len() > limits.max_bytes => Err(CodecError {
@@ -321,8 +321,10 @@ fn load_headers(
     headers: &mut HeaderMap,
     bytes: &[u8],
     parsed: &[httparse::Header<'_>],
-    keep_spelling: bool,
+    spelling: Spelling,
 ) -> Result<(), CodecError> {
+    headers.set_spelling(spelling);
+    let keep_spelling = spelling != Spelling::Unknown;
     for header in parsed {
         // Names are tokens (the parser says so), hence never longer than the head, whose limit is below 64 KiB
         // by default; a name past u16 is refused rather than cut.
@@ -416,7 +418,7 @@ pub(super) fn has_token(headers: &HeaderMap, id: HeaderId, token: &str) -> bool 
 /// For the fuzz target: parses bytes as a request, a response and trailers.
 pub fn fuzz_parse(bytes: &[u8]) {
     let limits =
-        Limits { max_bytes: 1 << 14, max_headers: 100, keep_spelling: true, allow_custom_methods: true };
+        Limits { max_bytes: 1 << 14, max_headers: 100, spelling: Spelling::Kept, allow_custom_methods: true };
     if let Ok(Some(mut head)) = request(bytes, &limits, false) {
         // The verdict does not matter here, only that there is one.
         let _ = framing(&mut head.headers, false, true);
@@ -431,8 +433,12 @@ pub fn fuzz_parse(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { max_bytes: 4096, max_headers: 100, keep_spelling: false, allow_custom_methods: false };
+    const LIMITS: Limits = Limits {
+        max_bytes: 4096,
+        max_headers: 100,
+        spelling: Spelling::Unknown,
+        allow_custom_methods: false,
+    };
 
     fn parse(text: &str) -> Result<Option<Head>, CodecError> {
         request(text.as_bytes(), &LIMITS, false)

@@ -134,7 +134,7 @@ impl ServerConnection {
         let limits = Limits {
             max_bytes: options.max_header_bytes,
             max_headers: options.max_headers,
-            keep_spelling: matches!(options.case, HeaderCase::Preserve | HeaderCase::PreserveOrProper),
+            spelling: options.case.spelling(),
             allow_custom_methods: options.allow_custom_methods,
         };
         Self(Rc::new(RefCell::new(Inner {

@@ -38,6 +38,18 @@ pub enum Piece<'m> {
     Header(HeaderId, &'m [u8], &'m [u8]),
 }
 
+/// What is known of how a message's names were spelled, and how names that were not received with it shall be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Spelling {
+    /// Nothing was kept.
+    #[default]
+    Unknown,
+    /// Kept; other names are lower case.
+    Kept,
+    /// Kept; other names are `Proper-Case`.
+    KeptOrProper,
+}
+
 /// An ordered list of headers; see the module.
 #[derive(Clone, Default)]
 pub struct HeaderMap {
@@ -47,12 +59,19 @@ pub struct HeaderMap {
     present: HeaderSet,
     /// A well-known name may be there more than once.
     repeats: bool,
+    spelling: Spelling,
 }
 
 impl HeaderMap {
     /// An empty list that owns no memory.
     pub const fn new() -> Self {
-        Self { arena: Vec::new(), entries: Vec::new(), present: HeaderSet::EMPTY, repeats: false }
+        Self {
+            arena: Vec::new(),
+            entries: Vec::new(),
+            present: HeaderSet::EMPTY,
+            repeats: false,
+            spelling: Spelling::Unknown,
+        }
     }
 
     /// An empty list with room.
@@ -62,6 +81,7 @@ impl HeaderMap {
             entries: Vec::with_capacity(headers),
             present: HeaderSet::EMPTY,
             repeats: false,
+            spelling: Spelling::Unknown,
         }
     }
 
@@ -71,6 +91,17 @@ impl HeaderMap {
         self.entries.clear();
         self.present = HeaderSet::EMPTY;
         self.repeats = false;
+        self.spelling = Spelling::Unknown;
+    }
+
+    /// How the names of this message are spelled, whoever writes it.
+    pub fn spelling(&self) -> Spelling {
+        self.spelling
+    }
+
+    /// For parsers: sets [`HeaderMap::spelling`].
+    pub fn set_spelling(&mut self, spelling: Spelling) {
+        self.spelling = spelling;
     }
 
     fn note(&mut self, id: HeaderId) {
@@ -164,7 +195,9 @@ impl HeaderMap {
     pub fn promote(&mut self, from: HeaderId, to: HeaderId) -> bool {
         let Some(index) = self.position(from) else { return false };
         let e = &mut self.entries[index];
-        (e.id, e.name_len, e.spelled) = (to, to.name().len() as u16, NO_SPELLING);
+        let host = (from, to) == (HeaderId::HOST, HeaderId::AUTHORITY);
+        let spelled = if host && e.spelled < IN_LINE { e.spelled } else { NO_SPELLING };
+        (e.id, e.name_len, e.spelled) = (to, to.name().len() as u16, spelled);
         self.note(to);
         self.entries[..=index].rotate_right(1);
         true
@@ -381,11 +414,13 @@ impl HeaderMap {
         Lines { map: self, at: 0 }
     }
 
-    /// All headers in order with the name as it was spelled on the wire, where that was kept.
+    /// All headers in order with the name as it was spelled on the wire, where that was kept; an authority's is that
+    /// of `host`.
     pub fn iter_spelled(&self) -> impl Iterator<Item = (HeaderId, &[u8], Option<&[u8]>, &[u8])> {
         self.entries.iter().map(|e| {
-            let spelled = (e.spelled < IN_LINE)
-                .then(|| &self.arena[e.spelled as usize..e.spelled as usize + usize::from(e.name_len)]);
+            let len = if e.id == HeaderId::AUTHORITY { "host".len() } else { usize::from(e.name_len) };
+            let at = e.spelled as usize;
+            let spelled = (e.spelled < IN_LINE).then(|| &self.arena[at..at + len]);
             (e.id, self.name_bytes(e), spelled, self.value_bytes(e))
         })
     }

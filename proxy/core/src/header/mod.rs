@@ -15,7 +15,7 @@ mod id;
 mod map;
 
 pub use id::{HeaderId, HeaderName, HeaderSet};
-pub use map::{Entry, HeaderMap, Lines, Piece};
+pub use map::{Entry, HeaderMap, Lines, Piece, Spelling};
 
 /// The bytes of which an authority may be made.
 const AUTHORITY_BYTES: [bool; 256] = {
