@@ -262,6 +262,9 @@ async fn main_loop(process: &Rc<Process>, mut inbox: mpsc::UnboundedReceiver<Com
     }
 }
 
+/// How long connections have to end themselves behind the deadline.
+const CLOSING: Duration = Duration::from_millis(500);
+
 /// Returns when nothing is in flight any more, or at the deadline.
 async fn drained(process: &Process) {
     let deadline = process.options.drain_time;
@@ -269,6 +272,8 @@ async fn drained(process: &Process) {
         let left = process.drain.active();
         sampan_core::log!(Component::Main, Level::Warn, "drain time is over with {left} connections open");
         process.drain.advance(Phase::Closing);
+        // Each connection ends itself and accounts for what it carried. What does not goes with its worker.
+        let _ = tokio::time::timeout(CLOSING, process.drain.idle()).await;
     }
 }
 

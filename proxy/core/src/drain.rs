@@ -137,6 +137,11 @@ impl Signal {
         self.active.phase.load(Ordering::Relaxed) >= Phase::Draining as u8
     }
 
+    /// Whether connections should end now. What is served by [`Signal::until_closing`] is polled once more then.
+    pub fn is_closing(&self) -> bool {
+        self.active.phase.load(Ordering::Relaxed) >= Phase::Closing as u8
+    }
+
     /// Runs `serve` to its end, or to [`Phase::Closing`]. What `serve` awaits may rely on being polled at each change
     /// of the phase.
     pub async fn until_closing(mut self, serve: impl Future<Output = ()>) {
@@ -217,6 +222,24 @@ mod tests {
         serving.await.unwrap();
         drop(guard);
         whole.idle().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_served_has_a_last_turn() {
+        let drain = Drain::new();
+        let signal = drain.signal();
+        let (asked, last) = (signal.clone(), Arc::new(AtomicUsize::new(0)));
+        let turns = last.clone();
+        let serving = tokio::spawn(signal.until_closing(std::future::poll_fn(move |_| {
+            turns.fetch_add(usize::from(asked.is_closing()), Ordering::Relaxed);
+            Poll::Pending
+        })));
+        drain.advance(Phase::Draining);
+        tokio::task::yield_now().await;
+        assert_eq!(last.load(Ordering::Relaxed), 0);
+        drain.advance(Phase::Closing);
+        serving.await.unwrap();
+        assert_eq!(last.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use sampan_core::clock;
 use sampan_core::drain::{Phase, Signal};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::{ConnectionInfo, Protocol, ResponseFlag, StreamInfo};
-use sampan_listener::{Downstream, Worker};
+use sampan_listener::{Downstream, Held, Worker};
 use sampan_tls::Transport;
 
 use super::config::{Codec, Manager, codec_options};
@@ -32,6 +32,8 @@ pub(super) struct Connection {
     pub(super) worker: Rc<Worker>,
     pub(super) drain: Signal,
     pub(super) start: Instant,
+    /// HTTP/2 streams outlive their connection by a moment, and a drain waits for their accounting too.
+    _held: Held,
 }
 
 /// Counts the connection for as long as it lives.
@@ -97,13 +99,13 @@ pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Wor
         },
     };
     counted.codec(h2);
-    let connection = Connection { manager: manager.clone(), info, worker, drain, start: counted.start };
+    let start = counted.start;
+    let connection = Connection { manager: manager.clone(), info, worker, drain, start, _held: held };
     if h2 {
         super::h2::serve(connection, transport).await;
     } else {
         serve_h1(connection, transport).await;
     }
-    drop(held);
 }
 
 /// Whether the client speaks HTTP/2: by ALPN, by a listener filter's finding, by its first bytes. `None`: it left.

@@ -240,6 +240,11 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
             if shared.too_many_resets.get() {
                 return Poll::Ready(Event::TooManyResets);
             }
+            // The last turn: the client learns which of its streams were not served.
+            if shared.connection.drain.is_closing() && drain != Drain::Final {
+                codec.goaway();
+                drain = Drain::Final;
+            }
             let accepted = codec.poll_accept(cx);
             shared.settle(cx, &timer);
             match accepted {
