@@ -103,7 +103,7 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     let listeners = listeners(&parts.listeners, &server)?;
     let xds = XdsModel::parse(bootstrap.dynamic_resources.as_ref())?;
     if xds.is_dynamic()
-        || clusters.clusters().all().iter().any(|c| is_eds(c))
+        || clusters.clusters().all().iter().any(|c| is_eds(c) || !c.secrets().is_empty())
         || listeners.iter().any(|l| !l.wants().is_empty())
     {
         check_node(&bootstrap)?;

@@ -1,7 +1,7 @@
 //! The listeners of the process, on the control thread: added, changed, drained and removed while it serves.
 //!
 //! A listener has a slot by its name. What takes a slot is made completely before what was there goes: models
-//! compiled, sockets bound, routes there (it *warms* until then, aside). Then
+//! compiled, sockets bound, routes and secrets there (it *warms* until then, aside). Then
 //!
 //! - where only filter chains changed, the sockets stay and the chains that are the same stay with their connections
 //!   (*in place*); the others drain;
@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 
 use crate::stats::ListenerManagerStats;
 use crate::worker::{Handle, Order};
-use crate::xds::Routes;
+use crate::xds::Dependencies;
 
 /// The workers, as the control thread holds them.
 pub type Workers = Rc<RefCell<Vec<Handle>>>;
@@ -123,7 +123,7 @@ impl ListenerManager {
         self: &Rc<Self>,
         message: &Message,
         origin: Origin,
-        routes: &Routes,
+        deps: &Dependencies,
     ) -> Result<Taken, String> {
         let name = message.name.as_str();
         let find = |list: &[Rc<Entry>]| list.iter().find(|e| &*e.config.name == name).cloned();
@@ -151,7 +151,7 @@ impl ListenerManager {
         all.warming.retain(|e| &*e.config.name != name);
         all.warming.push(entry.clone());
         drop(all);
-        let mut warm = Box::pin(routes.follow(&entry.config));
+        let mut warm = Box::pin(deps.follow(&entry.config));
         let at_once = {
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
             warm.as_mut().poll(&mut context).is_ready()

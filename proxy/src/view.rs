@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, Timestamp};
 use prost::Message;
 use prost::bytes::Bytes;
@@ -24,6 +25,7 @@ use sampan_upstream::{Cluster, HealthFlag, Host, Origin, Priority};
 
 use crate::listeners::Entry;
 use crate::server::{Command, Process};
+use crate::xds::CurrentSecret;
 
 /// What [`sampan_admin`] reads.
 pub struct View {
@@ -320,7 +322,7 @@ impl AdminSource for View {
                 dynamic_route_configs: self.dynamic_routes(),
             })),
             Section::ScopedRoutes => Some(packed(&pb::ScopedRoutesConfigDump::default())),
-            Section::Secrets => Some(packed(&pb::SecretsConfigDump::default())),
+            Section::Secrets => Some(packed(&self.secrets())),
         }
     }
 
@@ -392,7 +394,7 @@ impl View {
     }
 
     fn dynamic_routes(&self) -> Vec<pb::routes_config_dump::DynamicRouteConfig> {
-        let current = self.process.xds.get().map(|xds| xds.rds.current()).unwrap_or_default();
+        let current = self.process.xds.get().map(|xds| xds.shared.routes.current()).unwrap_or_default();
         let dump = |table: crate::xds::Current| pb::routes_config_dump::DynamicRouteConfig {
             version_info: table.version.to_string(),
             route_config: Some(any("envoy.config.route.v3.RouteConfiguration", table.bytes.to_vec())),
@@ -400,6 +402,31 @@ impl View {
             ..Default::default()
         };
         current.into_iter().map(dump).collect()
+    }
+
+    fn secrets(&self) -> pb::SecretsConfigDump {
+        use pb::secrets_config_dump::DynamicSecret;
+        let Some(xds) = self.process.xds.get() else { return pb::SecretsConfigDump::default() };
+        let (here, missing) = xds.shared.secrets.current();
+        let dump = |secret: &CurrentSecret| DynamicSecret {
+            name: secret.name.to_string(),
+            version_info: secret.version.to_string(),
+            last_updated: Some(timestamp(secret.updated)),
+            secret: Some(packed(&*secret.secret)),
+            ..Default::default()
+        };
+        let awaited = |name: &Arc<str>| DynamicSecret {
+            name: name.to_string(),
+            version_info: "uninitialized".to_owned(),
+            last_updated: self.updated(),
+            secret: Some(packed(&Secret { name: name.to_string(), ..Default::default() })),
+            ..Default::default()
+        };
+        pb::SecretsConfigDump {
+            dynamic_active_secrets: here.iter().map(dump).collect(),
+            dynamic_warming_secrets: missing.iter().map(awaited).collect(),
+            ..Default::default()
+        }
     }
 
     fn lds_version(&self) -> String {

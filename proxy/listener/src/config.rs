@@ -17,7 +17,7 @@ use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::overload::OverloadState;
 use sampan_core::stats::Scope;
 use sampan_core::stream_info::Metadata;
-use sampan_tls::ServerContext;
+use sampan_tls::{ServerContext, TlsSlot};
 
 use crate::chain::ChainMatcher;
 use crate::context::{FactoryContext, Server, TrafficDirection, Want, Wants};
@@ -89,7 +89,7 @@ pub struct FilterChain {
     hash: u64,
     pub(crate) drain: Drain,
     pub(crate) name: Arc<str>,
-    pub(crate) tls: Option<ServerContext>,
+    pub(crate) tls: Option<Arc<TlsSlot<ServerContext>>>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) filters: Vec<Arc<dyn ConnectionFilter>>,
     /// None: the chain has no filters and closes each connection.
@@ -239,7 +239,7 @@ impl ListenerConfig {
     pub fn certificates(&self) -> Vec<envoy_types::pb::envoy::admin::v3::Certificate> {
         self.all_chains()
             .filter_map(|chain| chain.tls.as_ref())
-            .map(ServerContext::admin_certificate)
+            .filter_map(|tls| tls.admin_certificate())
             .collect()
     }
 }
@@ -303,7 +303,7 @@ fn network_filter(
 fn transport_socket(
     socket: &core_pb::TransportSocket,
     context: &FactoryContext,
-) -> ConfigResult<Option<ServerContext>> {
+) -> ConfigResult<Option<Arc<TlsSlot<ServerContext>>>> {
     use core_pb::transport_socket::ConfigType;
     let Some(ConfigType::TypedConfig(any)) = &socket.config_type else {
         return Err(ConfigError::missing("typed_config"));
@@ -312,8 +312,11 @@ fn transport_socket(
         "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(None),
         "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => {
             decode::<DownstreamTlsContext>(any)
-                .and_then(|m| ServerContext::from_proto(&m, &context.server.secrets, &context.listener_scope))
-                .map(Some)
+                .and_then(|m| TlsSlot::from_proto(&m, &context.server.secrets, &context.listener_scope))
+                .map(|slot| {
+                    slot.wants().into_iter().for_each(|want| context.want(want));
+                    Some(slot)
+                })
         }
         _ => Err(ConfigError::unsupported(format_args!("transport socket type {:?}", any.type_url))),
     };

@@ -17,11 +17,12 @@ use sampan_upstream::{Cluster, Discovery, LoadAssignment, Rebuild};
 use tokio::task::AbortHandle;
 
 use super::resource::{Checked, decode};
-use super::{Context, Source, Subscriber, SubscriptionStats};
+use super::{Context, Secrets, Source, Subscriber, SubscriptionStats};
 
 /// The EDS subscriptions of all clusters.
 pub struct Eds {
     context: Rc<Context>,
+    secrets: Rc<Secrets>,
     /// By cluster; more than one while a new one warms.
     following: RefCell<HashMap<Arc<str>, Vec<Following>>>,
 }
@@ -42,14 +43,18 @@ struct Endpoints {
 }
 
 impl Eds {
-    pub(super) fn new(context: Rc<Context>) -> Self {
-        Self { context, following: RefCell::default() }
+    pub(super) fn new(context: Rc<Context>, secrets: Rc<Secrets>) -> Self {
+        Self { context, secrets, following: RefCell::default() }
     }
 
-    /// Subscribes for a cluster, if it is an EDS one.
+    /// Subscribes for a cluster: to its secrets, and to its endpoints if it is an EDS one.
     pub(super) fn follow(&self, cluster: &Arc<Cluster>) {
+        self.secrets.follow_cluster(cluster);
         let name = cluster.name();
-        let Discovery::Eds(eds) = &cluster.config().discovery else { return self.tidy(name) };
+        let Discovery::Eds(eds) = &cluster.config().discovery else {
+            cluster.settle();
+            return self.tidy(name);
+        };
         let endpoints = Rc::new(Endpoints {
             context: self.context.clone(),
             cluster: Arc::downgrade(cluster),

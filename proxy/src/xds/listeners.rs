@@ -14,22 +14,22 @@ use sampan_upstream::Origin;
 use tokio::sync::watch;
 
 use super::resource::decode;
-use super::{Context, Routes, Subscriber};
+use super::{Context, Dependencies, Subscriber};
 use crate::listeners::ListenerManager;
 
 /// The subscriber of `dynamic_resources.lds_config`.
 pub struct Lds {
     context: Rc<Context>,
     listeners: Rc<ListenerManager>,
-    routes: Rc<Routes>,
+    warm: Dependencies,
     version: RefCell<Arc<str>>,
     answered: watch::Sender<bool>,
 }
 
 impl Lds {
-    pub(super) fn new(context: Rc<Context>, listeners: Rc<ListenerManager>, routes: Rc<Routes>) -> Self {
+    pub(super) fn new(context: Rc<Context>, listeners: Rc<ListenerManager>, warm: Dependencies) -> Self {
         let answered = watch::Sender::new(false);
-        Self { context, listeners, routes, version: RefCell::new("".into()), answered }
+        Self { context, listeners, warm, version: RefCell::new("".into()), answered }
     }
 
     /// The version of the last response, refused listeners or not.
@@ -70,7 +70,7 @@ impl Subscriber for Lds {
                 updated: SystemTime::now(),
             };
             let taken = if names.insert(name) {
-                self.listeners.update(&resource.message, origin, &self.routes)
+                self.listeners.update(&resource.message, origin, &self.warm)
             } else {
                 Err(format!("duplicate listener {name} found"))
             };

@@ -35,6 +35,7 @@ mod file;
 mod listeners;
 mod resource;
 mod routes;
+mod secrets;
 mod source;
 
 use std::rc::Rc;
@@ -44,7 +45,7 @@ use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::error::{AtField, ConfigResult};
 use sampan_core::stats::Scope;
-use sampan_listener::Server;
+use sampan_listener::{ListenerConfig, Server};
 use sampan_upstream::ClusterManager;
 
 use crate::listeners::ListenerManager;
@@ -53,6 +54,7 @@ use endpoints::Eds;
 use file::Watcher;
 pub use listeners::Lds;
 pub use routes::{Current, Rds as Routes};
+pub use secrets::{CurrentSecret, Secrets};
 use source::{Source, Subscriber, SubscriptionStats};
 
 /// What the bootstrap says of dynamic resources, checked.
@@ -93,14 +95,34 @@ pub struct Context {
     reject_unknown: bool,
 }
 
+/// What listeners wait for.
+#[derive(Clone)]
+pub struct Dependencies {
+    /// RDS
+    pub routes: Rc<Routes>,
+    /// SDS
+    pub secrets: Rc<Secrets>,
+}
+
+impl Dependencies {
+    /// Subscribes to what a listener wants; what is awaited then returns when all of it has been answered.
+    pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
+        let (routes, secrets) = (self.routes.follow(listener), self.secrets.follow(listener));
+        async move {
+            secrets.await;
+            routes.await;
+        }
+    }
+}
+
 /// The dynamic part of the configuration.
 pub struct Xds {
     /// CDS, if there is any.
     pub cds: Option<Rc<Cds>>,
     /// LDS, if there is any.
     pub lds: Option<Rc<Lds>>,
-    /// RDS.
-    pub rds: Rc<Routes>,
+    /// RDS and SDS.
+    pub shared: Dependencies,
     eds: Rc<Eds>,
     sources: std::cell::RefCell<Vec<Source>>,
 }
@@ -122,12 +144,13 @@ impl Xds {
             watcher: Watcher::new().inspect_err(|e| log_error(&format!("inotify: {e}"))).ok(),
             reject_unknown,
         });
-        let eds = Rc::new(Eds::new(context.clone()));
+        let secrets = Rc::new(Secrets::new(context.clone()));
+        let eds = Rc::new(Eds::new(context.clone(), secrets.clone()));
         for cluster in clusters.clusters().all() {
             eds.follow(&cluster);
         }
-        let rds = Rc::new(Routes::new(context.clone(), server.clone()));
-        let mut this = Self { cds: None, lds: None, rds, eds, sources: std::cell::RefCell::default() };
+        let shared = Dependencies { routes: Rc::new(Routes::new(context.clone(), server.clone())), secrets };
+        let mut this = Self { cds: None, lds: None, shared, eds, sources: std::cell::RefCell::default() };
         if let Some(source) = &model.cds {
             clusters.initialised().await;
             let scope = root.scope("cluster_manager").scope("cds");
@@ -141,10 +164,10 @@ impl Xds {
         }
         clusters.initialised().await;
         for entry in listeners.active() {
-            this.rds.follow(&entry.config).await;
+            this.shared.follow(&entry.config).await;
         }
         if let Some(source) = &model.lds {
-            let lds = Rc::new(Lds::new(context.clone(), listeners.clone(), this.rds.clone()));
+            let lds = Rc::new(Lds::new(context.clone(), listeners.clone(), this.shared.clone()));
             let stats = SubscriptionStats::new(&root.scope("listener_manager").scope("lds"));
             this.sources.borrow_mut().push(Source::start(&context, source, stats, lds.clone()));
             lds.answered().await;

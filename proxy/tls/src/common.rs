@@ -42,6 +42,13 @@ impl Common {
         Ok(Self { certificates, validation, params, alpn: params::alpn(&message.alpn_protocols)? })
     }
 
+    /// Checks what can be checked before the secrets are there.
+    pub(crate) fn precheck(message: &CommonTlsContext, side: Side) -> ConfigResult<()> {
+        refuse_unsupported(message)?;
+        Params::from_proto(message.tls_params.as_ref(), side).at("tls_params")?;
+        params::alpn(&message.alpn_protocols).map(drop)
+    }
+
     /// Takes out the validator; one that looks at nothing if there is no validation context.
     pub(crate) fn take_validator(&mut self) -> Arc<Validator> {
         Arc::new(self.validation.as_mut().map(|v| std::mem::take(&mut v.validator)).unwrap_or_default())
@@ -108,19 +115,14 @@ fn refuse_unsupported(message: &CommonTlsContext) -> ConfigResult<()> {
     refuse(message.key_log.as_ref().is_some_and(|k| !k.path.is_empty()), "key_log", "logging of TLS keys")
 }
 
-/// A static secret; one that comes from a configuration source is refused by name.
+/// A static secret, or one that came by SDS.
 fn secret<'a>(
     config: &SdsSecretConfig,
     secrets: &'a StaticSecrets,
     what: &str,
 ) -> ConfigResult<&'a SecretType> {
-    if config.sds_config.is_some() {
-        return Err(
-            ConfigError::unsupported(format!("fetching secret '{}' by SDS", config.name)).at("sds_config")
-        );
-    }
-    secrets
-        .0
+    let known = if config.sds_config.is_some() { &secrets.1 } else { &secrets.0 };
+    known
         .get(&config.name)
         .and_then(|secret| secret.r#type.as_ref())
         .ok_or_else(|| ConfigError::new(format!("Unknown static {what}: {}", config.name)).at("name"))

@@ -9,9 +9,9 @@ use envoy_types::pb::google::protobuf::Timestamp;
 use sampan_core::stream_info::CertInfo;
 use thiserror::Error;
 
-/// The bootstrap's `static_resources.secrets`, by name.
+/// The bootstrap's `static_resources.secrets`, by name; then those that came by SDS, for a context that wants them.
 #[derive(Default, Clone)]
-pub struct StaticSecrets(pub HashMap<String, Arc<Secret>>);
+pub struct StaticSecrets(pub HashMap<String, Arc<Secret>>, pub(crate) HashMap<String, Arc<Secret>>);
 
 /// A certificate in use, as the admin's `/certs` shows it.
 #[derive(Debug, Clone)]

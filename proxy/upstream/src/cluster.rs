@@ -11,7 +11,7 @@ use sampan_codec::h2::CodecStats;
 use sampan_core::error::AtField;
 use sampan_core::stats::{Counter, Lazy, Scope};
 use sampan_core::{Address, ConfigResult};
-use sampan_tls::{ClientContext, StaticSecrets};
+use sampan_tls::{ClientContext, StaticSecrets, TlsSlot, WantedSecret};
 use tokio::task::AbortHandle;
 
 use crate::circuit::{Breakers, Priority};
@@ -30,7 +30,7 @@ pub(crate) enum TransportSocket {
     /// Nothing.
     Raw,
     /// TLS; `alpn`: the context names protocols itself.
-    Tls { context: ClientContext, alpn: bool },
+    Tls { context: Arc<TlsSlot<ClientContext>>, auto_host_sni: bool, alpn: bool },
 }
 
 /// One cluster: its model, its hosts, its counters.
@@ -301,10 +301,19 @@ impl Cluster {
         self.rebuild(&resolved)
     }
 
-    /// EDS has answered, well or not, or will not in time: the cluster warms no longer.
+    /// EDS and SDS have answered, well or not, or will not in time: the cluster warms no longer.
     pub fn settle(&self) {
         let warming = self.eds_warming.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(warming);
+    }
+
+    /// The secrets that its transport sockets want of SDS.
+    pub fn secrets(&self) -> Vec<WantedSecret> {
+        let tls = self.sockets.iter().filter_map(|socket| match socket {
+            TransportSocket::Tls { context, .. } => Some(context.wants()),
+            TransportSocket::Raw => None,
+        });
+        tls.flatten().collect()
     }
 
     /// Whether the first answer on its hosts, good or bad, is still to come.
@@ -412,7 +421,7 @@ impl Cluster {
     /// The entries of the admin's `/certs`: one for each TLS context.
     pub fn certificates(&self) -> Vec<envoy_types::pb::envoy::admin::v3::Certificate> {
         let tls = self.sockets.iter().filter_map(|socket| match socket {
-            TransportSocket::Tls { context, .. } => Some(context.admin_certificate()),
+            TransportSocket::Tls { context, .. } => context.admin_certificate(),
             TransportSocket::Raw => None,
         });
         tls.collect()
@@ -424,9 +433,9 @@ impl TransportSocket {
         match config {
             TransportSocketConfig::Raw => Ok(Self::Raw),
             TransportSocketConfig::Tls(message) => {
-                let context = ClientContext::from_proto(message, secrets, scope).at("typed_config")?;
+                let context = TlsSlot::from_proto(&**message, secrets, scope).at("typed_config")?;
                 let alpn = message.common_tls_context.as_ref().is_some_and(|c| !c.alpn_protocols.is_empty());
-                Ok(Self::Tls { context, alpn })
+                Ok(Self::Tls { context, auto_host_sni: message.auto_host_sni, alpn })
             }
         }
     }

@@ -150,10 +150,10 @@ async fn connect_inner(
     let connected = Instant::now();
     let (transport, tls) = match cluster.socket(host) {
         TransportSocket::Raw => (transport, None),
-        TransportSocket::Tls { context, alpn } => {
+        TransportSocket::Tls { context, auto_host_sni, alpn } => {
             let fallback = !alpn && options.alpn.is_empty();
             // `auto_host_sni` stands between the request's name and the context's own.
-            let host_name = Some(&host.hostname).filter(|name| context.auto_host_sni() && !name.is_empty());
+            let host_name = Some(&host.hostname).filter(|name| *auto_host_sni && !name.is_empty());
             let client = ClientOptions {
                 sni: options.sni.as_deref().or(host_name.map(|name| &**name)).map(str::to_owned),
                 verify_sans: options.verify_sans.clone(),

@@ -167,7 +167,7 @@ impl ClusterManager {
     }
 
     /// Makes a cluster and puts it into the slot of its name, at once or, with `warm`, when its hosts are known.
-    /// An EDS cluster warms until [`Cluster::settle`] is called.
+    /// A cluster with EDS or SDS warms until [`Cluster::settle`] is called.
     pub fn update(
         &self,
         config: ClusterConfig,
@@ -193,8 +193,8 @@ impl ClusterManager {
         if let Discovery::StrictDns(dns) | Discovery::LogicalDns(dns) = &cluster.config().discovery {
             dns::start(&cluster, dns, &self.resolver, &warming);
         }
-        // An EDS cluster's subscription keeps it warming; a STATIC one is warm now.
-        if matches!(cluster.config().discovery, Discovery::Eds(_)) {
+        // Subscriptions to endpoints and secrets keep it warming; a plain STATIC one is warm now.
+        if matches!(cluster.config().discovery, Discovery::Eds(_)) || !cluster.secrets().is_empty() {
             *cluster.eds_warming.lock().unwrap_or_else(PoisonError::into_inner) = Some(warming);
         }
         Ok(cluster)

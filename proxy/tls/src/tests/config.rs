@@ -170,10 +170,13 @@ fn static_secrets_by_name() {
     let secret = |name: &str, kind: Type| {
         (name.to_owned(), Arc::new(Secret { name: name.to_owned(), r#type: Some(kind) }))
     };
-    let secrets = StaticSecrets(HashMap::from([
-        secret("cert", Type::TlsCertificate(certificate(&leaf))),
-        secret("roots", Type::ValidationContext(trusting(&authority))),
-    ]));
+    let secrets = StaticSecrets(
+        HashMap::from([
+            secret("cert", Type::TlsCertificate(certificate(&leaf))),
+            secret("roots", Type::ValidationContext(trusting(&authority))),
+        ]),
+        HashMap::new(),
+    );
     let named = |name: &str| SdsSecretConfig { name: name.to_owned(), sds_config: None };
     let mut common = common(None, None, &[]);
     common.tls_certificate_sds_secret_configs = vec![named("cert")];
@@ -203,9 +206,9 @@ fn static_secrets_by_name() {
     );
     common.tls_certificate_sds_secret_configs =
         vec![SdsSecretConfig { name: "cert".into(), sds_config: Some(ConfigSource::default()) }];
+    // A static secret does not stand in for one of SDS.
     assert_eq!(
         server_error(&downstream(common, true), &secrets),
-        "common_tls_context.tls_certificate_sds_secret_configs[0].sds_config: fetching secret 'cert' by SDS is \
-         not supported"
+        "common_tls_context.tls_certificate_sds_secret_configs[0].name: Unknown static secret: cert"
     );
 }
