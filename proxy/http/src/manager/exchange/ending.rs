@@ -1,0 +1,159 @@
+//! How an exchange ends when it does not end well, and what is written down of it.
+
+use std::borrow::Cow;
+
+use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
+use sampan_codec::{BodyError, CodecError, ResetReason, h2};
+use sampan_core::stream_info::ResponseFlag;
+
+use super::{Exchange, Fate};
+use crate::manager::h2::Shared;
+use crate::manager::responder::Responder;
+
+impl Exchange {
+    /// The client gave up.
+    pub fn gone(mut self, reason: ResetReason, responder: &mut Responder) -> Fate {
+        self.count_wire(responder);
+        let reason = match responder {
+            // The request's body has told before the stream did.
+            Responder::H2(h2) if h2.shared.is_over() => ResetReason::ConnectionTermination,
+            Responder::H2(h2) if h2.stream.meter().reset_by_peer => ResetReason::RemoteReset,
+            _ => reason,
+        };
+        if reason == ResetReason::LocalReset {
+            self.reset(responder);
+            if let Responder::H2(h2) = responder {
+                h2.finished = Some(self);
+            }
+            return Fate::Abort;
+        }
+        match responder {
+            Responder::H2(h2) => self.note_gone(reason, &h2.shared),
+            Responder::H1(_) => {
+                let info = &mut self.stream.info;
+                info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+                info.details = Some(Cow::Borrowed("downstream_remote_disconnect"));
+                let stats = &self.stream.manager.stats;
+                stats.downstream_rq_rx_reset.inc();
+                stats.downstream_cx_destroy_remote_active_rq.inc();
+                stats.downstream_cx_destroy_active_rq.inc();
+            }
+        }
+        Fate::Abort
+    }
+
+    /// An HTTP/2 stream ended before its response was sent.
+    pub fn note_gone(&mut self, reason: ResetReason, shared: &Shared) {
+        self.stream.manager.stats.downstream_rq_rx_reset.inc();
+        let info = &mut self.stream.info;
+        if info.response_code == 0 {
+            shared.note_reset(info.start);
+        }
+        if let Some(ended) = shared.ended() {
+            if let Some(flag) = ended.flag {
+                info.flags.set(flag);
+            }
+            info.details = Some(Cow::Borrowed(ended.details));
+        } else if matches!(reason, ResetReason::RemoteReset | ResetReason::RemoteRefused) {
+            info.flags.set(ResponseFlag::DownstreamRemoteReset);
+            info.details = Some(Cow::Borrowed("http2.remote_reset"));
+        } else {
+            info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+            info.details = Some(Cow::Borrowed("downstream_remote_disconnect"));
+        }
+    }
+
+    /// The codec does not like the request: its stream is reset (HTTP/2).
+    pub fn turn_away(mut self, error: CodecError, responder: &mut Responder) {
+        self.stream.info.flags.set(ResponseFlag::DownstreamRemoteReset);
+        self.stream.info.details = Some(Cow::Borrowed(error.details));
+        self.stream.manager.stats.downstream_rq_rx_reset.inc();
+        if let Responder::H2(h2) = responder {
+            h2.shared.note_reset(self.stream.info.start);
+            h2.cut = true;
+            h2.finished = Some(self);
+        }
+    }
+
+    /// What an HTTP/2 stream had on the wire.
+    pub fn note_meter(&mut self, meter: &h2::Meter) {
+        let bytes = &mut self.stream.info.bytes;
+        bytes.wire_received = meter.received;
+        bytes.wire_sent = meter.sent;
+        bytes.header_received = meter.header_received;
+        bytes.header_sent = meter.header_sent;
+    }
+
+    /// The response's body broke off.
+    pub(super) fn broken(mut self, error: BodyError, responder: &mut Responder) -> Fate {
+        self.count_wire(responder);
+        let info = &mut self.stream.info;
+        let (flag, reason) = match error {
+            BodyError::Timeout => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
+            // The request's own body (HTTP/2).
+            BodyError::Protocol(CodecError { status: 0, details, .. }) => {
+                (ResponseFlag::DownstreamRemoteReset, details)
+            }
+            BodyError::Protocol(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
+            BodyError::Reset(ResetReason::RemoteReset) => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
+            BodyError::Reset(reason) => (ResponseFlag::UpstreamConnectionTermination, reason.as_str()),
+        };
+        // A router that knows better (its timeout) has said so already.
+        if info.flags.is_empty() {
+            info.flags.set(flag);
+            info.details = Some(match error {
+                BodyError::Timeout | BodyError::Protocol(CodecError { status: 0, .. }) => {
+                    Cow::Borrowed(reason)
+                }
+                _ => format!("upstream_reset_after_response_started{{{reason}}}").into(),
+            });
+        }
+        self.reset(responder);
+        if let Responder::H2(h2) = responder {
+            h2.finished = Some(self);
+        }
+        // What came before is still the client's.
+        Fate::Linger
+    }
+
+    pub(super) fn reset(&mut self, responder: &mut Responder) {
+        let stats = &self.stream.manager.stats;
+        if let Responder::H2(h2) = responder {
+            h2.cut = true;
+            // The codec tells of its own resets too.
+            stats.downstream_rq_rx_reset.inc();
+            if self.stream.info.response_code == 0 {
+                h2.shared.note_reset(self.stream.info.start);
+            }
+            // Where the codec has reset the stream for what the client sent, nobody else does.
+            if self.stream.info.flags.has(ResponseFlag::DownstreamRemoteReset) {
+                return;
+            }
+        }
+        stats.downstream_rq_tx_reset.inc();
+    }
+
+    pub(super) fn log(&self, log_type: AccessLogType) {
+        for log in &self.stream.manager.access_log {
+            log.log(&sampan_core::format::FormatContext {
+                request: Some(&self.stream.request),
+                response: self.response.as_ref(),
+                trailers: self.trailers.as_ref(),
+                info: &self.stream.info,
+                local_reply_body: b"",
+                log_type,
+            });
+        }
+    }
+
+    /// What the wire carried for this exchange.
+    pub(super) fn count_wire(&mut self, responder: &Responder) {
+        if let Responder::H2(h2) = responder {
+            self.note_meter(&h2.stream.meter());
+        }
+        if let Some((read, written)) = responder.wire_bytes() {
+            self.stream.info.bytes.wire_received = read - self.wire_before.0;
+            self.stream.info.bytes.wire_sent = written - self.wire_before.1;
+        }
+    }
+}
