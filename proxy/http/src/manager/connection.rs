@@ -102,7 +102,8 @@ pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Wor
     let start = counted.start;
     let connection = Connection { manager: manager.clone(), info, worker, drain, start, _held: held };
     if h2 {
-        super::h2::serve(connection, transport).await;
+        // Its state is the larger by far, and HTTP/1's connections must not pay for it.
+        Box::pin(super::h2::serve(connection, transport)).await;
     } else {
         serve_h1(connection, transport).await;
     }
