@@ -8,6 +8,7 @@
 //! Source: Envoy's `type.matcher.v3` messages, `route.v3.HeaderMatcher` and `route.v3.QueryParameterMatcher`.
 
 mod cidr;
+mod cookie;
 mod header;
 mod query;
 mod regex;
@@ -16,6 +17,7 @@ mod syntax;
 mod value;
 
 pub use cidr::{CidrRange, CidrSet};
+pub use cookie::{CookieMatcher, cookie_value};
 pub use header::{HeaderMatcher, all_headers_match};
 pub use query::{
     QueryParameterMatcher, decoded_query_parameter, percent_decoded, query_of, query_parameter,

@@ -1,8 +1,10 @@
 //! `envoy.filters.http.cors`: preflights are answered here, other responses get their `access-control-*` headers.
-//! The policy stands on the route; each of its fields is taken from the most specific level that has it.
+//! The policy stands on the route; each of its fields is taken from the most specific level that has it. The deprecated
+//! `cors` of routes and virtual hosts counts where no level has a typed one.
 
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::ConfigResult;
@@ -25,7 +27,8 @@ struct Cors {
     origin_invalid: Counter,
 }
 
-struct Policy {
+/// What a level of the route table allows.
+pub(crate) struct Policy {
     origins: Vec<StringMatcher>,
     methods: String,
     headers: String,
@@ -54,22 +57,45 @@ pub(super) fn make(_: &Any, context: &HttpFilterContext<'_>) -> ConfigResult<Htt
 }
 
 pub(super) fn make_route(any: &Any) -> ConfigResult<RouteConfig> {
-    let message: pb::CorsPolicy = decode(any)?;
-    Ok(Arc::new(Policy {
-        origins: StringMatcher::list_from_proto(
-            &message.allow_origin_string_match,
-            "allow_origin_string_match",
-        )?,
-        methods: message.allow_methods,
-        headers: message.allow_headers,
-        expose: message.expose_headers,
-        max_age: message.max_age,
-        credentials: message.allow_credentials.map(|b| b.value),
-        private_network: message.allow_private_network_access.map(|b| b.value),
-        forward_not_matching: message.forward_not_matching_preflights.map(|b| b.value),
-        enabled: message.filter_enabled.as_ref().map_or(Fraction::ALWAYS, Fraction::from_proto),
-        shadow: message.shadow_enabled.as_ref().map(Fraction::from_proto),
-    }))
+    Ok(Arc::new(Policy::from_proto(decode(any)?)?))
+}
+
+impl Policy {
+    fn from_proto(message: pb::CorsPolicy) -> ConfigResult<Self> {
+        Ok(Self {
+            origins: StringMatcher::list_from_proto(
+                &message.allow_origin_string_match,
+                "allow_origin_string_match",
+            )?,
+            methods: message.allow_methods,
+            headers: message.allow_headers,
+            expose: message.expose_headers,
+            max_age: message.max_age,
+            credentials: message.allow_credentials.map(|b| b.value),
+            private_network: message.allow_private_network_access.map(|b| b.value),
+            forward_not_matching: message.forward_not_matching_preflights.map(|b| b.value),
+            enabled: message.filter_enabled.as_ref().map_or(Fraction::ALWAYS, Fraction::from_proto),
+            shadow: message.shadow_enabled.as_ref().map(Fraction::from_proto),
+        })
+    }
+
+    /// From the deprecated field of a route or virtual host, which says the same.
+    pub(crate) fn of_route(message: &route::CorsPolicy) -> ConfigResult<Arc<Self>> {
+        let old = message.clone();
+        let enabled = old.enabled_specifier.map(|route::cors_policy::EnabledSpecifier::FilterEnabled(f)| f);
+        Ok(Arc::new(Self::from_proto(pb::CorsPolicy {
+            allow_origin_string_match: old.allow_origin_string_match,
+            allow_methods: old.allow_methods,
+            allow_headers: old.allow_headers,
+            expose_headers: old.expose_headers,
+            max_age: old.max_age,
+            allow_credentials: old.allow_credentials,
+            filter_enabled: enabled,
+            shadow_enabled: old.shadow_enabled,
+            allow_private_network_access: old.allow_private_network_access,
+            forward_not_matching_preflights: old.forward_not_matching_preflights,
+        })?))
+    }
 }
 
 impl Allowed {
@@ -131,10 +157,13 @@ impl HttpFilter for Cors {
         let Some(route) = stream.route.as_ref().filter(|r| r.cluster_action().is_some()) else {
             return Step::Continue;
         };
-        let policies: Vec<_> = route
+        let mut policies: Vec<_> = route
             .filter_config_levels(&self.name)
             .filter_map(|c| c.clone().downcast::<Policy>().ok())
             .collect();
+        if policies.is_empty() {
+            policies.extend(route.old_cors().cloned());
+        }
         let Some(first) = policies.first() else { return Step::Continue };
         let (runtime, random) = (&stream.worker.runtime, stream.worker.random());
         let enabled = first.enabled.hit(runtime, random);

@@ -1,7 +1,7 @@
 //! The HTTP filters, one file each, and the registry's lines.
 
 mod buffer;
-mod cors;
+pub(crate) mod cors;
 mod fault;
 mod header_mutation;
 mod health_check;

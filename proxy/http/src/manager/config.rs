@@ -101,6 +101,8 @@ pub struct Limits {
     pub max_requests_per_connection: u32,
     /// `stream_idle_timeout`
     pub stream_idle_timeout: Option<Duration>,
+    /// `stream_flush_timeout`
+    pub stream_flush_timeout: Option<Duration>,
     /// `request_timeout`
     pub request_timeout: Option<Duration>,
     /// `request_headers_timeout`
@@ -367,12 +369,14 @@ fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
 
 fn limits(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions) -> Limits {
     let seconds = |s| Some(Duration::from_secs(s));
+    let stream_idle_timeout = or_never(message.stream_idle_timeout.as_ref(), seconds(300));
     Limits {
         idle_timeout: or_never(common.idle_timeout.as_ref(), seconds(3600)),
         max_connection_duration: or_never(common.max_connection_duration.as_ref(), None),
         max_stream_duration: or_never(common.max_stream_duration.as_ref(), None),
         max_requests_per_connection: number(common.max_requests_per_connection, 0),
-        stream_idle_timeout: or_never(message.stream_idle_timeout.as_ref(), seconds(300)),
+        stream_idle_timeout,
+        stream_flush_timeout: or_never(message.stream_flush_timeout.as_ref(), stream_idle_timeout),
         request_timeout: or_never(message.request_timeout.as_ref(), None),
         request_headers_timeout: or_never(message.request_headers_timeout.as_ref(), None),
         drain_timeout: message.drain_timeout.as_ref().map_or(Duration::from_secs(5), duration),

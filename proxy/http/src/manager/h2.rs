@@ -140,7 +140,6 @@ impl Shared {
         }
         self.settling.set(true);
         let mut next = None;
-        let limit = self.connection.manager.limits.stream_idle_timeout;
         self.finished.borrow_mut().retain_mut(|unsent| {
             let Responder::H2(h2) = &mut unsent.responder else { return false };
             // What could be sent of it was sent by now.
@@ -155,10 +154,10 @@ impl Shared {
                 unsent.exchange.note_meter(&meter);
                 return false;
             }
-            if let Some(at) = limit.map(|limit| unsent.since + limit) {
+            if let Some(at) = unsent.exchange.flush_timeout().map(|limit| unsent.since + limit) {
                 if at <= Instant::now() {
                     h2.stream.stats().tx_flush_timeout.inc();
-                    h2.stream.reset(h2::Reason::NO_ERROR);
+                    h2.stream.reset(h2::Reason::INTERNAL_ERROR);
                     return false;
                 }
                 next = Some(next.map_or(at, |next: Instant| next.min(at)));

@@ -16,14 +16,12 @@ use super::retry::RetryPolicy;
 
 /// A compiled action.
 pub enum Action {
-    /// To a cluster.
+    /// To a cluster; also `filter_action` and `non_forwarding_action`, which go to none, as in Envoy: 503.
     Cluster(Box<ClusterAction>),
     /// 3xx with a location.
     Redirect(Box<Redirect>),
     /// A reply from the configuration.
     Direct(Box<DirectResponse>),
-    /// `non_forwarding_action`: Envoy answers 404 as for no route.
-    None,
 }
 
 /// What a route inherits from its virtual host.
@@ -61,8 +59,14 @@ impl Action {
             pb::route::Action::DirectResponse(m) => Self::Direct(Box::new(
                 DirectResponse::from_proto(m, inherited.max_body).at("direct_response")?,
             )),
-            pb::route::Action::FilterAction(_) => return Err(ConfigError::unsupported("filter_action")),
-            pb::route::Action::NonForwardingAction(_) => Self::None,
+            pb::route::Action::FilterAction(_) | pb::route::Action::NonForwardingAction(_) => {
+                Self::Cluster(Box::new(ClusterAction::from_proto(
+                    &pb::RouteAction::default(),
+                    matching,
+                    context,
+                    inherited,
+                )?))
+            }
         })
     }
 

@@ -21,6 +21,7 @@ use super::retry::RetryPolicy;
 use super::rewrite::{HostRewrite, PathRewrite};
 use super::weighted::{ClusterChoice, WeightedCluster};
 use super::{Route, RouteContext, metadata, refuse};
+use crate::filters::cors::Policy as CorsPolicy;
 use crate::manager::duration;
 
 /// `max_stream_duration`: how long a whole stream may take, and what `grpc-timeout` means for it.
@@ -56,6 +57,8 @@ pub struct ClusterAction {
     pub timeout: Option<Duration>,
     /// `idle_timeout`; `Some(None)` switches the listener's off.
     pub idle_timeout: Option<Option<Duration>>,
+    /// `flush_timeout`; likewise.
+    pub flush_timeout: Option<Option<Duration>>,
     /// `max_stream_duration`; where it is set, `timeout` counts for nothing.
     pub stream_duration: Option<StreamDuration>,
     /// Deprecated `max_grpc_timeout` and `grpc_timeout_offset`.
@@ -78,10 +81,12 @@ pub struct ClusterAction {
     pub rate_limits: RateLimits,
     /// `include_vh_rate_limits`
     pub include_host_rate_limits: bool,
+    /// The deprecated `cors`.
+    pub(crate) cors: Option<Arc<CorsPolicy>>,
 }
 
 impl ClusterAction {
-    #[allow(deprecated)] // `include_vh_rate_limits` is deprecated and still taken.
+    #[allow(deprecated)] // `include_vh_rate_limits` and `cors` are deprecated and still taken.
     pub(super) fn from_proto(
         message: &pb::RouteAction,
         matching: &RouteMatch,
@@ -116,6 +121,7 @@ impl ClusterAction {
             timeout: Some(message.timeout.as_ref().map_or(Duration::from_secs(15), duration))
                 .filter(|d| !d.is_zero()),
             idle_timeout: or_off(message.idle_timeout.as_ref().map(duration)),
+            flush_timeout: or_off(message.flush_timeout.as_ref().map(duration)),
             stream_duration: message.max_stream_duration.as_ref().map(|m| StreamDuration {
                 max: m.max_stream_duration.as_ref().map(duration),
                 header_max: m.grpc_timeout_header_max.as_ref().map(duration),
@@ -132,6 +138,7 @@ impl ClusterAction {
             hash: HashPolicies::from_proto(&message.hash_policy)?,
             rate_limits: RateLimits::of_route(&message.rate_limits)?,
             include_host_rate_limits: message.include_vh_rate_limits.is_some_and(|i| i.value),
+            cors: message.cors.as_ref().map(CorsPolicy::of_route).transpose().at("cors")?,
         })
     }
 
@@ -203,10 +210,8 @@ impl ClusterAction {
 
 #[allow(deprecated)] // Deprecated fields that Envoy 1.40 still knows are refused by name.
 fn refuse_unsupported(message: &pb::RouteAction) -> ConfigResult<()> {
-    refuse(message.flush_timeout.is_some(), "flush_timeout")?;
     early_data(message).at("early_data_policy")?;
     refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
-    refuse(message.cors.is_some(), "cors")?;
     hedging(message.hedge_policy.as_ref())
 }
 

@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action as pb;
 use pb::hash_policy::PolicySpecifier;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
-use sampan_core::matcher::{RegexRewrite, query_parameter};
+use sampan_core::matcher::{RegexRewrite, cookie_value, query_parameter};
 use sampan_core::stream_info::StreamInfo;
 use smallvec::SmallVec;
 
@@ -121,13 +121,16 @@ impl Source {
     ) -> Option<u64> {
         match self {
             Self::Header { name, rewrite } => hash_header(headers, name, rewrite.as_ref()),
-            Self::Cookie(cookie) => match cookie_value(headers, &cookie.name) {
-                Some(value) => Some(xxh64(value, 0)),
-                None => {
-                    let value = make_cookie.as_mut().filter(|_| cookie.ttl.is_some())?(cookie);
-                    (!value.is_empty()).then(|| xxh64(value.as_bytes(), 0))
+            // An empty cookie counts for none.
+            Self::Cookie(cookie) => {
+                match cookie_value(headers, cookie.name.as_bytes()).filter(|v| !v.is_empty()) {
+                    Some(value) => Some(xxh64(value, 0)),
+                    None => {
+                        let value = make_cookie.as_mut().filter(|_| cookie.ttl.is_some())?(cookie);
+                        (!value.is_empty()).then(|| xxh64(value.as_bytes(), 0))
+                    }
                 }
-            },
+            }
             Self::ClientIp => Some(xxh64(info.remote.ip()?.to_string().as_bytes(), 0)),
             Self::QueryParameter(name) => {
                 let path = headers.get(HeaderId::PATH)?;
@@ -150,21 +153,6 @@ fn hash_header(headers: &HeaderMap, name: &HeaderName, rewrite: Option<&RegexRew
     }
     values.sort_unstable();
     Some(values.iter().fold(0, |seed, value| xxh64(value, seed)))
-}
-
-/// The first cookie of that name; an empty one counts for none.
-fn cookie_value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
-    let cookies = headers.get_all(HeaderId::COOKIE).flat_map(|line| line.split(|c| *c == b';'));
-    for cookie in cookies {
-        let Some(equals) = cookie.iter().position(|c| *c == b'=') else { continue };
-        let start = cookie.iter().position(|c| *c != b' ').unwrap_or(0);
-        if cookie.get(start..equals) == Some(name.as_bytes()) {
-            let value = &cookie[equals + 1..];
-            let unquoted = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\""));
-            return Some(unquoted.unwrap_or(value)).filter(|v| !v.is_empty());
-        }
-    }
-    None
 }
 
 const PRIME_1: u64 = 0x9E37_79B1_85EB_CA87;

@@ -5,13 +5,14 @@ use pb::route_match::PathSpecifier;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::header::HeaderId;
 use sampan_core::matcher::{
-    FilterStateMatcher, HeaderMatcher, MetadataMatcher, QueryParameterMatcher, Regex, all_headers_match,
+    CookieMatcher, FilterStateMatcher, HeaderMatcher, MetadataMatcher, QueryParameterMatcher, Regex,
+    all_headers_match,
 };
 use sampan_core::runtime::Fraction;
 
+use super::RequestView;
 use super::index::PathKey;
 use super::template::Template;
-use super::{RequestView, refuse};
 use crate::stream::Stream;
 
 /// A path without its query.
@@ -34,6 +35,7 @@ pub(super) struct RouteMatch {
     ignore_case: bool,
     headers: Vec<HeaderMatcher>,
     query: Vec<QueryParameterMatcher>,
+    cookies: Vec<CookieMatcher>,
     grpc: bool,
     tls: Option<(Option<bool>, Option<bool>)>,
     fraction: Option<Fraction>,
@@ -43,7 +45,6 @@ pub(super) struct RouteMatch {
 
 impl RouteMatch {
     pub(super) fn from_proto(message: &pb::RouteMatch) -> ConfigResult<Self> {
-        refuse(!message.cookies.is_empty(), "cookies")?;
         let bytes = |s: &str| s.as_bytes().into();
         let path =
             match message.path_specifier.as_ref().ok_or_else(|| ConfigError::missing("path_specifier"))? {
@@ -62,6 +63,7 @@ impl RouteMatch {
             ignore_case: message.case_sensitive.is_some_and(|c| !c.value),
             headers: HeaderMatcher::list_from_proto(&message.headers, "headers")?,
             query: QueryParameterMatcher::list_from_proto(&message.query_parameters, "query_parameters")?,
+            cookies: CookieMatcher::list_from_proto(&message.cookies, "cookies")?,
             grpc: message.grpc.is_some(),
             tls: message
                 .tls_context
@@ -130,6 +132,9 @@ impl RouteMatch {
             if !self.query.iter().all(|q| q.matches(path)) {
                 return false;
             }
+        }
+        if !self.cookies.iter().all(|c| c.matches(request.headers)) {
+            return false;
         }
         if let Some((presented, validated)) = self.tls {
             let tls = request.info.connection.tls.as_deref();

@@ -19,6 +19,7 @@ mod index;
 mod internal_redirect;
 mod matching;
 mod mirror;
+mod mutations;
 mod per_filter;
 mod rate_limit;
 mod redirect;
@@ -32,7 +33,6 @@ mod weighted;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
@@ -50,13 +50,15 @@ pub use rate_limit::{Descriptor, Descriptors, Entry, RateLimit, RateLimits};
 pub use redirect::Redirect;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
 pub use source::{Decision, RouteContext, RouteSlot, RouteSource, Selected, SharedTable, WantedRoutes};
-pub use vcluster::VirtualCluster;
+pub use vcluster::{Counted, VirtualCluster};
 pub use weighted::{ClusterChoice, WeightedCluster};
 
+use crate::filters::cors::Policy as CorsPolicy;
 use crate::manager::split_port;
 use host::Hosts;
 use index::Index;
 use matching::RouteMatch;
+use mutations::Mutations;
 
 /// A compiled `RouteConfiguration`.
 pub struct RouteTable {
@@ -82,7 +84,7 @@ pub struct VirtualHost {
     index: Index,
     mutations: Mutations,
     filter_configs: FilterConfigs,
-    virtual_clusters: Vec<Arc<VirtualCluster>>,
+    virtual_clusters: Vec<VirtualCluster>,
     /// `include_request_attempt_count`
     pub attempt_count: bool,
     /// `include_attempt_count_in_response`
@@ -91,6 +93,7 @@ pub struct VirtualHost {
     pub metadata: Option<Arc<Metadata>>,
     /// `rate_limits`
     pub rate_limits: RateLimits,
+    cors: Option<Arc<CorsPolicy>>,
 }
 
 /// A compiled `Route`.
@@ -106,13 +109,8 @@ pub struct Route {
     pub metadata: Option<Arc<Metadata>>,
     /// `request_body_buffer_limit`, `per_request_buffer_limit_bytes`
     pub buffer_limit: Option<u64>,
-}
-
-/// Header mutations of one level.
-#[derive(Default)]
-struct Mutations {
-    request: HeaderMutations,
-    response: HeaderMutations,
+    /// What counts its requests: `stat_prefix`.
+    pub counted: Option<Arc<Counted>>,
 }
 
 /// What a request is matched on.
@@ -139,21 +137,6 @@ pub struct Found {
 impl Found {
     /// See [`Found::route`].
     pub const TLS_REDIRECT: u32 = u32::MAX;
-}
-
-impl Mutations {
-    /// The four fields that each level has.
-    fn from_proto(
-        request_add: &[HeaderValueOption],
-        request_remove: &[String],
-        response_add: &[HeaderValueOption],
-        response_remove: &[String],
-    ) -> ConfigResult<Self> {
-        Ok(Self {
-            request: HeaderMutations::new(request_add, request_remove, "request")?,
-            response: HeaderMutations::new(response_add, response_remove, "response")?,
-        })
-    }
 }
 
 pub(crate) fn metadata(
@@ -188,12 +171,7 @@ impl RouteTable {
             hosts: Hosts::new(&message.virtual_hosts)?,
             virtual_hosts,
             internal_only_headers: message.internal_only_headers.iter().map(HeaderName::new).collect(),
-            mutations: Mutations::from_proto(
-                &message.request_headers_to_add,
-                &message.request_headers_to_remove,
-                &message.response_headers_to_add,
-                &message.response_headers_to_remove,
-            )?,
+            mutations: Mutations::of(message)?,
             most_specific_last: message.most_specific_header_mutations_wins,
             ignore_port: message.ignore_port_in_host_matching,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
@@ -228,7 +206,6 @@ impl VirtualHost {
         inherited: &action::Inherited<'_>,
     ) -> ConfigResult<Self> {
         refuse(message.matcher.is_some(), "matcher")?;
-        refuse(message.cors.is_some(), "cors")?;
         forward::hedging(message.hedge_policy.as_ref())?;
         refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
         refuse(message.include_is_timeout_retry_header, "include_is_timeout_retry_header")?;
@@ -241,36 +218,35 @@ impl VirtualHost {
             .request_body_buffer_limit
             .map(|l| l.value)
             .or(message.per_request_buffer_limit_bytes.map(|l| u64::from(l.value)));
+        let name: Arc<str> = message.name.as_str().into();
         let mut routes = Vec::with_capacity(message.routes.len());
         for (i, route) in message.routes.iter().enumerate() {
+            let counted = Counted::route(route, &name);
             let mut route = Route::from_proto(route, context, &inherited).at_index("routes", i)?;
+            route.counted = counted;
             route.buffer_limit = route.buffer_limit.or(limit);
             routes.push(route);
         }
         let index = Index::new(routes.iter().map(|r| r.matching.path()));
         Ok(Self {
-            name: message.name.as_str().into(),
+            virtual_clusters: VirtualCluster::list(message, &name)?,
+            name,
             require_tls: message.require_tls(),
             routes,
             index,
-            mutations: Mutations::from_proto(
-                &message.request_headers_to_add,
-                &message.request_headers_to_remove,
-                &message.response_headers_to_add,
-                &message.response_headers_to_remove,
-            )?,
+            mutations: Mutations::of(message)?,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
-            virtual_clusters: VirtualCluster::list(message)?,
             attempt_count: message.include_request_attempt_count,
             attempt_count_in_response: message.include_attempt_count_in_response,
             metadata: metadata(message.metadata.as_ref()),
             rate_limits: RateLimits::of_route(&message.rate_limits)?,
+            cors: message.cors.as_ref().map(CorsPolicy::of_route).transpose().at("cors")?,
         })
     }
 
-    /// The virtual cluster that a request counts for.
-    pub fn virtual_cluster(&self, headers: &HeaderMap) -> Option<&Arc<VirtualCluster>> {
-        self.virtual_clusters.iter().find(|one| one.takes(headers))
+    /// What counts the requests of the virtual cluster that a request belongs to.
+    pub fn virtual_cluster(&self, headers: &HeaderMap) -> Option<&Arc<Counted>> {
+        self.virtual_clusters.iter().find(|one| one.takes(headers)).map(|one| &one.counted)
     }
 
     fn requires_redirect(&self, request: &RequestView<'_>) -> bool {
@@ -297,7 +273,6 @@ impl Route {
         context: &RouteContext<'_>,
         inherited: &action::Inherited<'_>,
     ) -> ConfigResult<Self> {
-        refuse(!message.stat_prefix.is_empty(), "stat_prefix")?;
         let matching = message.r#match.as_ref().ok_or_else(|| ConfigError::missing("match"))?;
         let action = message.action.as_ref().ok_or_else(|| ConfigError::missing("action"))?;
         let matching = RouteMatch::from_proto(matching).at("match")?;
@@ -306,18 +281,14 @@ impl Route {
             name: message.name.as_str().into(),
             matching,
             action,
-            mutations: Mutations::from_proto(
-                &message.request_headers_to_add,
-                &message.request_headers_to_remove,
-                &message.response_headers_to_add,
-                &message.response_headers_to_remove,
-            )?,
+            mutations: Mutations::of(message)?,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
             metadata: metadata(message.metadata.as_ref()),
             buffer_limit: message
                 .request_body_buffer_limit
                 .map(|l| l.value)
                 .or(message.per_request_buffer_limit_bytes.map(|l| u64::from(l.value))),
+            counted: None,
         })
     }
 

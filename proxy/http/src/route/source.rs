@@ -19,6 +19,7 @@ use super::{
     WorkerTable,
 };
 use crate::filter::{HttpFilterRegistry, LocalReply, RouteConfig};
+use crate::filters::cors::Policy as CorsPolicy;
 use crate::stream::Stream;
 
 /// What compiling a route table needs.
@@ -270,6 +271,12 @@ impl Selected {
     /// All configurations of a filter, most specific first.
     pub fn filter_config_levels<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a RouteConfig> {
         self.configs().filter_map(move |level| level.get(name)?.config.as_ref())
+    }
+
+    /// The deprecated policies of route and virtual host, in this order.
+    pub(crate) fn old_cors(&self) -> impl Iterator<Item = &Arc<CorsPolicy>> {
+        let of_route = self.cluster_action().and_then(|action| action.cors.as_ref());
+        of_route.into_iter().chain(&self.virtual_host().cors)
     }
 
     /// Whether the most specific level that names the filter switches it off (`Some(true)`) or on.

@@ -13,6 +13,8 @@ use super::{FilterConfigs, Mutations, RouteContext, metadata};
 
 /// How the cluster is found.
 pub enum ClusterChoice {
+    /// There is none: the route was not made to forward.
+    None,
     /// By name.
     Name(Arc<str>),
     /// By a request header's value.
@@ -69,12 +71,7 @@ impl WeightedCluster {
             cluster,
             weight: message.weight.ok_or_else(|| ConfigError::missing("weight"))?.value,
             runtime_key: (!prefix.is_empty()).then(|| format!("{prefix}.{}", message.name).into()),
-            mutations: Mutations::from_proto(
-                &message.request_headers_to_add,
-                &message.request_headers_to_remove,
-                &message.response_headers_to_add,
-                &message.response_headers_to_remove,
-            )?,
+            mutations: Mutations::of(message)?,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
             metadata_match: metadata(message.metadata_match.as_ref()),
             host_rewrite: message.host_rewrite_specifier.as_ref().and_then(|h| {
@@ -87,7 +84,8 @@ impl WeightedCluster {
 
 impl ClusterChoice {
     pub(super) fn from_proto(message: &pb::RouteAction, context: &RouteContext<'_>) -> ConfigResult<Self> {
-        match message.cluster_specifier.as_ref().ok_or_else(|| ConfigError::missing("cluster_specifier"))? {
+        let Some(specifier) = &message.cluster_specifier else { return Ok(Self::None) };
+        match specifier {
             ClusterSpecifier::Cluster(name) => {
                 context.check_cluster(name).at("cluster")?;
                 Ok(Self::Name(name.as_str().into()))
@@ -152,6 +150,7 @@ impl ClusterChoice {
             headers.get_name(name).and_then(|v| std::str::from_utf8(v).ok()).map(Arc::from)
         };
         match self {
+            Self::None => None,
             Self::Name(name) => Some(name.clone()),
             Self::Header(name) => by_header(name),
             Self::Weighted { .. } => match &self.weighted(weighted?)?.cluster {

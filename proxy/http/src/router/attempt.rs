@@ -30,9 +30,7 @@ impl Forward<'_> {
         self.host = Some(host.clone());
         let lease = self.connection(&host, upload).await?;
         self.note_connection(&lease);
-        if let Some(counters) = &self.virtual_counters {
-            counters.total.inc();
-        }
+        self.counters.begin();
         if self.action.auto_host_rewrite() && !host.host.hostname.is_empty() {
             let name = host.host.hostname.clone();
             self.action.set_host(&mut self.stream.request, name.as_bytes(), true);

@@ -1,6 +1,5 @@
 //! The response's body on its way down, while the rest of the request may still be on its way up.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -10,7 +9,7 @@ use sampan_core::clock;
 use sampan_upstream::Cluster;
 
 use super::attempt::poll_upload;
-use super::codes::{self, Kind, VirtualCounters};
+use super::codes::{self, Kind, RequestCounters};
 use super::exchange::Exchange;
 use super::failure::Failure;
 use super::timeouts::Timeouts;
@@ -28,7 +27,7 @@ pub(super) struct Parts {
     pub(super) refused: bool,
     /// The response has no body; only the request is still under way.
     pub(super) complete: bool,
-    pub(super) virtual_counters: Option<Rc<VirtualCounters>>,
+    pub(super) counters: RequestCounters,
     pub(super) charge: Option<(Arc<Cluster>, Kind, Instant)>,
 }
 
@@ -51,9 +50,7 @@ impl Parts {
             Failure::PerTryIdleTimeout => host.cluster_stats().upstream_rq_per_try_idle_timeout.inc(),
             _ => {
                 host.cluster_stats().upstream_rq_timeout.inc();
-                if let Some(counters) = &self.virtual_counters {
-                    counters.timeout.inc();
-                }
+                self.counters.inc(|counters| &counters.timeout);
             }
         }
         host.host.stats.rq_timeout.inc();
@@ -107,9 +104,7 @@ impl UpstreamBody {
         if let Some((cluster, kind, since)) = self.parts.charge.take() {
             let took = clock::recent().duration_since(since).as_millis() as u64;
             codes::time(&cluster, took, kind);
-            if let Some(counters) = &self.parts.virtual_counters {
-                counters.time(took);
-            }
+            self.parts.counters.time(took);
         }
     }
 }

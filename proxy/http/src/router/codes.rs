@@ -10,7 +10,7 @@ use foldhash::fast::FixedState;
 use sampan_core::stats::{Counter, Histogram, Scope, Unit};
 use sampan_upstream::Cluster;
 
-use crate::route::VirtualCluster;
+use crate::route::Counted;
 
 /// The counters of one scope (`cluster.NAME.`, `cluster.NAME.external.` …).
 struct Codes {
@@ -62,32 +62,35 @@ struct ClusterCodes {
     retry: Option<Codes>,
 }
 
-/// What is counted for a virtual cluster, by one worker.
-pub(super) struct VirtualCounters {
-    owner: Arc<VirtualCluster>,
+/// What is counted for a virtual cluster or a route, by one worker.
+pub(super) struct PartCounters {
+    owner: Arc<Counted>,
     codes: RefCell<Codes>,
     pub(super) retry: Counter,
     pub(super) retry_limit_exceeded: Counter,
     pub(super) retry_overflow: Counter,
     pub(super) retry_success: Counter,
     pub(super) timeout: Counter,
-    pub(super) total: Counter,
+    total: Counter,
 }
+
+type Parts = HashMap<usize, Rc<PartCounters>, FixedState>;
 
 thread_local! {
-    static VIRTUAL: RefCell<Vec<Rc<VirtualCounters>>> = const { RefCell::new(Vec::new()) };
+    static PARTS: RefCell<Parts> = RefCell::new(Parts::default());
 }
 
-impl VirtualCounters {
-    /// This worker's counters of a virtual cluster.
-    pub(super) fn of(owner: &Arc<VirtualCluster>, root: &Scope) -> Rc<Self> {
-        VIRTUAL.with_borrow_mut(|all| {
-            if let Some(found) = all.iter().find(|one| Arc::ptr_eq(&one.owner, owner)) {
+impl PartCounters {
+    /// This worker's counters of a part of a virtual host.
+    fn of(owner: &Arc<Counted>, root: &Scope) -> Rc<Self> {
+        PARTS.with_borrow_mut(|all| {
+            let key = Arc::as_ptr(owner).addr();
+            if let Some(found) = all.get(&key) {
                 return found.clone();
             }
-            // What only this list still holds belongs to tables that have been replaced.
-            all.retain(|one| Arc::strong_count(&one.owner) > 1);
-            let scope = root.scope("vhost").scope(&owner.virtual_host).scope("vcluster").scope(&owner.name);
+            // What only this map still holds belongs to tables that have been replaced.
+            all.retain(|_, one| Arc::strong_count(&one.owner) > 1);
+            let scope = root.scope("vhost").scope(&owner.virtual_host).scope(owner.kind).scope(&owner.name);
             let fresh = Rc::new(Self {
                 owner: owner.clone(),
                 retry: scope.counter("upstream_rq_retry"),
@@ -98,17 +101,49 @@ impl VirtualCounters {
                 total: scope.counter("upstream_rq_total"),
                 codes: RefCell::new(Codes::new(scope)),
             });
-            all.push(fresh.clone());
+            all.insert(key, fresh.clone());
             fresh
         })
     }
+}
+
+/// The counters of a request beside its cluster's.
+#[derive(Clone, Default)]
+pub(super) struct RequestCounters {
+    virtual_cluster: Option<Rc<PartCounters>>,
+    route: Option<Rc<PartCounters>>,
+}
+
+impl RequestCounters {
+    /// Those of a request's virtual cluster and of its route.
+    pub(super) fn new(
+        virtual_cluster: Option<&Arc<Counted>>,
+        route: Option<&Arc<Counted>>,
+        root: &Scope,
+    ) -> Self {
+        let of = |one| PartCounters::of(one, root);
+        Self { virtual_cluster: virtual_cluster.map(of), route: route.map(of) }
+    }
+
+    fn each(&self, charge: impl FnMut(&Rc<PartCounters>)) {
+        self.virtual_cluster.iter().chain(&self.route).for_each(charge);
+    }
+
+    pub(super) fn inc(&self, counter: impl Fn(&PartCounters) -> &Counter) {
+        self.each(|one| counter(one).inc());
+    }
+
+    /// An attempt has begun.
+    pub(super) fn begin(&self) {
+        self.inc(|one| &one.total);
+    }
 
     pub(super) fn charge(&self, status: u16) {
-        self.codes.borrow_mut().charge(status);
+        self.each(|one| one.codes.borrow_mut().charge(status));
     }
 
     pub(super) fn time(&self, milliseconds: u64) {
-        self.codes.borrow_mut().time(milliseconds);
+        self.each(|one| one.codes.borrow_mut().time(milliseconds));
     }
 }
 

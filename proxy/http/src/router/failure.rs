@@ -43,9 +43,7 @@ impl Forward<'_> {
         match failure {
             Failure::Timeout => {
                 stats.upstream_rq_timeout.inc();
-                if let Some(counters) = &self.virtual_counters {
-                    counters.timeout.inc();
-                }
+                self.counters.inc(|counters| &counters.timeout);
             }
             Failure::PerTryTimeout => stats.upstream_rq_per_try_timeout.inc(),
             Failure::PerTryIdleTimeout => stats.upstream_rq_per_try_idle_timeout.inc(),
@@ -155,9 +153,7 @@ impl Forward<'_> {
                 status,
                 codes::Kind { internal: self.internal, canary: false },
             );
-            if let Some(counters) = &self.virtual_counters {
-                counters.charge(status);
-            }
+            self.counters.charge(status);
         }
     }
 }

@@ -38,7 +38,7 @@ use crate::filter::{LocalReply, Response};
 use crate::manager::split_port;
 use crate::route::{Action, ClusterAction, Decision, Redirect, Selected};
 use crate::stream::Stream;
-use codes::VirtualCounters;
+use codes::RequestCounters;
 pub use codes::drop_replaced;
 pub use config::{RouterConfig, TYPE};
 use exchange::Exchange;
@@ -138,7 +138,7 @@ fn answer(stream: &Stream, config: &RouterConfig, selected: &Selected, action: &
             }
             reply.into()
         }
-        Action::None | Action::Cluster(_) => {
+        Action::Cluster(_) => {
             config.no_route.inc();
             LocalReply::new(404, "route_not_found").flag(ResponseFlag::NoRouteFound).into()
         }
@@ -174,7 +174,7 @@ struct Forward<'s> {
     /// An informational head has come: no other attempt can follow.
     informed: bool,
     connect_options: Option<ConnectOptions>,
-    virtual_counters: Option<Rc<VirtualCounters>>,
+    counters: RequestCounters,
 }
 
 impl<'s> Forward<'s> {
@@ -192,7 +192,8 @@ impl<'s> Forward<'s> {
         let internal = stream.request.get(HeaderId::X_ENVOY_INTERNAL) == Some(b"true");
         let virtual_cluster = selected.virtual_host().virtual_cluster(&stream.request);
         stream.info.virtual_cluster = virtual_cluster.map(|one| one.name.clone());
-        let virtual_counters = virtual_cluster.map(|one| VirtualCounters::of(one, &config.root));
+        let counted = selected.route().and_then(|route| route.counted.as_ref());
+        let counters = RequestCounters::new(virtual_cluster, counted, &config.root);
         Self {
             stream,
             config,
@@ -206,7 +207,7 @@ impl<'s> Forward<'s> {
             internal,
             informed: false,
             connect_options: None,
-            virtual_counters,
+            counters,
         }
     }
 
@@ -219,7 +220,7 @@ impl<'s> Forward<'s> {
         let mut retry =
             RetryState::new(&self.action.retry, &mut self.stream.request, &self.cluster, self.priority);
         if let Some(retry) = &mut retry {
-            retry.virtual_counters.clone_from(&self.virtual_counters);
+            retry.counters.clone_from(&self.counters);
         }
         if self.stream.upgrade.is_some() {
             retry = None;

@@ -17,7 +17,7 @@ impl Forward<'_> {
     /// The response's head, with what the router adds to it.
     pub(super) fn respond(self, mut head: ResponseHead, mut exchange: Exchange, upload: Upload) -> Response {
         let waits = self.waits_for_tunnel();
-        let Self { stream, config, selected, cluster, timeouts, internal, virtual_counters, .. } = self;
+        let Self { stream, config, selected, cluster, timeouts, internal, counters, .. } = self;
         let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         let host = exchange.host();
         let kind = codes::Kind { internal, canary: canary || host.canary() };
@@ -28,9 +28,7 @@ impl Forward<'_> {
         }
         if config.dynamic_stats && !stream.info.health_check {
             codes::charge(cluster.cluster(), head.status, kind);
-            if let Some(counters) = &virtual_counters {
-                counters.charge(head.status);
-            }
+            counters.charge(head.status);
         }
         let received = stream.info.last_downstream_rx.unwrap_or_else(clock::recent);
         let took = clock::recent().duration_since(received).as_millis() as u64;
@@ -51,9 +49,7 @@ impl Forward<'_> {
             exchange.finish(upload.is_received());
             if config.dynamic_stats {
                 codes::time(cluster.cluster(), took, kind);
-                if let Some(counters) = &virtual_counters {
-                    counters.time(took);
-                }
+                counters.time(took);
             }
             Body::Empty
         } else {
@@ -65,7 +61,7 @@ impl Forward<'_> {
                 tunnel: head.tunnel,
                 refused: waits && !head.tunnel,
                 complete,
-                virtual_counters,
+                counters,
                 charge: config.dynamic_stats.then(|| (cluster.cluster().clone(), kind, received)),
             }))
         };

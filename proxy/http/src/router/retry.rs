@@ -1,6 +1,5 @@
 //! Whether a request is tried again; Envoy's `RetryStateImpl`.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use sampan_upstream::circuit::{Breakers, Permit};
 use sampan_upstream::{ClusterStats, Priority, WorkerCluster};
 
 use super::Failure;
-use super::codes::VirtualCounters;
+use super::codes::RequestCounters;
 use crate::route::{BackOff, RetryOn, RetryPolicy};
 
 /// What is left of a request's retries.
@@ -24,7 +23,7 @@ pub(super) struct RetryState<'p> {
     header_names: Vec<HeaderName>,
     attempts: u32,
     stats: Arc<ClusterStats>,
-    pub(super) virtual_counters: Option<Rc<VirtualCounters>>,
+    pub(super) counters: RequestCounters,
     breakers: Arc<Breakers>,
     /// Held while a retry is under way.
     permit: Option<Permit>,
@@ -85,7 +84,7 @@ impl<'p> RetryState<'p> {
             header_names,
             attempts: 0,
             stats: cluster.stats().clone(),
-            virtual_counters: None,
+            counters: RequestCounters::default(),
             breakers: cluster.breakers(priority).clone(),
             permit: None,
         })
@@ -112,7 +111,7 @@ impl<'p> RetryState<'p> {
     fn settle(&mut self) -> Retry {
         if self.permit.take().is_some() {
             self.stats.upstream_rq_retry_success.inc();
-            self.count_virtual(|counters| &counters.retry_success);
+            self.counters.inc(|counters| &counters.retry_success);
         }
         Retry::No
     }
@@ -160,28 +159,22 @@ impl<'p> RetryState<'p> {
         }
     }
 
-    fn count_virtual(&self, counter: impl Fn(&VirtualCounters) -> &Counter) {
-        if let Some(counters) = &self.virtual_counters {
-            counter(counters).inc();
-        }
-    }
-
     fn again(&mut self, random: u64, asked: Option<Duration>) -> Retry {
         self.permit = None;
         if self.remaining == 0 {
             self.stats.upstream_rq_retry_limit_exceeded.inc();
-            self.count_virtual(|counters| &counters.retry_limit_exceeded);
+            self.counters.inc(|counters| &counters.retry_limit_exceeded);
             return Retry::LimitExceeded;
         }
         self.remaining -= 1;
         let Some(permit) = self.breakers.retry() else {
             self.stats.upstream_rq_retry_overflow.inc();
-            self.count_virtual(|counters| &counters.retry_overflow);
+            self.counters.inc(|counters| &counters.retry_overflow);
             return Retry::Overflow;
         };
         self.permit = Some(permit);
         self.stats.upstream_rq_retry.inc();
-        self.count_virtual(|counters| &counters.retry);
+        self.counters.inc(|counters| &counters.retry);
         let counted: &Counter = if asked.is_some() {
             &self.stats.upstream_rq_retry_backoff_ratelimited
         } else {

@@ -1,6 +1,7 @@
 //! How an exchange ends when it does not end well, and what is written down of it.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use sampan_codec::{BodyError, CodecError, ResetReason, h2};
@@ -9,6 +10,7 @@ use sampan_core::stream_info::ResponseFlag;
 use super::{Exchange, Fate};
 use crate::manager::h2::Shared;
 use crate::manager::responder::Responder;
+use crate::route::Selected;
 
 impl Exchange {
     /// The client gave up.
@@ -73,6 +75,14 @@ impl Exchange {
             h2.cut = true;
             h2.finished = Some(self);
         }
+    }
+
+    /// How long a client may let what is left of its response wait. Only the manager's own timeout for that comes behind
+    /// the route's: Envoy takes its stream idle timeout, never the route's idle timeout, for one that is not configured.
+    pub fn flush_timeout(&self) -> Option<Duration> {
+        let action = self.stream.route.as_ref().and_then(Selected::cluster_action);
+        let by_route = action.and_then(|action| action.flush_timeout);
+        by_route.unwrap_or(self.stream.manager.limits.stream_flush_timeout)
     }
 
     /// What an HTTP/2 stream had on the wire.

@@ -139,7 +139,6 @@ fn run(table: &RouteTable, config: &pb::RouteConfiguration, input: &Value) -> Ou
                     out.response.append(HeaderId::CONTENT_TYPE, "text/plain");
                 }
             }
-            Some(Action::None) => {}
         }
         let levels = [route.map(|r| &r.mutations), Some(&host.mutations), Some(&table.mutations)];
         for level in levels.into_iter().flatten() {
