@@ -20,10 +20,11 @@ use sampan_listener::{FactoryContext, Worker};
 use sampan_upstream::config::http2_options;
 
 use super::local_reply::LocalReplyConfig;
+use super::origin::Detector;
 use super::path::{EscapedSlashes, PathOptions};
 use super::stats::{ListenerStats, ManagerStats};
 use crate::filter::{HttpFilter, HttpFilterContext, HttpFilterKind, HttpFilterRegistry};
-use crate::route::RouteSource;
+use crate::route::{HeaderMutations, RouteSource};
 use crate::router::RouterConfig;
 
 /// A connection manager, ready to serve; shared by all workers.
@@ -47,6 +48,8 @@ pub struct Manager {
     pub limits: Limits,
     /// What is done to a request's headers.
     pub request: RequestOptions,
+    /// `early_header_mutation_extensions`
+    pub early_mutations: Vec<HeaderMutations>,
     /// `server_name`
     pub server_name: String,
     /// `server_header_transformation`
@@ -120,6 +123,8 @@ pub struct RequestOptions {
     pub use_remote_address: bool,
     /// `xff_num_trusted_hops`
     pub xff_num_trusted_hops: u32,
+    /// `original_ip_detection_extensions`, or else `x-forwarded-for` by the number of hops.
+    pub origin: Vec<Detector>,
     /// `skip_xff_append`
     pub skip_xff_append: bool,
     /// `internal_address_config.cidr_ranges`
@@ -290,6 +295,7 @@ impl Manager {
             h2_stats: Lazy::new(context.root_scope().clone(), |scope| Arc::new(h2::CodecStats::new(scope))),
             limits: limits(message, &common),
             request: request_options(message, context)?,
+            early_mutations: early_mutations(&message.early_header_mutation_extensions)?,
             server_name: if message.server_name.is_empty() {
                 "envoy".to_owned()
             } else {
@@ -344,8 +350,6 @@ impl Manager {
 #[allow(deprecated)] // `access_log_flush_interval` is deprecated and still known.
 fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
     refuse(message.tracing.as_ref().is_some_and(|t| t.provider.is_some()), "tracing.provider")?;
-    refuse(!message.original_ip_detection_extensions.is_empty(), "original_ip_detection_extensions")?;
-    refuse(!message.early_header_mutation_extensions.is_empty(), "early_header_mutation_extensions")?;
     refuse(message.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher")?;
     refuse(message.path_normalization_options.is_some(), "path_normalization_options")?;
     refuse(message.proxy_status_config.is_some(), "proxy_status_config")?;
@@ -474,6 +478,43 @@ fn http2(
     http2_options(&h2, &default).at("http2_protocol_options")
 }
 
+/// How the client is found where `use_remote_address` is off.
+fn origin(message: &pb::HttpConnectionManager) -> ConfigResult<Vec<Detector>> {
+    let extensions = &message.original_ip_detection_extensions;
+    if extensions.is_empty() {
+        return Ok(vec![Detector::Hops { skip: message.xff_num_trusted_hops, append: false }]);
+    }
+    for (mixed, field) in [
+        (flag(message.use_remote_address, false), "use_remote_address"),
+        (message.xff_num_trusted_hops > 0, "xff_num_trusted_hops"),
+    ] {
+        if mixed {
+            let reason = format!("Original IP detection extensions and {field} may not be mixed");
+            return Err(ConfigError::new(reason).at("original_ip_detection_extensions"));
+        }
+    }
+    Detector::list(extensions)
+}
+
+fn early_mutations(extensions: &[core::TypedExtensionConfig]) -> ConfigResult<Vec<HeaderMutations>> {
+    use envoy_types::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation;
+    let one = |(i, extension): (usize, &core::TypedExtensionConfig)| {
+        let any = extension.typed_config.clone().unwrap_or_default();
+        let mutations = match crate::filter::message_name(&any) {
+            "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation" => {
+                crate::filter::decode::<HeaderMutation>(&any)
+                    .and_then(|m| HeaderMutations::from_mutations(&m.mutations, "mutations"))
+            }
+            url => Err(ConfigError::unsupported(format!(
+                "early header mutation extension '{}' ({url})",
+                extension.name
+            ))),
+        };
+        mutations.at_index("early_header_mutation_extensions", i)
+    };
+    extensions.iter().enumerate().map(one).collect()
+}
+
 fn request_options(
     message: &pb::HttpConnectionManager,
     context: &FactoryContext,
@@ -507,6 +548,7 @@ fn request_options(
     Ok(RequestOptions {
         use_remote_address: flag(message.use_remote_address, false),
         xff_num_trusted_hops: message.xff_num_trusted_hops,
+        origin: origin(message)?,
         skip_xff_append: message.skip_xff_append,
         internal_ranges,
         append_x_forwarded_port: message.append_x_forwarded_port,

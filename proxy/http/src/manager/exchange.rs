@@ -184,7 +184,8 @@ impl Exchange {
             &mut stream.info,
             table.internal_only_headers(),
             || worker.random(),
-        );
+        )
+        .inspect_err(|_| manager.stats.downstream_rq_rejected_via_ip_detection.inc())?;
         stream.refresh_route();
         if manager.log_on_new_request {
             self.log(AccessLogType::DownstreamStart);

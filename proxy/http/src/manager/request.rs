@@ -10,6 +10,7 @@ use sampan_core::stream_info::{ConnectionInfo, Protocol, StreamInfo};
 use sampan_core::{Address, HeaderName};
 
 use super::config::{Manager, RequestOptions, StripPort, XfccDetails};
+use super::origin::Detector;
 use super::path::{self, Normalized};
 use crate::filter::LocalReply;
 
@@ -27,18 +28,22 @@ pub fn normalize(
     Ok(normalize_host(&manager.request, headers, info.connection.local.port()))
 }
 
-/// Extends the headers of a request, and takes out what no client may send.
+/// Extends the headers of a request, and takes out what no client may send. An error is the reply to a request whose
+/// client could not be found.
 pub fn extend(
     manager: &Manager,
     headers: &mut HeaderMap,
     info: &mut StreamInfo,
     internal_only: &[HeaderName],
     random: impl Fn() -> u64,
-) {
+) -> Result<(), LocalReply> {
     let options = &manager.request;
+    for mutations in &manager.early_mutations {
+        mutations.apply_to_request(headers, info);
+    }
     let upgrade = is_upgrade(headers);
     sanitize(headers, upgrade);
-    let (remote, edge) = remote_address(options, headers, info, internal_only);
+    let (remote, edge) = remote_address(options, headers, info, internal_only)?;
     if let Some(cluster) = &options.user_agent {
         headers.set(HeaderId::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER, cluster);
         if headers.get(HeaderId::USER_AGENT).is_none_or(<[u8]>::is_empty) {
@@ -59,6 +64,7 @@ pub fn extend(
     }
     forwarded_client_cert(options, headers, &info.connection);
     info.remote = remote;
+    Ok(())
 }
 
 fn check(manager: &Manager, headers: &HeaderMap) -> Result<(), LocalReply> {
@@ -217,7 +223,7 @@ fn sanitize(headers: &mut HeaderMap, upgrade: bool) {
                 let trailers = value.split(|c| *c == b',').any(|t| t.trim_ascii() == b"trailers");
                 te_trailers = Some(te_trailers.unwrap_or(false) || trailers);
             }
-            HeaderId::REFERER => referers += if valid_referer(value) { 1 } else { 2 },
+            HeaderId::REFERER => referers += if super::referer::is_valid(value) { 1 } else { 2 },
             _ => {}
         }
     }
@@ -243,16 +249,6 @@ fn sanitize(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
-/// A referer is a URL without user information or fragment, or a path.
-fn valid_referer(value: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(value) else { return false };
-    match text.parse::<http::Uri>() {
-        Ok(uri) if uri.scheme().is_some() => uri.authority().is_some_and(|a| !a.as_str().contains('@')),
-        Ok(_) => text.starts_with('/'),
-        Err(_) => false,
-    }
-}
-
 /// Who the client is, and whether this is the edge of the trusted network. `x-forwarded-*` and `:scheme` are set on
 /// the way.
 fn remote_address(
@@ -260,7 +256,7 @@ fn remote_address(
     headers: &mut HeaderMap,
     info: &StreamInfo,
     internal_only: &[HeaderName],
-) -> (Address, bool) {
+) -> Result<(Address, bool), LocalReply> {
     let connection = &*info.connection;
     let tls = connection.tls.is_some();
     let scheme = if tls { "https" } else { "http" };
@@ -285,9 +281,9 @@ fn remote_address(
         {
             headers.set(HeaderId::X_FORWARDED_PORT, port.to_string());
         }
-    } else if let Some((address, single)) = last_from_xff(headers, options.xff_num_trusted_hops) {
+    } else if let Some((address, may_be_internal)) = Detector::detect(&options.origin, headers, connection)? {
         remote = Some(address);
-        trusted = single && options.xff_num_trusted_hops == 0;
+        trusted = may_be_internal;
     }
     if !headers.contains(HeaderId::X_FORWARDED_PROTO) {
         headers.append(HeaderId::X_FORWARDED_PROTO, scheme);
@@ -306,7 +302,7 @@ fn remote_address(
     } else {
         clean_internal(headers, edge, internal_only);
     }
-    (remote.unwrap_or_else(|| connection.remote.clone()), edge)
+    Ok((remote.unwrap_or_else(|| connection.remote.clone()), edge))
 }
 
 fn set_scheme(options: &RequestOptions, headers: &mut HeaderMap, tls: bool) {
@@ -332,7 +328,7 @@ fn set_scheme(options: &RequestOptions, headers: &mut HeaderMap, tls: bool) {
     }
 }
 
-fn append_xff(headers: &mut HeaderMap, connection: &ConnectionInfo) {
+pub(super) fn append_xff(headers: &mut HeaderMap, connection: &ConnectionInfo) {
     match connection.remote.ip() {
         // A client on this machine is known to others by the machine's address.
         Some(ip) if ip.is_loopback() => append_ip(headers, sampan_core::local_info::address()),
@@ -353,7 +349,7 @@ pub fn append_ip(headers: &mut HeaderMap, ip: IpAddr) {
 }
 
 /// The address `skip` places before the last of `x-forwarded-for`, and whether it is the only one.
-fn last_from_xff(headers: &HeaderMap, skip: u32) -> Option<(Address, bool)> {
+pub(super) fn last_from_xff(headers: &HeaderMap, skip: u32) -> Option<(Address, bool)> {
     let value = match headers.joined(&HeaderName::Known(HeaderId::X_FORWARDED_FOR))? {
         Cow::Borrowed(v) => Cow::Borrowed(std::str::from_utf8(v).ok()?),
         Cow::Owned(v) => Cow::Owned(String::from_utf8(v).ok()?),

@@ -297,6 +297,7 @@ pub fn is_inline(id: HeaderId) -> bool {
                 | HeaderId::LOCATION
                 | HeaderId::ORIGIN
                 | HeaderId::PROXY_CONNECTION
+                | HeaderId::REFERER
                 | HeaderId::SERVER
                 | HeaderId::TE
                 | HeaderId::TRANSFER_ENCODING
