@@ -31,6 +31,7 @@
 
 mod clusters;
 mod endpoints;
+mod extensions;
 mod file;
 mod listeners;
 mod resource;
@@ -51,6 +52,7 @@ use sampan_upstream::ClusterManager;
 use crate::listeners::ListenerManager;
 pub use clusters::Cds;
 use endpoints::Eds;
+pub use extensions::{CurrentExtension, Extensions};
 use file::Watcher;
 pub use listeners::Lds;
 pub use routes::{Current, Rds as Routes};
@@ -102,15 +104,19 @@ pub struct Dependencies {
     pub routes: Rc<Routes>,
     /// SDS
     pub secrets: Rc<Secrets>,
+    /// ECDS
+    pub extensions: Rc<Extensions>,
 }
 
 impl Dependencies {
     /// Subscribes to what a listener wants; what is awaited then returns when all of it has been answered.
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         let (routes, secrets) = (self.routes.follow(listener), self.secrets.follow(listener));
+        let extensions = self.extensions.follow(listener);
         async move {
             secrets.await;
             routes.await;
+            extensions.await;
         }
     }
 }
@@ -121,7 +127,7 @@ pub struct Xds {
     pub cds: Option<Rc<Cds>>,
     /// LDS, if there is any.
     pub lds: Option<Rc<Lds>>,
-    /// RDS and SDS.
+    /// RDS, SDS and ECDS.
     pub shared: Dependencies,
     eds: Rc<Eds>,
     sources: std::cell::RefCell<Vec<Source>>,
@@ -149,7 +155,8 @@ impl Xds {
         for cluster in clusters.clusters().all() {
             eds.follow(&cluster);
         }
-        let shared = Dependencies { routes: Rc::new(Routes::new(context.clone(), server.clone())), secrets };
+        let routes = Rc::new(Routes::new(context.clone(), server.clone()));
+        let shared = Dependencies { routes, secrets, extensions: Rc::new(Extensions::new(context.clone())) };
         let mut this = Self { cds: None, lds: None, shared, eds, sources: std::cell::RefCell::default() };
         if let Some(source) = &model.cds {
             clusters.initialised().await;
