@@ -102,6 +102,7 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     let server = Arc::new(server);
     let listeners = listeners(&parts.listeners, &server)?;
     let xds = XdsModel::parse(bootstrap.dynamic_resources.as_ref())?;
+    xds.check(&clusters)?;
     if xds.is_dynamic()
         || clusters.clusters().all().iter().any(|c| is_eds(c) || !c.secrets().is_empty())
         || listeners.iter().any(|l| !l.wants().is_empty())

@@ -25,7 +25,7 @@ use sampan_listener::{
     Bound, ListenSockets, ListenerConfig, NetworkFilterRegistry, Server, TrafficDirection,
 };
 use sampan_upstream::Origin;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::stats::ListenerManagerStats;
 use crate::worker::{Handle, Order};
@@ -44,6 +44,8 @@ pub struct ListenerManager {
     sockets: usize,
     drain_time: Duration,
     all: RefCell<All>,
+    /// Something moved in `all`.
+    moved: Notify,
 }
 
 #[derive(Default)]
@@ -99,6 +101,7 @@ impl ListenerManager {
             sockets: count,
             drain_time,
             all: RefCell::new(All { active, ..All::default() }),
+            moved: Notify::new(),
         }
     }
 
@@ -325,6 +328,14 @@ impl ListenerManager {
         let all = self.all.borrow();
         self.stats.active.set(all.active.len() as u64);
         self.stats.warming.set(all.warming.len() as u64);
+        self.moved.notify_one();
+    }
+
+    /// Returns when no listener waits for its routes or secrets. For one caller at a time.
+    pub async fn warmed(&self) {
+        while !self.all.borrow().warming.is_empty() {
+            self.moved.notified().await;
+        }
     }
 
     /// Closes the listening sockets.

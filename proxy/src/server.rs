@@ -106,7 +106,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
     for listener in &boot.listeners {
         bound.push(Bound::bind(listener.clone(), count)?);
     }
-    let (commands, inbox) = mpsc::unbounded_channel();
+    let (commands, mut inbox) = mpsc::unbounded_channel();
     let stats = ServerStats::new(&boot.server.stats);
     stats.concurrency.set(count as u64);
     stats.static_unknown_fields.add(boot.unknown_fields as u64);
@@ -138,7 +138,10 @@ async fn serve(options: &Options) -> Result<(), BootError> {
         crate::overload::start(overload);
     }
     start_workers(&process, count)?;
-    start_xds(&process).await?;
+    if !start_dynamic(&process, &mut inbox).await {
+        finish(&process);
+        return Ok(());
+    }
     process.listeners.open().await?;
     process.live.set(true);
     process.stats.initialised(process.started.elapsed());
@@ -188,11 +191,29 @@ fn start_workers(process: &Rc<Process>, count: usize) -> Result<(), BootError> {
     Ok(())
 }
 
+/// Subscribes and waits; false: it was told to end meanwhile, and there is nothing to drain.
+async fn start_dynamic(process: &Rc<Process>, inbox: &mut mpsc::UnboundedReceiver<Command>) -> bool {
+    let mut started = std::pin::pin!(start_xds(process));
+    loop {
+        let command = tokio::select! {
+            () = &mut started => return true,
+            command = inbox.recv() => command,
+        };
+        match command {
+            None | Some(Command::Quit | Command::Shutdown) => return false,
+            Some(Command::DrainListeners(request)) => drain_listeners(process, request),
+            Some(Command::ReopenLogs) => reopen_logs(process),
+        }
+    }
+}
+
 /// Subscribes; returns when all clusters are warm.
-async fn start_xds(process: &Rc<Process>) -> Result<(), BootError> {
+async fn start_xds(process: &Rc<Process>) {
     let boot = &process.boot;
     let reject_unknown = process.options.reject_unknown_dynamic;
-    let xds = Xds::start(&boot.xds, &boot.clusters, &boot.server, &process.listeners, reject_unknown).await;
+    let node = boot.bootstrap.node.clone().unwrap_or_default();
+    let xds =
+        Xds::start(&boot.xds, &boot.clusters, &boot.server, &process.listeners, &node, reject_unknown).await;
     // Nobody else sets it.
     let _ = process.xds.set(xds);
     let mut replaced = boot.clusters.replaced();
@@ -200,9 +221,9 @@ async fn start_xds(process: &Rc<Process>) -> Result<(), BootError> {
     tokio::task::spawn_local(async move {
         while replaced.changed().await.is_ok() {
             process.workers.borrow().iter().for_each(|worker| worker.order(Order::DropReplaced));
+            process.xds.get().into_iter().for_each(Xds::prune);
         }
     });
-    Ok(())
 }
 
 fn watch_signals(process: &Rc<Process>) -> Result<(), BootError> {

@@ -45,7 +45,6 @@ fn whole_fields(b: &Bootstrap) -> ConfigResult<()> {
     for (set, field) in [
         (!dynamic.lds_resources_locator.is_empty(), "dynamic_resources.lds_resources_locator"),
         (!dynamic.cds_resources_locator.is_empty(), "dynamic_resources.cds_resources_locator"),
-        (dynamic.ads_config.is_some(), "dynamic_resources.ads_config"),
         (manager.load_stats_config.is_some(), "cluster_manager.load_stats_config"),
         (manager.upstream_bind_config.is_some(), "cluster_manager.upstream_bind_config"),
         (manager.outlier_detection.is_some(), "cluster_manager.outlier_detection"),

@@ -1,5 +1,7 @@
-//! What the owner of a type says to the client, and the client to it.
+//! What the owner of resources says to the client, and the client to it.
 
+use std::any::Any;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,18 +23,33 @@ pub struct Resource {
     pub ttl: Option<Duration>,
 }
 
-/// One response, to be answered once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Update {
-    /// The version of the whole.
+/// A resource whose bytes were decoded and checked.
+pub struct Decoded {
+    /// Its name.
+    pub name: String,
+    /// The resource's own version; the response's where it has none.
     pub version: String,
-    /// State of the world: all that is. Delta: what is new or changed. Heart-beats are not among them.
-    pub resources: Vec<Resource>,
-    /// Delta, and resources whose time to live is over.
-    pub removed: Vec<String>,
+    /// The names under which it was asked for.
+    pub aliases: Vec<String>,
+    /// The encoded message: what an identical push is told by. Keeping it keeps the response.
+    pub bytes: Bytes,
+    /// The message.
+    pub message: Box<dyn Any>,
 }
 
-/// Why a resource was refused.
+/// What a response means for one watcher.
+pub struct Update<'a> {
+    /// The version of the whole.
+    pub version: &'a str,
+    /// State of the world: all that is. Delta: what is new or changed.
+    pub resources: &'a [Rc<Decoded>],
+    /// Delta, and resources whose time to live is over.
+    pub removed: &'a [String],
+    /// Whether `resources` is a change and not all that is.
+    pub delta: bool,
+}
+
+/// Why a response, or a part of it, was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Empty where the whole response is meant.
@@ -41,29 +58,32 @@ pub struct Refusal {
     pub reason: String,
 }
 
-/// The owner of one type. What it takes of a response of which it refuses a part is its own policy: the answer to the
-/// server is a NACK as soon as one refusal is there.
-pub trait Handler {
-    /// A response, or resources that died of age (then the answer reaches nobody).
+/// The owner of some resources of a type. What it takes of an update of which it refuses a part is its own policy:
+/// the answer to the server is a NACK as soon as one watcher refuses.
+pub trait Watcher {
+    /// Decodes and checks a resource of the type. The first watcher of a type does it for all of them.
     ///
     /// # Errors
-    /// What was refused; an empty list is an acceptance.
-    fn update(&mut self, update: Update) -> Result<(), Vec<Refusal>>;
+    /// What is wrong: the whole response is refused then.
+    fn decode(&self, resource: Resource) -> Result<Decoded, String>;
 
-    /// The names of bare resources of the state of the world, for heart-beats and times to live. Default: unknown.
-    fn name_of(&self, _value: &Bytes) -> Option<String> {
-        None
-    }
+    /// Takes a response, or that resources died of age (then the answer reaches nobody).
+    ///
+    /// # Errors
+    /// What was refused, and why.
+    fn update(&self, update: &Update<'_>) -> Result<(), String>;
 
-    /// Nothing came within `initial_fetch_timeout`, or the stream could not be opened: those who wait go on without.
-    fn failed(&mut self, why: Failure);
+    /// There is nothing to take, for this reason.
+    fn failed(&self, why: Failure<'_>);
 }
 
-/// Why there is nothing to apply.
+/// Why there is nothing to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// `initial_fetch_timeout` went by.
+pub enum Failure<'a> {
+    /// `initial_fetch_timeout` went by: who waits goes on without.
     Timeout,
-    /// The stream ended or was refused.
+    /// The stream ended or was refused; another will be tried.
     Connection,
+    /// A response of the type was refused, by this watcher or another.
+    Rejected(&'a str),
 }

@@ -1,26 +1,21 @@
-//! xDS without a proxy: what a client of a control plane says, and when.
+//! A client of xDS control planes, without a proxy.
 //!
 //! ```text
-//!   wire      the protocol's messages, resources not copied
-//!   handler   Handler, Update, Resource, Refusal: what the owner of a type sees
-//!   state     sotw::Subscription, delta::Subscription: responses and time in, requests and updates out
-//!   backoff   how long to wait before the next stream
+//!   client     Client, Watch: one stream kept up, and all that is watched on it
+//!   transport  Transport, Call: what a client needs of HTTP/2
+//!   handler    Watcher, Update, Resource: what the owner of resources sees
+//!   types      type URLs and the calls that serve them
+//!   state      sotw::Subscription, delta::Subscription: responses and time in, requests out; pure
+//!   wire       the protocol's messages, resources not copied
+//!   grpc       gRPC's framing
+//!   backoff    how long to wait before the next stream
 //! ```
 //!
-//! No I/O, no clock, no task: whoever owns the stream does three things. It calls `stream_opened` for every
-//! subscription in the order in which the types were asked for; it gives a response to the subscription of its type
-//! (`receive`), which calls the [`Handler`] and so has the answer at once; and it sends `next_request` until there is
-//! none. A response is read only after the last one was given away and its answer sent, so that a fast server fills
-//! its own window and not this process. The node is put into requests by the stream's owner ([`state::NodePolicy`]),
-//! and `expire` is called at the instant that `next_expiry` names.
+//! # The contract with a watcher
 //!
-//! Streams (gRPC, REST, files), `initial_fetch_timeout` and rate limits are not here yet.
-//!
-//! # The contract with a handler
-//!
-//! One call of [`Handler::update`] for each response that is well-formed, and one ACK or NACK for each response. What
-//! the handler took of a response that it refuses in part is in force: which part that is differs by type and is the
-//! handler's. After a NACK the version stays what was last accepted.
+//! First every resource of a response is decoded; one that cannot be refuses the response. Then each watcher that has
+//! to do with the response is told, the newest first, until one refuses. One ACK or NACK goes out for each response.
+//! What watchers took of a response that is refused is in force; the version stays what was last accepted.
 //!
 //! # As Envoy 1.40 does it (its requests were recorded)
 //!
@@ -34,8 +29,14 @@
 //!   to what was asked for by name; unsubscribing carries no nonce unless there is an answer to go with it.
 
 pub mod backoff;
+pub mod client;
+pub mod grpc;
 pub mod handler;
 pub mod state;
+pub mod transport;
+pub mod types;
 pub mod wire;
 
-pub use handler::{Failure, Handler, Refusal, Resource, Update};
+pub use client::{Client, Config, Observer, Pause, RateLimit, Variant, Watch};
+pub use handler::{Decoded, Failure, Refusal, Resource, Update, Watcher};
+pub use transport::{Call, End, LocalFuture, Transport};

@@ -41,6 +41,14 @@ pub struct Duration {
     pub nanos: i32,
 }
 
+/// `envoy.config.core.v3.ControlPlane`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ControlPlane {
+    /// Who serves.
+    #[prost(string, tag = "1")]
+    pub identifier: String,
+}
+
 /// `envoy.service.discovery.v3.Resource`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Resource {
@@ -99,6 +107,9 @@ pub struct DiscoveryResponse {
     /// To be named by the answer.
     #[prost(string, tag = "5")]
     pub nonce: String,
+    /// Who answers.
+    #[prost(message, optional, tag = "6")]
+    pub control_plane: Option<ControlPlane>,
 }
 
 /// `envoy.service.discovery.v3.DeltaDiscoveryRequest`.
@@ -145,4 +156,7 @@ pub struct DeltaDiscoveryResponse {
     /// What is there no longer.
     #[prost(string, repeated, tag = "6")]
     pub removed_resources: Vec<String>,
+    /// Who answers.
+    #[prost(message, optional, tag = "7")]
+    pub control_plane: Option<ControlPlane>,
 }

@@ -99,12 +99,6 @@ pub enum Section {
     Bootstrap,
     /// `ClustersConfigDump`.
     Clusters,
-    /// `EcdsConfigDump` of HTTP filters.
-    HttpExtensions,
-    /// `EcdsConfigDump` of network filters.
-    NetworkExtensions,
-    /// `EcdsConfigDump` of listener filters.
-    ListenerExtensions,
     /// `ListenersConfigDump`.
     Listeners,
     /// `ScopedRoutesConfigDump`.

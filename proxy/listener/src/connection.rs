@@ -127,10 +127,7 @@ async fn listener_filters(open: &Open, transport: &Transport, accepted: &mut Acc
     let counters = &open.0.config.stats.counters;
     let scratch = &open.0.all.scratch;
     for entry in &open.0.config.filters {
-        let Some(filter) = entry.filter() else {
-            counters.extension_config_missing.inc();
-            return false;
-        };
+        let filter = &entry.filter;
         if !entry.applies(&accepted.info) || !filter.on_accept(transport, accepted) {
             continue;
         }

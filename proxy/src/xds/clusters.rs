@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as Message;
-use sampan_config::Resource;
 use sampan_core::error::ConfigResult;
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_upstream::{Cluster, ClusterConfig, Origin};
 use tokio::sync::watch;
+use xds_client::{Decoded, Pause, Resource, types};
 
 use super::endpoints::Eds;
-use super::resource::{Checked, decode};
+use super::resource::{Checked, checked, decode};
 use super::{Context, Subscriber};
 
 /// The subscriber of `dynamic_resources.cds_config`.
@@ -29,6 +29,8 @@ pub struct Cds {
     reloads: Counter,
     /// `config_reload_time_ms`
     reloaded_at: Gauge,
+    /// While clusters warm aside the control plane is not told that it may go on.
+    warming: Rc<RefCell<Option<Pause>>>,
 }
 
 /// What became of a resource.
@@ -47,6 +49,7 @@ impl Cds {
             answered: watch::Sender::new(false),
             reloads: scope.counter("config_reload"),
             reloaded_at: scope.gauge("config_reload_time_ms"),
+            warming: Rc::default(),
         }
     }
 
@@ -65,18 +68,18 @@ impl Cds {
         self.serving.set(true);
     }
 
-    fn take(&self, version: &Arc<str>, resource: &Checked<Message>) -> ConfigResult<Taken> {
+    fn take(&self, resource: &Checked<'_, Message>) -> ConfigResult<Taken> {
         let clusters = &self.context.clusters;
         match clusters.newest(&resource.message.name).as_deref().map(Cluster::origin) {
             // What the bootstrap says stays.
             Some(None) => return Ok(Taken::Same),
-            Some(Some(origin)) if origin.bytes == resource.bytes => return Ok(Taken::Same),
+            Some(Some(origin)) if origin.bytes == *resource.bytes => return Ok(Taken::Same),
             _ => {}
         }
         clusters.count(&resource.message.name);
-        let config = ClusterConfig::from_proto(&resource.message, true)?;
+        let config = ClusterConfig::from_proto(resource.message, true)?;
         let origin = Origin {
-            version: version.clone(),
+            version: resource.version.into(),
             // A copy of its own: a slice would keep the whole response.
             bytes: resource.bytes.to_vec().into(),
             updated: SystemTime::now(),
@@ -86,37 +89,46 @@ impl Cds {
         Ok(Taken::New)
     }
 
-    fn remove_others(&self, names: &HashSet<&str>) {
-        let clusters = &self.context.clusters;
-        let all = clusters.clusters().all().into_iter().chain(clusters.waiting());
-        for cluster in all.filter(|c| c.origin().is_some() && !names.contains(&**c.name())) {
-            clusters.remove(cluster.name());
-            self.eds.forget(cluster.name());
-        }
-    }
-}
-
-impl Subscriber for Cds {
-    fn update(&self, version: &str, resources: Vec<Resource>) -> Result<(), String> {
-        let resources = decode::<Message>(&self.context, resources)?;
-        let version = Arc::<str>::from(version);
+    /// Takes what is new. Gives the reasons why some was not taken, and how much changed.
+    fn take_all(&self, resources: &[Checked<'_, Message>]) -> (Vec<String>, usize) {
         let mut names = HashSet::new();
         let mut wrong = Vec::new();
         let mut new = 0;
-        for resource in &resources {
+        for resource in resources {
             let name = resource.message.name.as_str();
             if !names.insert(name) {
                 wrong.push(format!("{name}: duplicate cluster {name} found"));
                 continue;
             }
-            match self.take(&version, resource) {
+            match self.take(resource) {
                 Ok(Taken::Same) => {}
                 Ok(Taken::New) => new += 1,
                 Err(error) => wrong.push(format!("{name}: {error}")),
             }
         }
-        self.remove_others(&names);
-        *self.version.borrow_mut() = version;
+        (wrong, new)
+    }
+
+    fn remove(&self, name: &str) -> bool {
+        let clusters = &self.context.clusters;
+        let removed = clusters.newest(name).is_some_and(|c| c.origin().is_some()) && clusters.remove(name);
+        if removed {
+            self.eds.forget(name);
+        }
+        removed
+    }
+
+    fn remove_others(&self, resources: &[Checked<'_, Message>]) {
+        let names: HashSet<_> = resources.iter().map(|r| r.message.name.as_str()).collect();
+        let clusters = &self.context.clusters;
+        let all = clusters.clusters().all().into_iter().chain(clusters.waiting());
+        for cluster in all.filter(|c| !names.contains(&**c.name())) {
+            self.remove(cluster.name());
+        }
+    }
+
+    fn done(&self, wrong: &[String], new: usize) -> Result<(), String> {
+        self.hold_back();
         if !wrong.is_empty() {
             return Err(format!("Error adding/updating cluster(s) {}", wrong.join(", ")));
         }
@@ -127,6 +139,51 @@ impl Subscriber for Cds {
         }
         self.answered.send_replace(true);
         Ok(())
+    }
+
+    /// As in Envoy, CDS is answered when the clusters that warm aside have their endpoints.
+    fn hold_back(&self) {
+        let clusters = &self.context.clusters;
+        if clusters.waiting().is_empty() || self.warming.borrow().is_some() {
+            return;
+        }
+        let Some(pause) = self.context.pause(&[types::CLUSTER]) else { return };
+        self.warming.replace(Some(pause));
+        let (clusters, warming) = (clusters.clone(), self.warming.clone());
+        tokio::task::spawn_local(async move {
+            clusters.initialised().await;
+            drop(warming.take());
+        });
+    }
+}
+
+impl Subscriber for Cds {
+    fn type_url(&self) -> &'static str {
+        types::CLUSTER
+    }
+
+    fn decode(&self, resource: Resource) -> Result<Decoded, String> {
+        decode::<Message>(&self.context, resource)
+    }
+
+    fn update(&self, version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
+        // One request for all endpoints and secrets that the clusters want.
+        let _together = self.context.pause(&[types::ENDPOINTS, types::SECRET]);
+        let resources = checked(resources);
+        let (wrong, new) = self.take_all(&resources);
+        self.remove_others(&resources);
+        *self.version.borrow_mut() = version.into();
+        self.done(&wrong, new)
+    }
+
+    fn change(&self, version: &str, added: &[Rc<Decoded>], removed: &[String]) -> Result<(), String> {
+        let _together = self.context.pause(&[types::ENDPOINTS, types::SECRET]);
+        let (wrong, new) = self.take_all(&checked(added));
+        let removed = removed.iter().filter(|name| self.remove(name)).count();
+        if new + removed > 0 {
+            *self.version.borrow_mut() = version.into();
+        }
+        self.done(&wrong, new)
     }
 
     fn failed(&self) {

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use foldhash::fast::FixedState;
-use sampan_config::Resource;
+use prost::Message;
+use prost::bytes::Bytes;
 use sampan_upstream::{Cluster, Discovery, LoadAssignment, Rebuild};
 use tokio::task::AbortHandle;
+use xds_client::{Decoded, Resource, types};
 
-use super::resource::{Checked, decode};
+use super::resource::{Checked, checked, decode};
 use super::{Context, Secrets, Source, Subscriber, SubscriptionStats};
 
 /// The EDS subscriptions of all clusters.
@@ -29,6 +31,7 @@ pub struct Eds {
 
 struct Following {
     cluster: Weak<Cluster>,
+    endpoints: Rc<Endpoints>,
     _source: Source,
 }
 
@@ -39,6 +42,9 @@ struct Endpoints {
     name: Arc<str>,
     /// Of the bytes in force.
     hash: Rc<Cell<Option<u64>>>,
+    /// What came last, for this cluster or for the one of before: where a changed cluster gets no answer of its own,
+    /// it goes on with that.
+    last: RefCell<Option<Bytes>>,
     stale: RefCell<Option<AbortHandle>>,
 }
 
@@ -55,18 +61,27 @@ impl Eds {
             cluster.settle();
             return self.tidy(name);
         };
+        let service: Arc<str> = eds.service_name.as_deref().map_or_else(|| name.clone(), Into::into);
         let endpoints = Rc::new(Endpoints {
             context: self.context.clone(),
             cluster: Arc::downgrade(cluster),
-            name: eds.service_name.as_deref().map_or_else(|| name.clone(), Into::into),
+            last: RefCell::new(self.last_of(name, &service)),
+            name: service,
             hash: Rc::default(),
             stale: RefCell::default(),
         });
         let stats = SubscriptionStats::new(cluster.scope());
-        let source = Source::start(&self.context, &eds.source, stats, endpoints);
-        let following = Following { cluster: Arc::downgrade(cluster), _source: source };
+        let source = Source::start(&self.context, &eds.source, stats, endpoints.clone());
+        let following = Following { cluster: Arc::downgrade(cluster), endpoints, _source: source };
         self.following.borrow_mut().entry(name.clone()).or_default().push(following);
         self.tidy(name);
+    }
+
+    /// The endpoints that a cluster of this name has from this service.
+    fn last_of(&self, name: &str, service: &str) -> Option<Bytes> {
+        let all = self.following.borrow();
+        let mut list = all.get(name)?.iter().rev();
+        list.find_map(|f| f.endpoints.last.borrow().clone().filter(|_| *f.endpoints.name == *service))
     }
 
     /// Ends the subscriptions of clusters of this name that have no slot any more.
@@ -86,15 +101,19 @@ impl Eds {
 }
 
 impl Endpoints {
-    fn take(&self, cluster: &Arc<Cluster>, resource: &Checked<ClusterLoadAssignment>) -> Result<(), String> {
-        let message = &resource.message;
+    fn take(
+        &self,
+        cluster: &Arc<Cluster>,
+        resource: &Checked<'_, ClusterLoadAssignment>,
+    ) -> Result<(), String> {
+        let message = resource.message;
         if message.cluster_name != *self.name {
             return Err(format!(
                 "Unexpected EDS cluster (expecting {}): {}",
                 self.name, message.cluster_name
             ));
         }
-        let hash = FixedState::default().hash_one(&resource.bytes);
+        let hash = FixedState::default().hash_one(resource.bytes);
         if self.hash.get() == Some(hash) {
             cluster.stats().update_no_rebuild.inc();
         } else {
@@ -103,6 +122,8 @@ impl Endpoints {
                 cluster.stats().update_no_rebuild.inc();
             }
             self.hash.set(Some(hash));
+            // A copy of its own: a slice would keep the whole response.
+            self.last.replace(Some(resource.bytes.to_vec().into()));
         }
         let after = message.policy.as_ref().and_then(|p| p.endpoint_stale_after.as_ref());
         self.watch_age(cluster, after.map(sampan_http::manager::duration));
@@ -129,10 +150,26 @@ impl Endpoints {
 }
 
 impl Subscriber for Endpoints {
-    fn update(&self, _version: &str, resources: Vec<Resource>) -> Result<(), String> {
-        let resources = decode::<ClusterLoadAssignment>(&self.context, resources)?;
+    fn type_url(&self) -> &'static str {
+        types::ENDPOINTS
+    }
+
+    fn name(&self) -> Option<&str> {
+        Some(&self.name)
+    }
+
+    fn decode(&self, resource: Resource) -> Result<Decoded, String> {
+        decode::<ClusterLoadAssignment>(&self.context, resource)
+    }
+
+    /// An endpoint set that was taken away leaves the cluster as it is.
+    fn change(&self, version: &str, added: &[Rc<Decoded>], _removed: &[String]) -> Result<(), String> {
+        self.update(version, added)
+    }
+
+    fn update(&self, _version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
         let Some(cluster) = self.cluster.upgrade().filter(|c| c.is_current()) else { return Ok(()) };
-        match resources.as_slice() {
+        match checked(resources).as_slice() {
             [] => cluster.stats().update_empty.inc(),
             [one] => self.take(&cluster, one)?,
             more => return Err(format!("Unexpected EDS resource length: {}", more.len())),
@@ -142,9 +179,15 @@ impl Subscriber for Endpoints {
     }
 
     fn failed(&self) {
-        if let Some(cluster) = self.cluster.upgrade() {
-            cluster.settle();
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        if self.hash.get().is_none()
+            && let Some(bytes) = &*self.last.borrow()
+            && let Ok(message) = ClusterLoadAssignment::decode(bytes.clone())
+            && let Ok(assignment) = LoadAssignment::from_proto(&message, false)
+        {
+            cluster.set_assignment(assignment);
         }
+        cluster.settle();
     }
 }
 

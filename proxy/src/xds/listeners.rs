@@ -9,11 +9,11 @@ use std::time::SystemTime;
 use envoy_types::pb::envoy::admin::v3::UpdateFailureState;
 use envoy_types::pb::envoy::config::listener::v3::Listener as Message;
 use envoy_types::pb::google::protobuf::{Any, Timestamp};
-use sampan_config::Resource;
 use sampan_upstream::Origin;
 use tokio::sync::watch;
+use xds_client::{Decoded, Resource, types};
 
-use super::resource::decode;
+use super::resource::{Checked, checked, decode};
 use super::{Context, Dependencies, Subscriber};
 use crate::listeners::ListenerManager;
 
@@ -43,7 +43,8 @@ impl Lds {
         let _ = self.answered.subscribe().wait_for(|done| *done).await;
     }
 
-    fn remove_others(&self, names: &HashSet<&str>) {
+    fn remove_others(&self, resources: &[Checked<'_, Message>]) {
+        let names: HashSet<_> = resources.iter().map(|r| r.message.name.as_str()).collect();
         let listeners = &self.listeners;
         for entry in listeners.active().into_iter().chain(listeners.warming()) {
             if entry.origin.is_some() && !names.contains(&*entry.config.name) {
@@ -51,41 +52,67 @@ impl Lds {
             }
         }
     }
-}
 
-impl Subscriber for Lds {
-    fn update(&self, version: &str, resources: Vec<Resource>) -> Result<(), String> {
-        let resources = decode::<Message>(&self.context, resources)?;
-        let version = Arc::<str>::from(version);
-        self.remove_others(&resources.iter().map(|r| r.message.name.as_str()).collect());
+    fn take_all(&self, resources: &[Checked<'_, Message>]) -> Result<(), String> {
         let mut names = HashSet::new();
         let mut wrong = Vec::new();
         let mut failures = Vec::new();
-        for resource in &resources {
+        for resource in resources {
             let name = resource.message.name.as_str();
             let origin = Origin {
-                version: version.clone(),
+                version: resource.version.into(),
                 // A copy of its own: a slice would keep the whole response.
                 bytes: resource.bytes.to_vec().into(),
                 updated: SystemTime::now(),
             };
             let taken = if names.insert(name) {
-                self.listeners.update(&resource.message, origin, &self.warm)
+                self.listeners.update(resource.message, origin, &self.warm)
             } else {
                 Err(format!("duplicate listener {name} found"))
             };
             if let Err(reason) = taken {
                 wrong.push(format!("{name}: {reason}"));
-                failures.push((name.to_owned(), failure(&resource.bytes, reason)));
+                failures.push((name.to_owned(), failure(resource.bytes, reason)));
             }
         }
         self.listeners.set_failures(failures);
-        *self.version.borrow_mut() = version;
         if !wrong.is_empty() {
             return Err(format!("Error adding/updating listener(s) {}", wrong.join(", ")));
         }
         self.answered.send_replace(true);
         Ok(())
+    }
+
+    /// One request for all routes and secrets that the listeners want.
+    fn together(&self) -> Option<xds_client::Pause> {
+        self.context.pause(&[types::ROUTES, types::SCOPED_ROUTES, types::SECRET])
+    }
+}
+
+impl Subscriber for Lds {
+    fn type_url(&self) -> &'static str {
+        types::LISTENER
+    }
+
+    fn decode(&self, resource: Resource) -> Result<Decoded, String> {
+        decode::<Message>(&self.context, resource)
+    }
+
+    fn update(&self, version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
+        let _together = self.together();
+        let resources = checked(resources);
+        self.remove_others(&resources);
+        *self.version.borrow_mut() = version.into();
+        self.take_all(&resources)
+    }
+
+    fn change(&self, version: &str, added: &[Rc<Decoded>], removed: &[String]) -> Result<(), String> {
+        let _together = self.together();
+        removed.iter().for_each(|name| self.listeners.remove(name));
+        if !(added.is_empty() && removed.is_empty()) {
+            *self.version.borrow_mut() = version.into();
+        }
+        self.take_all(&checked(added))
     }
 
     fn failed(&self) {

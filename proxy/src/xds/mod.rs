@@ -8,7 +8,8 @@
 //! worker keeps what it took from a slot and sees by a flag or a version that there is something newer.
 //!
 //! ```text
-//!   source   file (inotify), later ADS, gRPC, REST       delivers responses to a Subscriber, counts them
+//!   source   file (inotify), or part of a stream         delivers responses to a Subscriber, counts them
+//!   grpc     streams to control planes (xds-client), over our own clusters
 //!   types    clusters (CDS), endpoints (EDS), …          resources -> models -> slots; the error is the NACK
 //! ```
 //!
@@ -31,8 +32,8 @@
 
 mod clusters;
 mod endpoints;
-mod extensions;
 mod file;
+mod grpc;
 mod listeners;
 mod resource;
 mod routes;
@@ -43,16 +44,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
-use sampan_core::config_source::ConfigSource;
-use sampan_core::error::{AtField, ConfigResult};
+use envoy_types::pb::envoy::config::core::v3::Node;
+use sampan_core::config_source::{Api, ApiSource, ConfigSource, SourceKind};
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::stats::Scope;
 use sampan_listener::{ListenerConfig, Server};
-use sampan_upstream::ClusterManager;
+use sampan_upstream::{ClusterManager, Discovery};
+use xds_client::{Client, Pause};
 
 use crate::listeners::ListenerManager;
 pub use clusters::Cds;
 use endpoints::Eds;
-pub use extensions::{CurrentExtension, Extensions};
 use file::Watcher;
 pub use listeners::Lds;
 pub use routes::{Current, Rds as Routes};
@@ -62,6 +64,8 @@ use source::{Source, Subscriber, SubscriptionStats};
 /// What the bootstrap says of dynamic resources, checked.
 #[derive(Debug, Default)]
 pub struct XdsModel {
+    /// `dynamic_resources.ads_config`
+    pub ads: Option<ApiSource>,
     /// `dynamic_resources.cds_config`
     pub cds: Option<ConfigSource>,
     /// `dynamic_resources.lds_config`
@@ -74,7 +78,9 @@ impl XdsModel {
         let Some(message) = message else { return Ok(Self::default()) };
         let cds = message.cds_config.as_ref().map(ConfigSource::from_proto).transpose();
         let lds = message.lds_config.as_ref().map(ConfigSource::from_proto).transpose();
+        let ads = message.ads_config.as_ref().map(ApiSource::from_proto).transpose();
         Ok(Self {
+            ads: ads.at("ads_config").at("dynamic_resources")?,
             cds: cds.at("cds_config").at("dynamic_resources")?,
             lds: lds.at("lds_config").at("dynamic_resources")?,
         })
@@ -84,8 +90,58 @@ impl XdsModel {
 impl XdsModel {
     /// Whether anything comes from elsewhere.
     pub fn is_dynamic(&self) -> bool {
-        self.cds.is_some() || self.lds.is_some()
+        self.ads.is_some() || self.cds.is_some() || self.lds.is_some()
     }
+
+    /// What can be told only when the clusters are known: whether those that serve are there.
+    pub fn check(&self, clusters: &ClusterManager) -> ConfigResult<()> {
+        if let Some(ads) = &self.ads {
+            let checked = match &ads.api {
+                Api::Rest { .. } => Err(ConfigError::new("ADS is served over gRPC only").at("api_type")),
+                Api::Grpc { .. } => check_cluster(ads, clusters),
+            };
+            checked.at("ads_config").at("dynamic_resources")?;
+        }
+        for (source, field) in [(&self.cds, "cds_config"), (&self.lds, "lds_config")] {
+            let Some(source) = source else { continue };
+            self.check_source(source, clusters).at(field).at("dynamic_resources")?;
+        }
+        for cluster in clusters.clusters().all() {
+            if let Discovery::Eds(eds) = &cluster.config().discovery {
+                let checked = self.check_source(&eds.source, clusters);
+                checked.map_err(|e| {
+                    ConfigError::new(format!("{} (cluster '{}')", e.reason(), cluster.name()))
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether who serves this is there.
+    pub fn check_source(&self, source: &ConfigSource, clusters: &ClusterManager) -> ConfigResult<()> {
+        match &source.kind {
+            SourceKind::Ads if self.ads.is_none() => {
+                Err(ConfigError::new("ADS must be configured to support an ADS config source").at("ads"))
+            }
+            SourceKind::Api(api) => check_cluster(api, clusters).at("api_config_source"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_cluster(source: &ApiSource, clusters: &ClusterManager) -> ConfigResult<()> {
+    let name = source.cluster();
+    let cluster = clusters.clusters().get(name);
+    let fits = |c: &sampan_upstream::Cluster| {
+        c.origin().is_none() && !matches!(c.config().discovery, Discovery::Eds(_))
+    };
+    if cluster.is_some_and(|c| fits(&c)) {
+        return Ok(());
+    }
+    Err(ConfigError::new(format!(
+        "envoy.config.core.v3.ApiConfigSource must have a statically defined non-EDS cluster: '{name}' does not exist, \
+         was added via api, or is an EDS cluster"
+    )))
 }
 
 /// What all subscriptions share; lives on the control thread.
@@ -95,6 +151,16 @@ pub struct Context {
     watcher: Option<Watcher>,
     /// `--reject-unknown-dynamic-fields`
     reject_unknown: bool,
+    control: grpc::ControlPlanes,
+    /// The stream of `ads_config`.
+    ads: Option<Client>,
+}
+
+impl Context {
+    /// Holds back what is asked of the aggregated stream, if there is one.
+    fn pause(&self, type_urls: &[&str]) -> Option<Pause> {
+        self.ads.as_ref().map(|ads| ads.pause(type_urls))
+    }
 }
 
 /// What listeners wait for.
@@ -104,19 +170,15 @@ pub struct Dependencies {
     pub routes: Rc<Routes>,
     /// SDS
     pub secrets: Rc<Secrets>,
-    /// ECDS
-    pub extensions: Rc<Extensions>,
 }
 
 impl Dependencies {
     /// Subscribes to what a listener wants; what is awaited then returns when all of it has been answered.
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         let (routes, secrets) = (self.routes.follow(listener), self.secrets.follow(listener));
-        let extensions = self.extensions.follow(listener);
         async move {
             secrets.await;
             routes.await;
-            extensions.await;
         }
     }
 }
@@ -127,8 +189,9 @@ pub struct Xds {
     pub cds: Option<Rc<Cds>>,
     /// LDS, if there is any.
     pub lds: Option<Rc<Lds>>,
-    /// RDS, SDS and ECDS.
+    /// RDS and SDS.
     pub shared: Dependencies,
+    context: Rc<Context>,
     eds: Rc<Eds>,
     sources: std::cell::RefCell<Vec<Source>>,
 }
@@ -141,10 +204,18 @@ impl Xds {
         clusters: &Arc<ClusterManager>,
         server: &Arc<Server>,
         listeners: &Rc<ListenerManager>,
+        node: &Node,
         reject_unknown: bool,
     ) -> Self {
         let root = &server.stats.root();
+        let control = grpc::ControlPlanes::new(clusters, node);
+        let ads = model.ads.as_ref().and_then(|source| {
+            let Api::Grpc { delta, .. } = &source.api else { return None };
+            control.client(source, xds_client::types::aggregated(grpc::variant(*delta)), root)
+        });
         let context = Rc::new(Context {
+            control,
+            ads,
             clusters: clusters.clone(),
             root: root.clone(),
             watcher: Watcher::new().inspect_err(|e| log_error(&format!("inotify: {e}"))).ok(),
@@ -155,9 +226,12 @@ impl Xds {
         for cluster in clusters.clusters().all() {
             eds.follow(&cluster);
         }
-        let routes = Rc::new(Routes::new(context.clone(), server.clone()));
-        let shared = Dependencies { routes, secrets, extensions: Rc::new(Extensions::new(context.clone())) };
-        let mut this = Self { cds: None, lds: None, shared, eds, sources: std::cell::RefCell::default() };
+        let shared = Dependencies { routes: Rc::new(Routes::new(context.clone(), server.clone())), secrets };
+        let sources = std::cell::RefCell::default();
+        let mut this = Self { cds: None, lds: None, shared, context: context.clone(), eds, sources };
+        if let Some(ads) = &context.ads {
+            ads.start();
+        }
         if let Some(source) = &model.cds {
             clusters.initialised().await;
             let scope = root.scope("cluster_manager").scope("cds");
@@ -178,9 +252,16 @@ impl Xds {
             let stats = SubscriptionStats::new(&root.scope("listener_manager").scope("lds"));
             this.sources.borrow_mut().push(Source::start(&context, source, stats, lds.clone()));
             lds.answered().await;
+            // As in Envoy the first listeners belong to the start.
+            listeners.warmed().await;
             this.lds = Some(lds);
         }
         this
+    }
+
+    /// Closes the control thread's connections to clusters that lost their slot.
+    pub fn prune(&self) {
+        self.context.control.prune();
     }
 }
 

@@ -1,35 +1,73 @@
 //! From a response's resources to checked messages.
 
+use std::rc::Rc;
+
 use envoy_types::pb::envoy::service::discovery::v3::Resource as Wrapper;
 use envoy_types::pb::google::protobuf::Any;
 use prost::bytes::Bytes;
 use prost::{Message, Name};
 use sampan_config::schema::Message as Schema;
 use sampan_config::{CheckOptions, UnknownFields, check};
+use xds_client::{Decoded, Resource};
 
 use super::Context;
 
+/// A message that is a resource of its own.
+pub trait Named: Message + Name + Default {
+    /// What others call it by.
+    fn resource_name(&self) -> &str;
+}
+
+/// Names the field that names the resource.
+macro_rules! named {
+    ($($message:ty: $field:ident),* $(,)?) => {
+        $(impl Named for $message {
+            fn resource_name(&self) -> &str {
+                &self.$field
+            }
+        })*
+    };
+}
+
+named! {
+    envoy_types::pb::envoy::config::cluster::v3::Cluster: name,
+    envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment: cluster_name,
+    envoy_types::pb::envoy::config::listener::v3::Listener: name,
+    envoy_types::pb::envoy::config::route::v3::RouteConfiguration: name,
+    envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret: name,
+}
+
 /// A message and the bytes it came in.
-pub struct Checked<M> {
+pub struct Checked<'a, M> {
     /// The message.
-    pub message: M,
+    pub message: &'a M,
     /// Its bytes: what an identical push is told by, and what `/config_dump` shows.
-    pub bytes: Bytes,
+    pub bytes: &'a Bytes,
+    /// The resource's own version; the response's where it has none.
+    pub version: &'a str,
 }
 
-/// All resources of a response, or why the response is refused.
-pub fn decode<M: Message + Name + Default>(
-    context: &Context,
-    resources: Vec<sampan_config::Resource>,
-) -> Result<Vec<Checked<M>>, String> {
-    resources.into_iter().map(|r| one(context, &r.type_url, r.value)).collect()
+/// Decodes and checks a resource.
+pub fn decode<M: Named + 'static>(context: &Context, resource: Resource) -> Result<Decoded, String> {
+    let Resource { name, version, type_url, value, aliases, .. } = resource;
+    let (message, bytes) = one::<M>(context, &type_url, value.unwrap_or_default())?;
+    let name = if name.is_empty() { message.resource_name().to_owned() } else { name };
+    Ok(Decoded { name, version, aliases, bytes, message: Box::new(message) })
 }
 
-fn one<M: Message + Name + Default>(
-    context: &Context,
-    type_url: &str,
-    value: Bytes,
-) -> Result<Checked<M>, String> {
+/// The resources as what [`decode`] made of them. One of another type cannot be among them.
+pub fn checked<M: 'static>(resources: &[Rc<Decoded>]) -> Vec<Checked<'_, M>> {
+    resources.iter().filter_map(|resource| Checked::of(resource)).collect()
+}
+
+impl<'a, M: 'static> Checked<'a, M> {
+    fn of(resource: &'a Decoded) -> Option<Self> {
+        let message = resource.message.downcast_ref()?;
+        Some(Self { message, bytes: &resource.bytes, version: &resource.version })
+    }
+}
+
+fn one<M: Named>(context: &Context, type_url: &str, value: Bytes) -> Result<(M, Bytes), String> {
     let name = M::full_name();
     let message = type_url.rsplit_once('/').map_or(type_url, |(_, name)| name);
     if message == Wrapper::full_name() {
@@ -48,5 +86,5 @@ fn one<M: Message + Name + Default>(
         context.root.scope("server").counter("dynamic_unknown_fields").add(report.unknown.len() as u64);
     }
     let message = M::decode(value.clone()).map_err(|e| format!("Unable to unpack as {name}: {e}"))?;
-    Ok(Checked { message, bytes: value })
+    Ok((message, value))
 }

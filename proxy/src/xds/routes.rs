@@ -7,15 +7,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use prost::bytes::Bytes;
-use sampan_config::Resource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::{Counter, Gauge};
 use sampan_http::filter::HttpFilterRegistry;
 use sampan_http::route::{RouteContext, RouteSlot, RouteTable, WantedRoutes};
 use sampan_listener::{ListenerConfig, Server};
 use tokio::sync::watch;
+use xds_client::{Decoded, Resource, types};
 
-use super::resource::{Checked, decode};
+use super::resource::{Checked, checked, decode};
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
 /// All RDS subscriptions.
@@ -132,17 +132,17 @@ impl Table {
         self.users.borrow_mut().push(user);
     }
 
-    fn take(&self, version: &str, resource: Checked<RouteConfiguration>) -> Result<(), String> {
-        let Checked { message, bytes } = resource;
+    fn take(&self, resource: &Checked<'_, RouteConfiguration>) -> Result<(), String> {
+        let Checked { message, bytes, version } = *resource;
         if message.name != *self.name {
             return Err(format!("Unexpected RDS configuration (expecting {}): {}", self.name, message.name));
         }
-        if self.current.borrow().as_ref().is_some_and(|current| current.bytes == bytes) {
+        if self.current.borrow().as_ref().is_some_and(|current| current.bytes == *bytes) {
             return Ok(());
         }
         let Compiler { registry, server } = &*self.compiler;
         let context = RouteContext { registry, clusters: &*server.clusters, validate_clusters: false };
-        let compiled = Arc::new(RouteTable::from_proto(&message, &context).map_err(|e| e.to_string())?);
+        let compiled = Arc::new(RouteTable::from_proto(message, &context).map_err(|e| e.to_string())?);
         for slot in self.users.borrow().iter().filter_map(Weak::upgrade) {
             slot.publish(compiled.clone());
         }
@@ -158,12 +158,23 @@ impl Table {
 }
 
 impl Subscriber for Table {
-    fn update(&self, version: &str, resources: Vec<Resource>) -> Result<(), String> {
-        let mut resources = decode::<RouteConfiguration>(&self.context, resources)?;
-        match (resources.pop(), resources.len()) {
-            (None, _) => self.update_empty.inc(),
-            (Some(one), 0) => self.take(version, one)?,
-            (Some(_), more) => return Err(format!("Unexpected RDS resource length: {}", more + 1)),
+    fn type_url(&self) -> &'static str {
+        types::ROUTES
+    }
+
+    fn name(&self) -> Option<&str> {
+        Some(&self.name)
+    }
+
+    fn decode(&self, resource: Resource) -> Result<Decoded, String> {
+        decode::<RouteConfiguration>(&self.context, resource)
+    }
+
+    fn update(&self, _version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
+        match checked(resources).as_slice() {
+            [] => self.update_empty.inc(),
+            [one] => self.take(one)?,
+            more => return Err(format!("Unexpected RDS resource length: {}", more.len())),
         }
         self.answered.send_replace(true);
         Ok(())

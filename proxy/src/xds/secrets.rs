@@ -16,16 +16,16 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use foldhash::fast::FixedState;
 use prost::bytes::Bytes;
-use sampan_config::Resource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::Counter;
 use sampan_listener::ListenerConfig;
 use sampan_tls::{SecretUser, WantedSecret};
 use sampan_upstream::Cluster;
 use tokio::sync::watch;
+use xds_client::{Decoded, Resource, types};
 
 use super::file::Watch;
-use super::resource::decode;
+use super::resource::{Checked, checked, decode};
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
 /// All SDS subscriptions.
@@ -160,13 +160,14 @@ impl Slot {
         Ok(())
     }
 
-    fn take(&self, version: &str, secret: Secret, bytes: Bytes) -> Result<(), String> {
+    fn take(&self, resource: &Checked<'_, Secret>) -> Result<(), String> {
+        let Checked { message: secret, bytes, version } = *resource;
         if secret.name != *self.name {
             return Err(format!("Unexpected SDS secret (expecting {}): {}", self.name, secret.name));
         }
-        let secret = Arc::new(secret);
+        let secret = Arc::new(secret.clone());
         let files = contents(&secret);
-        let same = self.current.borrow().as_ref().is_some_and(|now| now.bytes == bytes);
+        let same = self.current.borrow().as_ref().is_some_and(|now| now.bytes == *bytes);
         if !same || files != self.files.get() {
             self.give(&secret)?;
             self.files.set(files);
@@ -214,19 +215,28 @@ impl Slot {
 }
 
 impl Subscriber for Slot {
-    fn update(&self, version: &str, resources: Vec<Resource>) -> Result<(), String> {
-        let mut resources = decode::<Secret>(&self.context, resources)?;
-        match (resources.pop(), resources.len()) {
-            (None, _) => {
-                return Err(format!("Missing SDS resources for {} in onConfigUpdate()", self.name));
-            }
-            (Some(one), 0) => self.take(version, one.message, one.bytes)?,
-            (Some(_), more) => {
+    fn type_url(&self) -> &'static str {
+        types::SECRET
+    }
+
+    fn name(&self) -> Option<&str> {
+        Some(&self.name)
+    }
+
+    fn decode(&self, resource: Resource) -> Result<Decoded, String> {
+        decode::<Secret>(&self.context, resource)
+    }
+
+    fn update(&self, _version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
+        match checked(resources).as_slice() {
+            [] => return Err(format!("Missing SDS resources for {} in onConfigUpdate()", self.name)),
+            [one] => self.take(one)?,
+            more => {
                 return Err(format!(
                     "Unexpected SDS secrets length for {}, number of added resources {}, number of removed \
                      resources 0. Expected sum is 1",
                     self.name,
-                    more + 1
+                    more.len()
                 ));
             }
         }

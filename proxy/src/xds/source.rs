@@ -4,24 +4,47 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use sampan_config::{DiscoveryFile, LoadOptions, Resource, UnknownFields, load_discovery_file};
-use sampan_core::config_source::{ConfigSource, SourceKind};
+use sampan_config::{DiscoveryFile, LoadOptions, UnknownFields, load_discovery_file};
+use sampan_core::config_source::{Api, ApiSource, ConfigSource, SourceKind};
 use sampan_core::log::{Component, Level};
 use sampan_core::stats::{Counter, Gauge, Histogram, Scope, TextReadout, Unit};
+use xds_client::{Client, Decoded, Failure, Resource, Update, Watcher, types};
 
 use super::Context;
 use super::file::Watch;
 
 /// One type's side of a subscription.
 pub trait Subscriber {
+    /// What it subscribes to.
+    fn type_url(&self) -> &'static str;
+
+    /// The one resource that it wants; none: all there are.
+    fn name(&self) -> Option<&str> {
+        None
+    }
+
+    /// Decodes and checks a resource. One that cannot be refuses the whole response.
+    fn decode(&self, resource: Resource) -> Result<Decoded, String>;
+
     /// Takes everything that there is. The error names what was not taken, and why.
-    fn update(&self, version: &str, resources: Vec<Resource>) -> Result<(), String>;
-    /// No answer, or none that can be read, or one that was refused: what is in force stays.
+    fn update(&self, version: &str, resources: &[Rc<Decoded>]) -> Result<(), String>;
+
+    /// Takes what is new, and takes away what is gone. Default, for those who want one resource: what is gone stays
+    /// in force.
+    fn change(&self, _version: &str, added: &[Rc<Decoded>], _removed: &[String]) -> Result<(), String> {
+        match added {
+            [] => Ok(()),
+            [first, ..] => self.update(&first.version, added),
+        }
+    }
+
+    /// No answer in time, or one that was refused: what is in force stays.
     fn failed(&self);
 }
 
 /// `update_*`, `version`, …: the same for every type.
 pub struct SubscriptionStats {
+    scope: Scope,
     init_fetch_timeout: Counter,
     update_attempt: Counter,
     update_failure: Counter,
@@ -37,6 +60,7 @@ impl SubscriptionStats {
     /// Makes them.
     pub fn new(scope: &Scope) -> Self {
         Self {
+            scope: scope.clone(),
             init_fetch_timeout: scope.counter("init_fetch_timeout"),
             update_attempt: scope.counter("update_attempt"),
             update_failure: scope.counter("update_failure"),
@@ -60,7 +84,15 @@ impl SubscriptionStats {
 }
 
 /// A subscription under way; it ends when this is dropped.
-pub struct Source(#[allow(dead_code, reason = "held for its drop")] Option<Watch>);
+#[allow(dead_code, reason = "held for their drop")]
+pub enum Source {
+    /// A file; none: it cannot be watched.
+    File(Option<Watch>),
+    /// Part of a stream; with its client where the stream carries nothing else.
+    Stream(xds_client::Watch, Option<Client>),
+    /// Nobody delivers.
+    Nothing,
+}
 
 impl Source {
     /// Begins. A file is read at once.
@@ -70,25 +102,105 @@ impl Source {
         stats: SubscriptionStats,
         subscriber: Rc<dyn Subscriber>,
     ) -> Self {
-        let SourceKind::Path { path, watched_directory } = &source.kind;
-        let file = Rc::new(File {
-            context: context.clone(),
-            path: path.clone(),
-            stats,
-            subscriber,
-            reading: Cell::new(false),
-        });
-        let reader = file.clone();
-        let watch = context.watcher.as_ref().and_then(|watcher| {
-            let moved = Rc::new(move || reader.read());
-            let watch = match watched_directory {
-                Some(folder) => watcher.watch_folder(folder, moved),
-                None => watcher.watch_file(path, moved),
-            };
-            watch.inspect_err(|e| super::log_error(&format!("cannot watch {}: {e}", path.display()))).ok()
-        });
-        file.read();
-        Self(watch)
+        match &source.kind {
+            SourceKind::Path { path, watched_directory } => {
+                File::start(context, path, watched_directory.as_deref(), stats, subscriber)
+            }
+            SourceKind::Ads => match &context.ads {
+                Some(client) => Self::Stream(Stream::start(client, source, stats, subscriber), None),
+                None => nothing("ADS must be configured to support an ADS config source", &*subscriber),
+            },
+            SourceKind::Api(api) => Self::api(context, source, api, stats, subscriber),
+        }
+    }
+
+    fn api(
+        context: &Rc<Context>,
+        source: &ConfigSource,
+        api: &ApiSource,
+        stats: SubscriptionStats,
+        subscriber: Rc<dyn Subscriber>,
+    ) -> Self {
+        let Api::Grpc { delta, .. } = &api.api else {
+            return nothing("REST is not supported", &*subscriber);
+        };
+        let Some(path) = types::alone(subscriber.type_url(), super::grpc::variant(*delta)) else {
+            return nothing("this type has no service of its own", &*subscriber);
+        };
+        match context.control.client(api, path, &stats.scope) {
+            Some(client) => {
+                let watch = Stream::start(&client, source, stats, subscriber);
+                client.start();
+                Self::Stream(watch, Some(client))
+            }
+            None => nothing("no gRPC service", &*subscriber),
+        }
+    }
+}
+
+fn nothing(why: &str, subscriber: &dyn Subscriber) -> Source {
+    warn(&format!("{}: {why}", subscriber.type_url()));
+    subscriber.failed();
+    Source::Nothing
+}
+
+/// A subscription that a control plane serves.
+struct Stream {
+    stats: SubscriptionStats,
+    subscriber: Rc<dyn Subscriber>,
+}
+
+impl Stream {
+    fn start(
+        client: &Client,
+        source: &ConfigSource,
+        stats: SubscriptionStats,
+        subscriber: Rc<dyn Subscriber>,
+    ) -> xds_client::Watch {
+        stats.update_attempt.inc();
+        let name = subscriber.name().map(str::to_owned);
+        let names: Vec<_> = name.iter().map(String::as_str).collect();
+        let type_url = subscriber.type_url();
+        let stream = Rc::new(Self { stats, subscriber });
+        client.watch(type_url, &names, stream, source.initial_fetch_timeout)
+    }
+}
+
+impl Watcher for Stream {
+    fn decode(&self, resource: Resource) -> Result<Decoded, String> {
+        self.subscriber.decode(resource)
+    }
+
+    fn update(&self, update: &Update<'_>) -> Result<(), String> {
+        let since = Instant::now();
+        let Update { version, resources, removed, delta } = *update;
+        if delta {
+            self.stats.update_attempt.inc();
+            self.subscriber.change(version, resources, removed)?;
+        } else {
+            self.subscriber.update(version, resources)?;
+            self.stats.update_attempt.inc();
+        }
+        self.stats.accepted(version, since);
+        Ok(())
+    }
+
+    fn failed(&self, why: Failure<'_>) {
+        let type_url = self.subscriber.type_url();
+        match why {
+            Failure::Connection => self.stats.update_failure.inc(),
+            Failure::Timeout => {
+                warn(&format!("gRPC config: initial fetch timed out for {type_url}"));
+                self.stats.init_fetch_timeout.inc();
+                self.subscriber.failed();
+            }
+            Failure::Rejected(reason) => {
+                warn(&format!("gRPC config for {type_url} rejected: {reason}"));
+                self.stats.update_rejected.inc();
+                self.subscriber.failed();
+            }
+        }
+        self.stats.update_attempt.inc();
     }
 }
 
@@ -102,6 +214,30 @@ struct File {
 }
 
 impl File {
+    fn start(
+        context: &Rc<Context>,
+        path: &std::path::Path,
+        watched_directory: Option<&std::path::Path>,
+        stats: SubscriptionStats,
+        subscriber: Rc<dyn Subscriber>,
+    ) -> Source {
+        let (context, path) = (context.clone(), path.to_owned());
+        let file = Rc::new(Self { context, path, stats, subscriber, reading: Cell::new(false) });
+        let reader = file.clone();
+        let watch = file.context.watcher.as_ref().and_then(|watcher| {
+            let moved = Rc::new(move || reader.read());
+            let watch = match watched_directory {
+                Some(folder) => watcher.watch_folder(folder, moved),
+                None => watcher.watch_file(&file.path, moved),
+            };
+            watch
+                .inspect_err(|e| super::log_error(&format!("cannot watch {}: {e}", file.path.display())))
+                .ok()
+        });
+        file.read();
+        Source::File(watch)
+    }
+
     fn read(&self) {
         if self.reading.replace(true) {
             return;
@@ -110,7 +246,7 @@ impl File {
         self.stats.update_attempt.inc();
         let unknown = if self.context.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
         match load_discovery_file(&self.path, &LoadOptions { unknown, ..LoadOptions::default() }) {
-            Ok(DiscoveryFile { version, resources }) => match self.subscriber.update(&version, resources) {
+            Ok(DiscoveryFile { version, resources }) => match self.take(&version, resources) {
                 Ok(()) => self.stats.accepted(&version, since),
                 Err(reason) => {
                     warn(&format!("Filesystem config update rejected: {reason}"));
@@ -126,16 +262,24 @@ impl File {
         }
         self.reading.set(false);
     }
+
+    fn take(&self, version: &str, resources: Vec<sampan_config::Resource>) -> Result<(), String> {
+        let decode = |resource: sampan_config::Resource| {
+            let resource = Resource {
+                name: String::new(),
+                version: version.to_owned(),
+                type_url: resource.type_url,
+                value: Some(resource.value),
+                aliases: Vec::new(),
+                ttl: None,
+            };
+            self.subscriber.decode(resource).map(Rc::new)
+        };
+        let resources = resources.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+        self.subscriber.update(version, &resources)
+    }
 }
 
 fn warn(text: &str) {
     sampan_core::log!(Component::Config, Level::Warn, "{text}");
-}
-
-impl SubscriptionStats {
-    /// No first answer in time.
-    #[allow(dead_code, reason = "files answer at once; streams do not")]
-    pub fn timed_out(&self) {
-        self.init_fetch_timeout.inc();
-    }
 }

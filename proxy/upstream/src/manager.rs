@@ -250,6 +250,13 @@ impl ClusterManager {
         let _ = self.slots.warming.subscribe().wait_for(|n| *n == 0).await;
     }
 
+    /// Returns when a cluster has had its first answer, good or bad, or is not there.
+    pub async fn settled(&self, name: &str) {
+        let warms = |_: &usize| !self.newest(name).is_some_and(|cluster| cluster.is_warming());
+        // The sender lives in self, so that waiting cannot fail.
+        let _ = self.slots.warming.subscribe().wait_for(warms).await;
+    }
+
     /// Makes the stats of all clusters, used or not: what `/stats` without `usedonly` shows in Envoy.
     pub fn materialise_stats(&self) {
         for cluster in self.slots.clusters.all() {

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use super::{Lives, WILDCARD, detail, refusal, ttl};
-use crate::handler::{Failure, Handler, Refusal, Resource, Update};
+use super::{Batch, Lives, WILDCARD, detail, refusal, ttl};
+use crate::handler::{Refusal, Resource};
 use crate::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 /// One type on one stream.
@@ -41,22 +41,34 @@ impl Subscription {
         }
     }
 
-    /// Everything that is asked for from now on; [`WILDCARD`] is everything.
-    pub fn interest(&mut self, names: BTreeSet<String>) {
-        for name in names.difference(&self.names) {
+    /// Asks for another name; [`WILDCARD`] is everything.
+    pub fn add(&mut self, name: &str) {
+        if self.names.insert(name.to_owned()) {
             self.removed.remove(name);
-            self.added.insert(name.clone());
+            self.added.insert(name.to_owned());
         }
-        for name in self.names.difference(&names) {
-            self.added.remove(name);
-            self.removed.insert(name.clone());
+    }
+
+    /// Asks for a name no longer.
+    pub fn remove(&mut self, name: &str) {
+        if !self.names.remove(name) {
+            return;
         }
-        self.names = names;
-        // Under a wildcard the server may keep a name that was let go: it stays known.
-        if !self.names.contains(WILDCARD) {
+        self.added.remove(name);
+        self.removed.insert(name.to_owned());
+        if name == WILDCARD {
             self.known.retain(|name, _| self.names.contains(name));
             self.lives.0.retain(|name, _| self.names.contains(name));
+        } else if !self.names.contains(WILDCARD) {
+            // Under a wildcard the server may keep a name that was let go: it stays known.
+            self.known.remove(name);
+            self.lives.0.remove(name);
         }
+    }
+
+    /// What is asked for.
+    pub fn names(&self) -> &BTreeSet<String> {
+        &self.names
     }
 
     /// A new stream: all is asked for again, with the versions known; answers to the old one are void.
@@ -69,9 +81,8 @@ impl Subscription {
     }
 
     /// The stream is gone; the versions stay.
-    pub fn stream_closed(&mut self, handler: &mut dyn Handler) {
+    pub fn stream_closed(&mut self) {
         self.open = false;
-        handler.failed(Failure::Connection);
     }
 
     /// Holds requests back; each call needs its [`Self::resume`].
@@ -89,14 +100,19 @@ impl Subscription {
         &self.known
     }
 
-    /// The request to be sent now, without the node.
-    pub fn next_request(&mut self) -> Option<DeltaDiscoveryRequest> {
+    /// Whether there is a request to be sent now.
+    pub fn is_due(&mut self) -> bool {
         if self.first {
             // Nothing was asked for on this stream that could be let go.
             self.removed.clear();
         }
         let due = !self.answers.is_empty() || !self.added.is_empty() || !self.removed.is_empty();
-        if !self.open || self.pauses > 0 || !due {
+        self.open && self.pauses == 0 && due
+    }
+
+    /// The request to be sent now, without the node.
+    pub fn next_request(&mut self) -> Option<DeltaDiscoveryRequest> {
+        if !self.is_due() {
             return None;
         }
         let mut subscribe = std::mem::take(&mut self.added);
@@ -119,80 +135,83 @@ impl Subscription {
         })
     }
 
-    /// A response of this type. It is answered by a later [`Self::next_request`].
-    pub fn receive(&mut self, response: DeltaDiscoveryResponse, now: Instant, handler: &mut dyn Handler) {
-        let nonce = response.nonce.clone();
-        let error = detail(self.check(&response).and_then(|()| self.apply(response, now, handler)));
-        self.answers.push_back((nonce, error));
-    }
-
     fn is_heart_beat(&self, resource: &wire::Resource) -> bool {
         resource.resource.is_none() && self.known.get(&resource.name) == Some(&resource.version)
     }
 
-    fn check(&self, response: &DeltaDiscoveryResponse) -> Result<(), Vec<Refusal>> {
+    fn check(&self, response: &DeltaDiscoveryResponse) -> Result<(), Refusal> {
         let mut seen = BTreeSet::new();
-        let names = response.resources.iter().map(|resource| &resource.name);
-        for name in names.chain(&response.removed_resources) {
-            if !seen.insert(name) {
-                return Err(refusal(name, "named twice in a response"));
-            }
-        }
         for resource in &response.resources {
+            if !seen.insert(&resource.name) {
+                let reason = format!("duplicate name {} found among added/updated resources", resource.name);
+                return Err(refusal("", reason));
+            }
             let answers_alias = resource.resource.is_none() && !resource.aliases.is_empty();
             if self.is_heart_beat(resource) || answers_alias {
                 continue;
             }
             let type_url = resource.resource.as_ref().map_or("", |any| any.type_url.as_str());
             if type_url != self.type_url {
-                let reason = format!("of type {type_url:?} in a response of type {}", self.type_url);
+                let reason = format!(
+                    "type URL {type_url} embedded in an individual Any does not match the message-wide type URL {} in \
+                     DeltaDiscoveryResponse",
+                    self.type_url
+                );
                 return Err(refusal(&resource.name, reason));
+            }
+        }
+        for name in &response.removed_resources {
+            if !seen.insert(name) {
+                let reason = format!("duplicate name {name} found in the union of added+removed resources");
+                return Err(refusal("", reason));
             }
         }
         Ok(())
     }
 
-    fn apply(
-        &mut self,
-        response: DeltaDiscoveryResponse,
-        now: Instant,
-        handler: &mut dyn Handler,
-    ) -> Result<(), Vec<Refusal>> {
-        let mut versions = Vec::with_capacity(response.resources.len());
-        let mut resources = Vec::with_capacity(response.resources.len());
-        for resource in response.resources {
-            let lives = ttl(resource.ttl);
-            versions.push((resource.name.clone(), resource.version.clone(), lives));
-            if self.is_heart_beat(&resource) {
-                continue;
-            }
+    /// Takes a response apart. Whatever becomes of it, [`Self::answer`] is to be called next.
+    ///
+    /// # Errors
+    /// What makes no sense, whatever the resources mean.
+    pub fn take_apart(&self, response: &DeltaDiscoveryResponse) -> Result<Batch, Refusal> {
+        self.check(response)?;
+        let fresh = response.resources.iter().filter(|resource| !self.is_heart_beat(resource)).cloned();
+        let resources = fresh.map(|resource| {
             let (type_url, value) = resource.resource.map(|any| (any.type_url, any.value)).unzip();
-            resources.push(Resource {
+            Resource {
                 name: resource.name,
                 version: resource.version,
                 type_url: type_url.unwrap_or_default(),
                 value,
                 aliases: resource.aliases,
-                ttl: lives,
-            });
+                ttl: ttl(resource.ttl),
+            }
+        });
+        Ok(Batch { resources: resources.collect(), removed: response.removed_resources.clone() })
+    }
+
+    /// The answer that a later [`Self::next_request`] gives.
+    pub fn answer(&mut self, response: DeltaDiscoveryResponse, outcome: Result<(), Refusal>, now: Instant) {
+        let error = outcome.err().map(detail);
+        if error.is_none() {
+            self.accept(response.resources, response.removed_resources, now);
         }
-        let removed = response.removed_resources;
-        let version = response.system_version_info;
-        let outcome = handler.update(Update { version, resources, removed: removed.clone() });
-        if outcome.as_ref().is_err_and(|refusals| !refusals.is_empty()) {
-            return outcome;
-        }
-        for (name, version, ttl) in versions {
-            if self.names.contains(WILDCARD) || self.names.contains(&name) {
-                self.lives.set(&name, ttl, now);
-                self.known.insert(name, version);
+        self.answers.push_back((response.nonce, error));
+    }
+
+    fn accept(&mut self, resources: Vec<wire::Resource>, removed: Vec<String>, now: Instant) {
+        for resource in resources {
+            let asked = self.names.contains(WILDCARD) || self.names.contains(&resource.name);
+            let answers_alias = resource.resource.is_none() && !resource.aliases.is_empty();
+            if asked && !answers_alias {
+                self.lives.set(&resource.name, ttl(resource.ttl), now);
+                self.known.insert(resource.name, resource.version);
             }
         }
         for name in removed {
             self.lives.0.remove(&name);
             self.known.remove(&name);
         }
-        Ok(())
     }
 
     /// When [`Self::expire`] is to be called.
@@ -200,14 +219,12 @@ impl Subscription {
         self.lives.next()
     }
 
-    /// Takes away what was not renewed in time; nobody is answered.
-    pub fn expire(&mut self, now: Instant, handler: &mut dyn Handler) {
+    /// What was not renewed in time; it is to be taken away, and nobody is answered.
+    pub fn expire(&mut self, now: Instant) -> Vec<String> {
         let removed = self.lives.expire(now);
         for name in &removed {
             self.known.remove(name);
         }
-        if !removed.is_empty() {
-            drop(handler.update(Update { version: String::new(), resources: Vec::new(), removed }));
-        }
+        removed
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::handler::Refusal;
+use crate::handler::{Refusal, Resource};
 use crate::wire;
 
 /// The name that asks for everything.
@@ -47,6 +47,15 @@ impl NodePolicy {
     }
 }
 
+/// What is in a response, heart-beats left out.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// State of the world: all that is. Delta: what is new or changed.
+    pub resources: Vec<Resource>,
+    /// Delta: what is gone.
+    pub removed: Vec<String>,
+}
+
 /// When resources die of age.
 #[derive(Debug, Default)]
 struct Lives(BTreeMap<String, Instant>);
@@ -79,21 +88,19 @@ fn ttl(of: Option<wire::Duration>) -> Option<Duration> {
     Some(Duration::new(u64::try_from(of.seconds).ok()?, nanos))
 }
 
-/// The error detail of a NACK, `None` if nothing was refused.
-fn detail(outcome: Result<(), Vec<Refusal>>) -> Option<wire::Status> {
-    let refusals = outcome.err().filter(|refusals| !refusals.is_empty())?;
-    let lines = refusals.into_iter().map(|refusal| match refusal.name.as_str() {
+/// The error detail of a NACK.
+fn detail(refusal: Refusal) -> wire::Status {
+    let mut message = match refusal.name.as_str() {
         "" => refusal.reason,
         name => format!("{name}: {}", refusal.reason),
-    });
-    let mut message = lines.collect::<Vec<_>>().join("\n");
+    };
     if message.len() > MAX_DETAIL {
         message.truncate(message.floor_char_boundary(MAX_DETAIL));
         message.push_str("...(truncated)");
     }
-    Some(wire::Status { code: INTERNAL, message })
+    wire::Status { code: INTERNAL, message }
 }
 
-fn refusal(name: &str, reason: impl Into<String>) -> Vec<Refusal> {
-    vec![Refusal { name: name.to_owned(), reason: reason.into() }]
+fn refusal(name: &str, reason: impl Into<String>) -> Refusal {
+    Refusal { name: name.to_owned(), reason: reason.into() }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 
-use super::{Lives, WILDCARD, detail, refusal, ttl};
-use crate::handler::{Failure, Handler, Refusal, Resource, Update};
+use super::{Batch, Lives, WILDCARD, detail, refusal, ttl};
+use crate::handler::{Refusal, Resource};
 use crate::wire::{self, Any, DiscoveryRequest, DiscoveryResponse};
 
 pub(super) const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
@@ -48,13 +48,24 @@ impl Subscription {
         }
     }
 
-    /// Everything that is asked for from now on; [`WILDCARD`] is everything.
-    pub fn interest(&mut self, names: BTreeSet<String>) {
-        if names != self.names {
+    /// Asks for another name; [`WILDCARD`] is everything.
+    pub fn add(&mut self, name: &str) {
+        if self.names.insert(name.to_owned()) {
             self.pending = self.open;
-            self.lives.0.retain(|name, _| names.contains(WILDCARD) || names.contains(name));
-            self.names = names;
         }
+    }
+
+    /// Asks for a name no longer.
+    pub fn remove(&mut self, name: &str) {
+        if self.names.remove(name) {
+            self.pending = self.open;
+            self.lives.0.remove(name);
+        }
+    }
+
+    /// What is asked for.
+    pub fn names(&self) -> &BTreeSet<String> {
+        &self.names
     }
 
     /// A new stream: what is asked for is asked for again, with the version known and no nonce.
@@ -68,9 +79,8 @@ impl Subscription {
     }
 
     /// The stream is gone; the version stays.
-    pub fn stream_closed(&mut self, handler: &mut dyn Handler) {
+    pub fn stream_closed(&mut self) {
         self.open = false;
-        handler.failed(Failure::Connection);
     }
 
     /// Holds requests back; each call needs its [`Self::resume`].
@@ -88,11 +98,16 @@ impl Subscription {
         &self.version
     }
 
-    /// The request to be sent now, without the node.
-    pub fn next_request(&mut self) -> Option<DiscoveryRequest> {
+    /// Whether there is a request to be sent now.
+    pub fn is_due(&mut self) -> bool {
         // Asking for nothing where no name was sent would ask for everything.
         self.pending &= self.named || !self.names.is_empty();
-        if !self.open || self.pauses > 0 || !(self.pending || self.answer) {
+        self.open && self.pauses == 0 && (self.pending || self.answer)
+    }
+
+    /// The request to be sent now, without the node.
+    pub fn next_request(&mut self) -> Option<DiscoveryRequest> {
+        if !self.is_due() {
             return None;
         }
         self.pending = false;
@@ -111,40 +126,17 @@ impl Subscription {
         })
     }
 
-    /// A response of this type. It is answered by a later [`Self::next_request`].
-    pub fn receive(&mut self, response: DiscoveryResponse, now: Instant, handler: &mut dyn Handler) {
-        let DiscoveryResponse { version_info, resources, nonce, .. } = response;
-        let outcome = self.unwrap(&version_info, resources, now, handler).and_then(|resources| {
-            let lives: Vec<(String, Option<Duration>)> =
-                resources.iter().map(|resource| (resource.name.clone(), resource.ttl)).collect();
-            handler.update(Update { version: version_info.clone(), resources, removed: Vec::new() })?;
-            for (name, ttl) in lives {
-                self.lives.set(&name, ttl, now);
-            }
-            Ok(())
-        });
-        self.error = detail(outcome);
-        if self.error.is_none() {
-            self.version = version_info;
-        }
-        self.nonce = nonce;
-        self.answer = true;
-    }
-
-    fn unwrap(
-        &mut self,
-        version: &str,
-        resources: Vec<Any>,
-        now: Instant,
-        handler: &dyn Handler,
-    ) -> Result<Vec<Resource>, Vec<Refusal>> {
+    /// Takes a response apart. Whatever becomes of it, [`Self::answer`] is to be called next.
+    ///
+    /// # Errors
+    /// What makes no sense, whatever the resources mean.
+    pub fn take_apart(&mut self, resources: Vec<Any>, version: &str, now: Instant) -> Result<Batch, Refusal> {
         let mut all = Vec::with_capacity(resources.len());
         for any in resources {
             if any.type_url != WRAPPER {
                 self.check(&any)?;
-                let name = handler.name_of(&any.value).unwrap_or_default();
                 let (type_url, value) = (any.type_url, Some(any.value));
-                let version = version.to_owned();
+                let (name, version) = (String::new(), version.to_owned());
                 all.push(Resource { name, version, type_url, value, aliases: Vec::new(), ttl: None });
                 continue;
             }
@@ -157,10 +149,10 @@ impl Subscription {
             }
             all.push(self.wrapped(wrapped, version)?);
         }
-        Ok(all)
+        Ok(Batch { resources: all, removed: Vec::new() })
     }
 
-    fn wrapped(&self, wrapped: wire::Resource, version: &str) -> Result<Resource, Vec<Refusal>> {
+    fn wrapped(&self, wrapped: wire::Resource, version: &str) -> Result<Resource, Refusal> {
         let Some(any) = wrapped.resource else {
             return Err(refusal(&wrapped.name, "a heart-beat for a version that is not the one known"));
         };
@@ -175,14 +167,47 @@ impl Subscription {
         })
     }
 
-    fn check(&self, any: &Any) -> Result<(), Vec<Refusal>> {
+    fn check(&self, any: &Any) -> Result<(), Refusal> {
         if any.type_url == self.type_url {
             return Ok(());
         }
-        Err(refusal(
-            "",
-            format!("a resource of type {} in a response of type {}", any.type_url, self.type_url),
-        ))
+        let reason = format!(
+            "{} does not match the message-wide type URL {} in DiscoveryResponse",
+            any.type_url, self.type_url
+        );
+        Err(refusal("", reason))
+    }
+
+    /// The answer that a later [`Self::next_request`] gives. `lives`: the names of what was taken, with their times to
+    /// live.
+    pub fn answer(
+        &mut self,
+        response: DiscoveryResponse,
+        outcome: Result<Vec<(String, Option<Duration>)>, Refusal>,
+        now: Instant,
+    ) {
+        match outcome {
+            Ok(lives) => {
+                for (name, ttl) in lives {
+                    self.lives.set(&name, ttl, now);
+                }
+                self.version = response.version_info;
+                self.error = None;
+            }
+            Err(refusal) => self.error = Some(detail(refusal)),
+        }
+        self.nonce = response.nonce;
+        self.answer = true;
+    }
+
+    /// A response that nobody waits for. One that is empty is in force; another is answered with the version of before.
+    pub fn unwatched(&mut self, response: DiscoveryResponse) {
+        self.nonce = response.nonce;
+        if response.resources.is_empty() {
+            self.version = response.version_info;
+        } else {
+            self.answer = true;
+        }
     }
 
     /// When [`Self::expire`] is to be called.
@@ -190,11 +215,8 @@ impl Subscription {
         self.lives.next()
     }
 
-    /// Takes away what was not renewed in time; nobody is answered.
-    pub fn expire(&mut self, now: Instant, handler: &mut dyn Handler) {
-        let removed = self.lives.expire(now);
-        if !removed.is_empty() {
-            drop(handler.update(Update { version: String::new(), resources: Vec::new(), removed }));
-        }
+    /// What was not renewed in time; it is to be taken away, and nobody is answered.
+    pub fn expire(&mut self, now: Instant) -> Vec<String> {
+        self.lives.expire(now)
     }
 }

@@ -8,8 +8,8 @@ use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{NodePolicy, WILDCARD, delta, sotw};
-use crate::handler::{Failure, Handler, Refusal, Update};
+use super::{Batch, NodePolicy, WILDCARD, delta, sotw};
+use crate::handler::Refusal;
 use crate::wire::{self, Any, DeltaDiscoveryResponse, DiscoveryResponse};
 
 const TYPE: &str = "type.googleapis.com/t.T";
@@ -17,21 +17,45 @@ const TYPE: &str = "type.googleapis.com/t.T";
 /// Refuses what holds "bad".
 #[derive(Default)]
 struct Owner {
-    updates: Vec<Update>,
-    failures: Vec<Failure>,
+    updates: Vec<Batch>,
 }
 
-impl Handler for Owner {
-    fn update(&mut self, update: Update) -> Result<(), Vec<Refusal>> {
-        let bad = update.resources.iter().filter(|resource| resource.value.as_deref() == Some(b"bad"));
-        let bad: Vec<_> =
-            bad.map(|resource| Refusal { name: resource.name.clone(), reason: "is bad".into() }).collect();
-        self.updates.push(update);
-        if bad.is_empty() { Ok(()) } else { Err(bad) }
+impl Owner {
+    fn update(&mut self, batch: Batch) -> Result<(), Refusal> {
+        let bad = batch.resources.iter().find(|resource| resource.value.as_deref() == Some(b"bad"));
+        let refusal = bad.map(|bad| Refusal { name: bad.name.clone(), reason: "is bad".into() });
+        self.updates.push(batch);
+        refusal.map_or(Ok(()), Err)
+    }
+}
+
+impl sotw::Subscription {
+    fn interest(&mut self, names: BTreeSet<String>) {
+        let old = self.names().clone();
+        names.difference(&old).for_each(|name| self.add(name));
+        old.difference(&names).for_each(|name| self.remove(name));
     }
 
-    fn failed(&mut self, why: Failure) {
-        self.failures.push(why);
+    fn receive(&mut self, response: DiscoveryResponse, now: Instant, owner: &mut Owner) {
+        let opened = self.take_apart(response.resources.clone(), &response.version_info, now);
+        let outcome = opened.and_then(|batch| {
+            let lives = batch.resources.iter().map(|r| (r.name.clone(), r.ttl)).collect();
+            owner.update(batch).map(|()| lives)
+        });
+        self.answer(response, outcome, now);
+    }
+}
+
+impl delta::Subscription {
+    fn interest(&mut self, names: BTreeSet<String>) {
+        let old = self.names().clone();
+        names.difference(&old).for_each(|name| self.add(name));
+        old.difference(&names).for_each(|name| self.remove(name));
+    }
+
+    fn receive(&mut self, response: DeltaDiscoveryResponse, now: Instant, owner: &mut Owner) {
+        let outcome = self.take_apart(&response).and_then(|batch| owner.update(batch));
+        self.answer(response, outcome, now);
     }
 }
 
@@ -50,7 +74,13 @@ fn named(name: &str, version: &str, value: Option<&str>, seconds: i64) -> wire::
 }
 
 fn world(version: &str, nonce: &str, resources: Vec<Any>) -> DiscoveryResponse {
-    DiscoveryResponse { version_info: version.into(), resources, type_url: TYPE.into(), nonce: nonce.into() }
+    DiscoveryResponse {
+        version_info: version.into(),
+        resources,
+        type_url: TYPE.into(),
+        nonce: nonce.into(),
+        control_plane: None,
+    }
 }
 
 fn change(nonce: &str, resources: Vec<wire::Resource>, removed: &[&str]) -> DeltaDiscoveryResponse {
@@ -60,6 +90,7 @@ fn change(nonce: &str, resources: Vec<wire::Resource>, removed: &[&str]) -> Delt
         type_url: TYPE.into(),
         nonce: nonce.into(),
         removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
+        control_plane: None,
     }
 }
 
@@ -80,17 +111,16 @@ fn state_of_the_world_says_what_envoy_said() {
     assert_eq!(nack.error_detail.unwrap().code, 13);
     cds.receive(world("3", "n3", vec![any("a")]), now, &mut owner);
     assert!(cds.next_request().unwrap().error_detail.is_none());
-    cds.stream_closed(&mut owner);
+    cds.stream_closed();
     cds.stream_opened();
     let again = cds.next_request().unwrap();
     assert_eq!((again.version_info.as_str(), again.response_nonce.as_str()), ("3", ""));
-    assert_eq!(owner.failures, [Failure::Connection]);
 
     // A clusters' owner that warms: the answer waits, and a new stream begins without this type.
     cds.receive(world("5", "m1", vec![any("c")]), now, &mut owner);
     cds.pause();
     assert!(cds.next_request().is_none());
-    cds.stream_closed(&mut owner);
+    cds.stream_closed();
     cds.stream_opened();
     assert!(cds.next_request().is_none());
     cds.resume();
@@ -124,7 +154,7 @@ fn delta_says_what_envoy_said() {
     cds.receive(change("n2", bad, &[]), now, &mut owner);
     assert_eq!(cds.next_request().unwrap().error_detail.unwrap().message, "z: is bad");
     cds.receive(change("n3", Vec::new(), &["b"]), now, &mut owner);
-    cds.stream_closed(&mut owner);
+    cds.stream_closed();
     cds.stream_opened();
     let again = cds.next_request().unwrap();
     assert_eq!(again.initial_resource_versions.into_iter().collect::<Vec<_>>(), [("a".into(), "1".into())]);
@@ -164,8 +194,7 @@ fn a_heart_beat_prolongs_and_silence_removes() {
     cds.receive(change("n2", vec![named("a", "1", None, 10)], &[]), later(5), &mut owner);
     assert_eq!(cds.next_expiry(), Some(later(15)));
     assert!(owner.updates[1].resources.is_empty());
-    cds.expire(later(15), &mut owner);
-    assert_eq!((owner.updates[2].removed.as_slice(), cds.known().len()), (&["a".to_owned()][..], 0));
+    assert_eq!((cds.expire(later(15)), cds.known().len()), (vec!["a".to_owned()], 0));
 
     let mut lds = sotw::Subscription::new(TYPE);
     lds.interest(names(&[WILDCARD]));
@@ -207,7 +236,7 @@ fn random_servers_of_the_world() {
                 }
                 1 if open => {
                     open = false;
-                    state.stream_closed(&mut owner);
+                    state.stream_closed();
                 }
                 1 => {
                     (open, told) = (true, None);
@@ -256,7 +285,7 @@ fn random_servers_of_changes() {
                 }
                 1 if open => {
                     (open, owed) = (false, Vec::new());
-                    state.stream_closed(&mut owner);
+                    state.stream_closed();
                 }
                 1 => {
                     (open, fresh, book) = (true, true, names(&[]));

@@ -9,9 +9,7 @@ use sampan_codec::h1::ResponseHead;
 use sampan_codec::{BodyError, ResetReason};
 use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
-use sampan_upstream::{
-    ConnectOptions, Host, HttpLease, LbContext, PoolError, PreviousPriorities, WorkerHost,
-};
+use sampan_upstream::{ConnectOptions, Host, HttpLease, LbContext, PoolError, WorkerHost};
 
 use super::exchange::Exchange;
 use super::failure::{Failure, no_host, reset};
@@ -104,15 +102,7 @@ impl Forward<'_> {
                     Poll::Pending => break,
                 }
             }
-            match timeouts.poll(&timer, cx) {
-                // What has not sent its request yet cannot go on beside another.
-                Poll::Ready(Failure::PerTryTimeout | Failure::PerTryIdleTimeout)
-                    if timeouts.hedging && !sent =>
-                {
-                    Poll::Pending
-                }
-                expired => expired.map(Err),
-            }
+            timeouts.poll(&timer, cx).map(Err)
         })
         .await;
         if head.is_err() {
@@ -123,13 +113,7 @@ impl Forward<'_> {
             self.received(upload);
         }
         self.stream.info.upstream_mut().last_tx = last_tx;
-        let mut head = match head {
-            Err(failure @ (Failure::PerTryTimeout | Failure::PerTryIdleTimeout)) if self.timeouts.hedging => {
-                self.slow = Some(exchange);
-                return Err(failure);
-            }
-            head => head?,
-        };
+        let mut head = head?;
         // A POST whose payload is a TCP stream is a POST to its client.
         head.tunnel &= tunnel;
         let now = clock::tick();
@@ -180,27 +164,20 @@ impl Forward<'_> {
         }
     }
 
-    /// The attempt's host; the policy's predicates and priorities are for those behind the first.
     fn pick(&mut self) -> Option<Rc<WorkerHost>> {
         let policy = &self.action.retry;
-        let again = self.stream.info.attempts > 1;
         let tried = &self.tried;
-        let avoid = |host: &Host| policy.host_predicates.iter().any(|p| p.avoids(host, tried));
-        let avoids = again && !policy.host_predicates.is_empty();
+        let avoid = |host: &Host| tried.iter().any(|t| std::ptr::eq(&**t, host));
+        let avoid_tried = policy.avoid_previous_hosts && !tried.is_empty();
         let context = LbContext {
             priority: self.priority,
-            previous_priorities: self.previous_priorities.as_deref().filter(|_| again),
-            exclude: avoids.then_some(&avoid as &dyn Fn(&Host) -> bool),
+            exclude: avoid_tried.then_some(&avoid as &dyn Fn(&Host) -> bool),
             max_attempts: policy.host_attempts,
             ..LbContext::default()
         };
         let host = self.cluster.pick(&context)?;
-        if !policy.host_predicates.is_empty() {
+        if policy.avoid_previous_hosts {
             self.tried.push(host.host.clone());
-        }
-        if let Some(frequency) = policy.previous_priorities {
-            let previous = || Box::new(PreviousPriorities::new(frequency));
-            self.previous_priorities.get_or_insert_with(previous).attempted(&host.host);
         }
         Some(host)
     }

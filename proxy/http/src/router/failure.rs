@@ -34,11 +34,6 @@ impl Failure {
     pub(super) fn request_sent(&self) -> bool {
         !matches!(self, Self::Overflow | Self::Connect(_) | Self::Refused | Self::Reset { sent: false, .. })
     }
-
-    /// What an attempt that ended so counts as, where another goes on.
-    pub(super) fn status(&self) -> u16 {
-        if matches!(self, Self::Protocol) { 502 } else { 503 }
-    }
 }
 
 impl Forward<'_> {
@@ -144,14 +139,14 @@ impl Forward<'_> {
     }
 
     fn timed_out(&mut self, details: &'static str) -> End {
-        let status = self.timeouts.status();
+        let status = if self.timeouts.alternative_response { 204 } else { 504 };
         self.charge_local(status);
         let reply = LocalReply::new(status, details).flag(ResponseFlag::UpstreamRequestTimeout);
         if status == 204 { reply.into() } else { reply.body("upstream request timeout").into() }
     }
 
     /// A local reply in the upstream's place counts as its code.
-    pub(super) fn charge_local(&self, status: u16) {
+    fn charge_local(&self, status: u16) {
         if self.config.dynamic_stats {
             codes::charge(
                 self.cluster.cluster(),

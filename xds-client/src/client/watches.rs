@@ -1,0 +1,177 @@
+//! Who wants what of a type, and what a response means for each.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+
+use tokio::task::AbortHandle;
+
+use crate::handler::{Decoded, Update, Watcher};
+use crate::state::WILDCARD;
+
+/// One watcher.
+pub(super) struct Entry {
+    id: u64,
+    names: RefCell<BTreeSet<String>>,
+    pub(super) watcher: Rc<dyn Watcher>,
+    alive: Cell<bool>,
+    pub(super) answered: Cell<bool>,
+    /// The task that waits for `initial_fetch_timeout`.
+    pub(super) timeout: RefCell<Option<AbortHandle>>,
+}
+
+/// The watchers of a type. Later ones have greater ids.
+#[derive(Default)]
+pub(super) struct Watches {
+    all: BTreeMap<u64, Rc<Entry>>,
+    by_name: HashMap<String, Vec<Rc<Entry>>>,
+}
+
+/// What one watcher gets of a response.
+#[derive(Default)]
+struct Share {
+    resources: Vec<Rc<Decoded>>,
+    removed: Vec<String>,
+}
+
+impl Entry {
+    pub(super) fn new(id: u64, watcher: Rc<dyn Watcher>) -> Self {
+        Self {
+            id,
+            names: RefCell::default(),
+            watcher,
+            alive: Cell::new(true),
+            answered: Cell::default(),
+            timeout: RefCell::default(),
+        }
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.alive.get()
+    }
+
+    /// An answer came: nothing is waited for.
+    pub(super) fn settle(&self) {
+        if !self.answered.replace(true)
+            && let Some(task) = self.timeout.take()
+        {
+            task.abort();
+        }
+    }
+
+    pub(super) fn end(&self) {
+        self.alive.set(false);
+        self.settle();
+    }
+}
+
+/// The names as they are asked for: none stands for everything.
+fn wanted(names: &[&str]) -> BTreeSet<String> {
+    match names {
+        [] => BTreeSet::from([WILDCARD.to_owned()]),
+        names => names.iter().map(|name| (*name).to_owned()).collect(),
+    }
+}
+
+impl Watches {
+    /// Returns the names that nobody wanted before.
+    pub(super) fn add(&mut self, entry: &Rc<Entry>, names: &[&str]) -> Vec<String> {
+        self.all.insert(entry.id, entry.clone());
+        self.exchange(entry, names).0
+    }
+
+    /// Returns the names that nobody wanted before, and those that nobody wants any more.
+    pub(super) fn exchange(&mut self, entry: &Rc<Entry>, names: &[&str]) -> (Vec<String>, Vec<String>) {
+        let now = wanted(names);
+        let old = entry.names.replace(now.clone());
+        let mut new = Vec::new();
+        for name in now.difference(&old) {
+            let users = self.by_name.entry(name.clone()).or_default();
+            if users.is_empty() {
+                new.push(name.clone());
+            }
+            users.push(entry.clone());
+        }
+        let gone = old.difference(&now).filter(|name| self.forget(entry, name)).cloned().collect();
+        (new, gone)
+    }
+
+    /// Returns the names that nobody wants any more.
+    pub(super) fn remove(&mut self, entry: &Rc<Entry>) -> Vec<String> {
+        self.all.remove(&entry.id);
+        let names = entry.names.take();
+        names.into_iter().filter(|name| self.forget(entry, name)).collect()
+    }
+
+    /// Whether this was the name's last user.
+    fn forget(&mut self, entry: &Rc<Entry>, name: &str) -> bool {
+        let Some(users) = self.by_name.get_mut(name) else { return false };
+        users.retain(|user| user.id != entry.id);
+        if users.is_empty() {
+            self.by_name.remove(name);
+            return true;
+        }
+        false
+    }
+
+    /// All of them, the newest first: that is the order in which Envoy tells them.
+    pub(super) fn all(&self) -> Vec<Rc<Entry>> {
+        self.all.values().rev().cloned().collect()
+    }
+
+    fn interested(&self, name: &str) -> impl Iterator<Item = &Rc<Entry>> {
+        let named = self.by_name.get(name).into_iter().flatten();
+        named.chain(self.by_name.get(WILDCARD).into_iter().flatten())
+    }
+
+    /// What each has to do with a response, the newest first. Cost is that of the response, however many there are.
+    fn shares(&self, resources: &[Rc<Decoded>], removed: &[String], whole: bool) -> Vec<(Rc<Entry>, Share)> {
+        let mut shares: BTreeMap<u64, (Rc<Entry>, Share)> = BTreeMap::new();
+        let fresh = |entry: &Rc<Entry>| (entry.clone(), Share::default());
+        for resource in resources {
+            let aliases = resource.aliases.iter().filter(|alias| **alias != resource.name);
+            for name in std::iter::once(&resource.name).chain(aliases) {
+                for entry in self.interested(name) {
+                    let share = &mut shares.entry(entry.id).or_insert_with(|| fresh(entry)).1;
+                    if !share.resources.last().is_some_and(|last| Rc::ptr_eq(last, resource)) {
+                        share.resources.push(resource.clone());
+                    }
+                }
+            }
+        }
+        for name in removed {
+            for entry in self.interested(name) {
+                shares.entry(entry.id).or_insert_with(|| fresh(entry)).1.removed.push(name.clone());
+            }
+        }
+        if whole {
+            // Who wants everything is told also that there is nothing.
+            for entry in self.by_name.get(WILDCARD).into_iter().flatten() {
+                shares.entry(entry.id).or_insert_with(|| fresh(entry));
+            }
+        }
+        shares.into_values().rev().collect()
+    }
+}
+
+/// Gives a response to those who have to do with it. As in Envoy the first refusal ends it: who comes later keeps what
+/// it has.
+pub(super) fn give(
+    watches: &RefCell<Watches>,
+    version: &str,
+    resources: &[Rc<Decoded>],
+    removed: &[String],
+    delta: bool,
+) -> Result<(), String> {
+    let whole = !delta || (resources.is_empty() && removed.is_empty());
+    let shares = watches.borrow().shares(resources, removed, whole);
+    for (entry, share) in shares.iter().filter(|(entry, _)| entry.is_alive()) {
+        if !entry.is_alive() {
+            continue;
+        }
+        entry.settle();
+        let Share { resources, removed } = share;
+        entry.watcher.update(&Update { version, resources, removed, delta })?;
+    }
+    Ok(())
+}
