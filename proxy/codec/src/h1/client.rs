@@ -322,6 +322,11 @@ impl ClientConnection {
         self.response_begun && self.decoder.is_done()
     }
 
+    /// Whether the request was a CONNECT.
+    pub fn is_connect(&self) -> bool {
+        self.connect
+    }
+
     /// Whether the request was wholly queued.
     pub fn request_sent(&self) -> bool {
         self.request_sent

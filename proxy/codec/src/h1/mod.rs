@@ -23,6 +23,7 @@ mod stats;
 pub use client::{ClientConnection, ClientOptions, ResponseHead};
 pub use encode::HeaderCase;
 pub use parse::fuzz_parse;
+pub(crate) use parse::has_token;
 pub use server::{
     HeadError, RequestBody, RequestHead, ServerConnection, ServerOptions, UNDERSCORE, Underscores,
 };

@@ -409,7 +409,7 @@ pub(super) fn framing(
 }
 
 /// Whether `connection` (or a header of its kind) lists a token.
-pub(super) fn has_token(headers: &HeaderMap, id: HeaderId, token: &str) -> bool {
+pub(crate) fn has_token(headers: &HeaderMap, id: HeaderId, token: &str) -> bool {
     headers.get_all(id).any(|value| {
         value.split(|b| *b == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
     })

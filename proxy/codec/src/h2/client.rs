@@ -19,7 +19,7 @@ use super::wire::Meter;
 use super::{CodecStats, Options};
 use crate::body::{BodyError, BodyStream, Frame};
 use crate::error::ResetReason;
-use crate::h1::ResponseHead;
+use crate::h1::{ResponseHead, has_token};
 
 /// A handle to a connection; streams are opened on clones.
 #[derive(Clone)]
@@ -37,7 +37,16 @@ pub struct ClientStream {
     sent: bool,
     limits: HeadLimits,
     informational_done: bool,
+    tunnel: Tunnel,
     link: Rc<Link>,
+}
+
+/// What the request asked for besides an answer.
+enum Tunnel {
+    No,
+    Connect,
+    /// An upgrade of HTTP/1, sent as extended CONNECT (RFC 8441): what to.
+    Upgrade(Box<[u8]>),
 }
 
 /// Drives a connection to its end; without it being polled nothing moves.
@@ -141,9 +150,17 @@ impl ClientConnection {
         self.send.is_extended_connect_protocol_enabled()
     }
 
-    /// Opens a stream with the request's head.
+    /// Opens a stream with the request's head. An upgrade becomes extended CONNECT, and the 200 that accepts it a 101
+    /// with an upgrade's headers, so that nobody else need know. Whether the peer offers extended CONNECT is not
+    /// asked, as in Envoy: one that does not refuses it.
     pub fn start(&mut self, headers: &HeaderMap, end: bool) -> Result<ClientStream, ResetReason> {
-        let request = request(headers).ok_or(ResetReason::ProtocolError)?;
+        let upgrade = upgrade(headers);
+        let request = request(headers, upgrade).ok_or(ResetReason::ProtocolError)?;
+        let tunnel = match upgrade {
+            Some(to) => Tunnel::Upgrade(to.as_bytes().into()),
+            None if request.method() == Method::CONNECT => Tunnel::Connect,
+            None => Tunnel::No,
+        };
         let (response, send) = self.send.send_request(request, end).map_err(|e| convert::reset_reason(&e))?;
         self.link.wire.open(send.stream_id().as_u32());
         Ok(ClientStream {
@@ -153,16 +170,26 @@ impl ClientConnection {
             sent: end,
             limits: self.limits,
             informational_done: false,
+            tunnel,
             link: self.link.clone(),
         })
     }
 }
 
+/// What an HTTP/1 request wants to upgrade to.
+fn upgrade(headers: &HeaderMap) -> Option<&str> {
+    let to = headers.get_str(HeaderId::UPGRADE)?;
+    has_token(headers, HeaderId::CONNECTION, "upgrade").then_some(to)
+}
+
 /// The crate takes the pseudo headers apart from a URI; scheme and authority are needed beside the path.
-fn request(headers: &HeaderMap) -> Option<Request<()>> {
-    let method = Method::from_bytes(headers.get(HeaderId::METHOD)?).ok()?;
+fn request(headers: &HeaderMap, upgrade: Option<&str>) -> Option<Request<()>> {
+    let method = match upgrade {
+        Some(_) => Method::CONNECT,
+        None => Method::from_bytes(headers.get(HeaderId::METHOD)?).ok()?,
+    };
     let authority = headers.get(HeaderId::AUTHORITY).unwrap_or_default();
-    let protocol = headers.get_str(HeaderId::PSEUDO_PROTOCOL);
+    let protocol = upgrade.or_else(|| headers.get_str(HeaderId::PSEUDO_PROTOCOL));
     let mut uri = http::uri::Parts::default();
     if !authority.is_empty() {
         uri.authority = Some(authority.try_into().ok()?);
@@ -182,7 +209,13 @@ fn request(headers: &HeaderMap) -> Option<Request<()>> {
     if let Some(protocol) = protocol {
         request.extensions_mut().insert(h2::ext::Protocol::from(protocol));
     }
-    convert::give_headers(headers, request.headers_mut());
+    if upgrade.is_some() && headers.get(HeaderId::CONTENT_LENGTH) == Some(b"0") {
+        let mut headers = headers.clone();
+        headers.remove(HeaderId::CONTENT_LENGTH);
+        convert::give_headers(&headers, request.headers_mut());
+    } else {
+        convert::give_headers(headers, request.headers_mut());
+    }
     Some(request)
 }
 
@@ -221,7 +254,19 @@ impl ClientStream {
             return Err(self.refuse());
         }
         let bytes = headers.byte_size();
-        Ok(ResponseHead { headers, status: status.as_u16(), end, tunnel: false, bytes })
+        let mut status = status.as_u16();
+        let tunnel = match &self.tunnel {
+            Tunnel::Upgrade(to) if status == 200 => {
+                status = 101;
+                headers.set(HeaderId::STATUS, "101");
+                headers.set(HeaderId::UPGRADE, to);
+                headers.set(HeaderId::CONNECTION, "upgrade");
+                true
+            }
+            Tunnel::Connect => (200..300).contains(&status),
+            Tunnel::Upgrade(_) | Tunnel::No => false,
+        };
+        Ok(ResponseHead { headers, status, end, tunnel, bytes })
     }
 
     /// The response breaks a limit: the stream is reset, and as in Envoy it looks as if the peer had done it.

@@ -185,7 +185,11 @@ impl ServerConnection {
 
 fn request_head(request: &Parts, end: bool, limits: &HeadLimits) -> Result<RequestHead, CodecError> {
     let mut headers = HeaderMap::with_capacity(512, request.headers.len() + 16);
-    headers.append(HeaderId::METHOD, request.method.as_str());
+    // Extended CONNECT (RFC 8441) takes the form of an HTTP/1 upgrade: routes, filters and logs know only that.
+    let connect = request.method == http::Method::CONNECT;
+    let protocol = request.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str);
+    let upgrade = protocol.filter(|p| connect && !p.is_empty() && *p != "bytestream");
+    headers.append(HeaderId::METHOD, if upgrade.is_some() { "GET" } else { request.method.as_str() });
     let uri = &request.uri;
     if let Some(path) = uri.path_and_query() {
         headers.append(HeaderId::PATH, path.as_str());
@@ -198,13 +202,18 @@ fn request_head(request: &Parts, end: bool, limits: &HeadLimits) -> Result<Reque
         (None, Some(host)) => headers.append(HeaderId::AUTHORITY, host.as_bytes()),
         (None, None) => {}
     }
-    let mut upgrade = request.method == http::Method::CONNECT;
-    if let Some(protocol) = request.extensions.get::<h2::ext::Protocol>() {
-        headers.append(HeaderId::PSEUDO_PROTOCOL, protocol.as_str());
-        upgrade = true;
+    if upgrade.is_none()
+        && let Some(protocol) = protocol
+    {
+        headers.append(HeaderId::PSEUDO_PROTOCOL, protocol);
     }
     let dropped_underscores = convert::take_headers(&mut headers, &request.headers, limits)?;
     let bytes = headers.byte_size();
+    if let Some(to) = upgrade {
+        headers.append(HeaderId::UPGRADE, to);
+        headers.append(HeaderId::CONNECTION, "upgrade");
+    }
+    let upgrade = connect || protocol.is_some();
     Ok(RequestHead { headers, protocol: Protocol::Http2, end, upgrade, bytes, dropped_underscores })
 }
 

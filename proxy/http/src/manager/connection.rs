@@ -335,10 +335,7 @@ pub(super) async fn exchange(
 
 /// What the client wants to upgrade to, lower case.
 fn upgrade_type(headers: &HeaderMap) -> Box<str> {
-    let wanted = match headers.get(HeaderId::PSEUDO_PROTOCOL).or_else(|| headers.get(HeaderId::UPGRADE)) {
-        Some(protocol) => protocol,
-        None => b"connect",
-    };
+    let wanted = headers.get(HeaderId::UPGRADE).unwrap_or(b"connect");
     String::from_utf8_lossy(wanted).to_ascii_lowercase().into_boxed_str()
 }
 

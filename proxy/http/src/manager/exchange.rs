@@ -400,7 +400,7 @@ impl Exchange {
             response.body = Body::Empty;
             end = true;
         }
-        if let Err(reason) = responder.send_head(status, &mut response.headers, end, response.tunnel) {
+        if let Err(reason) = responder.send_head(status, &response.headers, end, response.tunnel) {
             return self.gone(reason, responder);
         }
         self.stream.info.bytes.header_sent = response.headers.byte_size() as u64;

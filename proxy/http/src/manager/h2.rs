@@ -17,13 +17,11 @@ use std::time::{Duration, Instant};
 use sampan_codec::ResetReason;
 use sampan_codec::h2::{self, Accepted, End};
 use sampan_core::drain::Phase;
-use sampan_core::header::HeaderId;
 use sampan_core::stream_info::{Protocol, ResponseFlag};
 use sampan_tls::Transport;
 
 use super::connection::{Connection, exchange, stream};
 use super::exchange::Exchange;
-use super::request;
 use super::responder::Responder;
 use crate::timer::Timer;
 
@@ -143,8 +141,8 @@ impl Shared {
         self.finished.borrow_mut().retain_mut(|unsent| {
             let Responder::H2(h2) = &mut unsent.responder else { return false };
             // What could be sent of it was sent by now.
-            if std::mem::take(&mut h2.cut) {
-                h2.stream.reset(h2::Reason::INTERNAL_ERROR);
+            if let Some(reason) = h2.cut.take() {
+                h2.stream.reset(reason);
             }
             let meter = h2.stream.meter();
             if meter.reset_by_peer {
@@ -391,10 +389,7 @@ async fn serve_stream(shared: Rc<Shared>, accepted: Box<Accepted>, active: Activ
             let stream = stream(connection, head.headers, body, Protocol::Http2, &timer);
             Exchange::new(stream, &responder).gone(ResetReason::RemoteReset, &mut responder);
         }
-        Ok(mut head) => {
-            if request::is_upgrade(&head.headers) {
-                head.headers.remove(HeaderId::UPGRADE);
-            }
+        Ok(head) => {
             exchange(connection, head, body, &timer, &mut responder, false).await;
         }
         Err(error) => {
@@ -408,12 +403,12 @@ async fn serve_stream(shared: Rc<Shared>, accepted: Box<Accepted>, active: Activ
         if shared.is_over() {
             let meter = h2.stream.meter();
             exchange.note_meter(&meter);
-            if !meter.ended && !h2.cut {
+            if !meter.ended && h2.cut.is_none() {
                 exchange.note_gone(ResetReason::ConnectionTermination, &shared);
             }
             return;
         }
-        if h2.cut {
+        if h2.cut.is_some() {
             shared.wake();
         }
         let unsent = Unsent { exchange, responder, since: Instant::now(), _active: active };

@@ -9,6 +9,7 @@ use sampan_core::header::{HeaderId, HeaderMap};
 
 use super::exchange::Exchange;
 use super::h2::Shared;
+use super::request::is_upgrade;
 
 /// Writes one exchange's response.
 pub enum Responder {
@@ -26,14 +27,14 @@ pub struct H2 {
     pub shared: Rc<Shared>,
     /// The exchange, once it has handed all to the codec.
     pub finished: Option<Exchange>,
-    /// The stream is to be reset behind what is queued.
-    pub cut: bool,
+    /// The stream is to be reset behind what is queued, with this code.
+    pub cut: Option<h2::Reason>,
 }
 
 impl Responder {
     /// Of an HTTP/2 stream.
     pub fn h2(stream: h2::Responder, shared: Rc<Shared>) -> Self {
-        Self::H2(Box::new(H2 { stream, shared, finished: None, cut: false }))
+        Self::H2(Box::new(H2 { stream, shared, finished: None, cut: None }))
     }
 
     /// Sends an informational head.
@@ -50,7 +51,7 @@ impl Responder {
     pub fn send_head(
         &mut self,
         status: u16,
-        headers: &mut HeaderMap,
+        headers: &HeaderMap,
         end: bool,
         tunnel: bool,
     ) -> Result<(), ResetReason> {
@@ -60,9 +61,14 @@ impl Responder {
                 Ok(())
             }
             Self::H2(h2) => {
-                // An upgrade that HTTP/1 answers with 101 is answered with 200 here (RFC 8441 section 5).
+                // An upgrade that HTTP/1 answers with 101 is answered with 200 here (RFC 8441 section 5), and has no
+                // length.
                 let status = if tunnel && status == 101 { 200 } else { status };
-                headers.remove(HeaderId::CONNECTION);
+                if is_upgrade(headers) && headers.get(HeaderId::CONTENT_LENGTH) == Some(b"0") {
+                    let mut headers = headers.clone();
+                    headers.remove(HeaderId::CONTENT_LENGTH);
+                    return h2.stream.send_head(status, &headers, end);
+                }
                 h2.stream.send_head(status, headers, end)
             }
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sampan_codec::h1::ResponseHead;
 use sampan_codec::{BodyError, ResetReason};
 use sampan_core::clock;
-use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
+use sampan_core::header::{HeaderId, HeaderName};
 use sampan_upstream::{ConnectOptions, Host, HttpLease, LbContext, PoolError, WorkerHost};
 
 use super::exchange::Exchange;
@@ -16,7 +16,6 @@ use super::failure::{Failure, no_host, reset};
 use super::upload::Upload;
 use super::{Forward, codes};
 use crate::filter::LocalReply;
-use crate::manager::has_token;
 
 impl Forward<'_> {
     /// One attempt, to the response's head.
@@ -35,10 +34,10 @@ impl Forward<'_> {
             let name = host.host.hostname.clone();
             self.action.set_host(&mut self.stream.request, name.as_bytes(), true);
         }
-        let end = upload.is_empty() && self.stream.upgrade.is_none();
-        let headers = for_protocol(&self.stream.request, &lease);
+        // A tunnel over HTTP/1 has no end but the connection's.
+        let end = upload.is_empty() && (self.stream.upgrade.is_none() || matches!(lease, HttpLease::H2(_)));
         let first = self.proxy_header(&lease);
-        let exchange = Exchange::start(lease, headers.as_ref().unwrap_or(&self.stream.request), end, &first);
+        let exchange = Exchange::start(lease, &self.stream.request, end, &first);
         let mut exchange = exchange.map_err(|reason| reset(reason, false))?;
         let now = clock::tick();
         self.stream.info.upstream_mut().first_tx = Some(now);
@@ -280,31 +279,5 @@ pub(super) fn poll_upload(
                 return Poll::Pending;
             }
         }
-    }
-}
-
-/// An upgrade over HTTP/2 is an extended CONNECT, and the other way round; none where nothing changes.
-fn for_protocol(headers: &HeaderMap, lease: &HttpLease) -> Option<HeaderMap> {
-    match lease {
-        HttpLease::H2(_) if has_token(headers, HeaderId::CONNECTION, b"upgrade") => {
-            let mut changed = headers.clone();
-            let protocol = headers.get(HeaderId::UPGRADE)?.to_vec();
-            changed.set(HeaderId::METHOD, "CONNECT");
-            changed.set(HeaderId::PSEUDO_PROTOCOL, protocol);
-            changed.remove(HeaderId::UPGRADE);
-            changed.remove(HeaderId::CONNECTION);
-            changed.remove(HeaderId::CONTENT_LENGTH);
-            Some(changed)
-        }
-        HttpLease::H1(_) if headers.contains(HeaderId::PSEUDO_PROTOCOL) => {
-            let mut changed = headers.clone();
-            let protocol = headers.get(HeaderId::PSEUDO_PROTOCOL)?.to_vec();
-            changed.set(HeaderId::METHOD, "GET");
-            changed.set(HeaderId::UPGRADE, protocol);
-            changed.set(HeaderId::CONNECTION, "upgrade");
-            changed.remove(HeaderId::PSEUDO_PROTOCOL);
-            Some(changed)
-        }
-        _ => None,
     }
 }

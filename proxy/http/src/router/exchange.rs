@@ -122,12 +122,15 @@ impl Exchange {
         }
     }
 
-    /// In a tunnel the end of our direction is a half-close.
+    /// In a tunnel the end of our direction is a half-close; of an upgrade over HTTP/1 the host learns nothing, as in
+    /// Envoy.
     pub(super) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // What goes wrong here shows when the other direction is read.
         match self {
             Self::H1 { lease: Some(lease), half_closed, .. } if !*half_closed => {
-                let _ = ready!(lease.codec().poll_shutdown(cx));
+                if lease.codec().is_connect() {
+                    let _ = ready!(lease.codec().poll_shutdown(cx));
+                }
                 *half_closed = true;
             }
             Self::H1 { .. } => {}

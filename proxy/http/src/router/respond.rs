@@ -44,7 +44,12 @@ impl Forward<'_> {
             head.headers.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, stream.info.attempts.to_string());
         }
         let complete = head.end && !head.tunnel;
-        let body = if complete && (upload.is_received() || exchange.is_h1()) {
+        let refused = waits && !head.tunnel;
+        if refused && upload.is_empty() {
+            // There was no more to the request than its head: the connection may serve another.
+            let _ = exchange.send_frame(None, true);
+        }
+        let body = if complete && (refused || upload.is_received() || exchange.is_h1()) {
             exchange.note_wire(&stream.timer);
             exchange.finish(upload.is_received());
             if config.dynamic_stats {
@@ -59,7 +64,7 @@ impl Forward<'_> {
                 timer: stream.timer.clone(),
                 deadline: timeouts,
                 tunnel: head.tunnel,
-                refused: waits && !head.tunnel,
+                refused,
                 complete,
                 counters,
                 charge: config.dynamic_stats.then(|| (cluster.cluster().clone(), kind, received)),

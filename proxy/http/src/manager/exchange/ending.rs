@@ -72,7 +72,7 @@ impl Exchange {
         self.stream.manager.stats.downstream_rq_rx_reset.inc();
         if let Responder::H2(h2) = responder {
             h2.shared.note_reset(self.stream.info.start);
-            h2.cut = true;
+            h2.cut = Some(h2::Reason::INTERNAL_ERROR);
             h2.finished = Some(self);
         }
     }
@@ -129,7 +129,15 @@ impl Exchange {
     pub(super) fn reset(&mut self, responder: &mut Responder) {
         let stats = &self.stream.manager.stats;
         if let Responder::H2(h2) = responder {
-            h2.cut = true;
+            let flags = &self.stream.info.flags;
+            let lost = flags.has(ResponseFlag::UpstreamConnectionFailure)
+                || flags.has(ResponseFlag::UpstreamConnectionTermination);
+            // A tunnel says that it was its far end (RFC 9113 section 8.5).
+            h2.cut = Some(if lost && self.stream.upgrade.is_some() {
+                h2::Reason::CONNECT_ERROR
+            } else {
+                h2::Reason::INTERNAL_ERROR
+            });
             // The codec tells of its own resets too.
             stats.downstream_rq_rx_reset.inc();
             if self.stream.info.response_code == 0 {
