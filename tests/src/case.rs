@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::control_plane::{self, ControlPlane};
 use crate::error::{Context, Error, Result, case_error};
 
 /// One case.
@@ -30,6 +31,8 @@ pub struct Case {
     /// Files of dynamic resources, by name (see [`crate::xds`]).
     #[serde(default)]
     pub files: Map<String, Value>,
+    /// A control plane that serves the subject (see [`crate::control_plane`]).
+    pub control_plane: Option<ControlPlane>,
     /// More command line flags.
     #[serde(default)]
     pub args: Vec<String>,
@@ -249,6 +252,12 @@ pub enum Step {
     WaitStats(Map<String, Value>),
     /// Move files of dynamic resources to their places, by name (see [`crate::xds`]).
     Write(Map<String, Value>),
+    /// Serve another snapshot from the control plane: `version`, `versions`, `resources`.
+    Push(Map<String, Value>),
+    /// Make trouble at the control plane, or end it.
+    ControlPlane(control_plane::Act),
+    /// Wait until the control plane was asked this (a partial tree as in `expect: control_plane`).
+    WaitControlPlane(Map<String, Value>),
     /// Close a named connection.
     Close(String),
     /// Send a signal to the subject.

@@ -9,6 +9,7 @@ pub mod certs;
 pub mod client;
 pub mod config;
 pub mod conformance;
+pub mod control_plane;
 pub mod error;
 pub mod http1;
 pub mod names;

@@ -1,6 +1,6 @@
 //! Ports and paths of one run under symbolic names, so that a case file holds none and two runs can be compared.
 //!
-//! `{{listener.X}}` and `{{admin}}` are allocated at first use, `{{closed.X}}` is a port that refuses connections,
+//! `{{listener.X}}`, `{{control_plane}}` and `{{admin}}` are allocated at first use, `{{closed.X}}` is a port that refuses connections,
 //! `{{upstream.X}}` is set when the upstream listens, `{{dir}}`, `{{certs}}` and `{{log}}` are paths,
 //! `{{host_ip}}` is the machine's own address. After the run every known
 //! number goes back to its name, any other port of a loopback address becomes `PORT`.
@@ -48,7 +48,7 @@ impl Names {
         if let Some(value) = self.values.borrow().get(name) {
             return Ok(value.clone());
         }
-        let port = if name == "admin" || name.starts_with("listener.") {
+        let port = if name == "admin" || name.starts_with("listener.") || name.starts_with("control_plane") {
             free_port()?
         } else if name.starts_with("closed.") {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).trying("socket")?;

@@ -46,8 +46,8 @@ impl Subject {
         Ok((output.status.success(), said))
     }
 
-    /// Starts it and waits until its admin interface says it is ready.
-    pub async fn start(&self, config: &Path, admin: String, args: &[String]) -> Result<Running> {
+    /// Starts it and waits until its admin interface says it is ready, or only answers where that is enough.
+    pub async fn start(&self, config: &Path, admin: String, args: &[String], ready: bool) -> Result<Running> {
         let stderr = config.with_file_name("stderr");
         let file = std::fs::File::create(&stderr).trying("create the error log")?;
         let again = file.try_clone().trying("create the error log")?;
@@ -81,7 +81,7 @@ impl Subject {
                 )));
             }
             match running.admin_call("GET", "/ready").await {
-                Ok((head, _)) if head.status() == 200 => return Ok(running),
+                Ok((head, _)) if head.status() == 200 || !ready => return Ok(running),
                 _ if Instant::now() > deadline => {
                     return Err(Error::Subject(format!("{} is not ready:\n{}", self.name, running.said())));
                 }

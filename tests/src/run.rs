@@ -12,6 +12,7 @@ use crate::case::{Case, Verdict};
 use crate::certs::Certs;
 use crate::client::Client;
 use crate::config::assemble;
+use crate::control_plane::{Peer, silent};
 use crate::error::{Context, Error, Result};
 use crate::names::{Names, host_address};
 use crate::observe::{check, covers, differences, masked};
@@ -43,6 +44,8 @@ pub struct Stage {
     pub upstreams: Vec<(String, Rc<Upstream>)>,
     /// The subject.
     pub subject: Running,
+    /// Its control plane.
+    pub control_plane: Option<Peer>,
     /// The run's folder.
     pub dir: PathBuf,
 }
@@ -135,9 +138,15 @@ impl World {
                 return Ok((wrong, marked, shown));
             }
         };
+        // Refusals differ in their wording: each must say what the case expects of it.
         let mut found = Vec::new();
-        differences(&envoy, &sampan, "", &mut found);
+        differences(&worded(&envoy), &worded(&sampan), "", &mut found);
         found.retain(|(path, _)| !case.ignore.iter().any(|pattern| covers(pattern, path)));
+        if let (Some(wanted), Some(seen)) = (case.expect.get("control_plane"), sampan.get("control_plane")) {
+            let mut misses = Vec::new();
+            check(wanted, seen, "control_plane", &mut misses);
+            found.extend(misses.into_iter().map(|miss| ("control_plane".to_owned(), miss)));
+        }
         let known = |path: &str| {
             case.divergence.is_some()
                 && (case.diverges_at.is_empty()
@@ -234,24 +243,31 @@ impl World {
         let mut config = assemble(&case.config, &scripts)?;
         crate::xds::announce(&case.files, &mut config);
         crate::xds::write(&case.files, &dir, &names)?;
+        let mut control_plane = None;
+        if let Some(plan) = &case.control_plane {
+            plan.announce(&mut config)?;
+            control_plane = Some(Peer::start(plan, &names, &dir, self.certs.dir()).await?);
+        }
         let config = names.fill_tree(&config)?;
         let file = dir.join("config.json");
         fs::write(&file, serde_json::to_string_pretty(&config).unwrap_or_default())
             .trying("write the configuration")?;
         let args = case.args.iter().map(|a| names.fill(a)).collect::<Result<Vec<_>>>()?;
         let admin = format!("127.0.0.1:{}", names.get("admin")?);
-        let subject = subject.start(&file, admin, &args).await?;
-        Ok(Stage { names, upstreams, subject, dir })
+        let ready = case.control_plane.as_ref().is_none_or(|plan| plan.ready);
+        let subject = subject.start(&file, admin, &args, ready).await?;
+        Ok(Stage { names, upstreams, subject, control_plane, dir })
     }
 
     async fn observe(&self, case: &Case, subject: &Subject, awaited: &Map<String, Value>) -> Result<Value> {
         let stage = self.stage(case, subject).await?;
-        let Stage { names, upstreams, subject: running, dir } = stage;
+        let Stage { names, upstreams, subject: running, control_plane, dir } = stage;
         let mut run = Run {
             client: Client::new(&names, &self.certs),
             names: &names,
             dir: dir.clone(),
             subject: running,
+            control_plane,
             seen: Map::new(),
             next: 1,
             awaited,
@@ -262,6 +278,11 @@ impl World {
         let stats = run.stats(case).await?;
         let log = run.log(&dir.join("access.log"), case).await;
         let mut tree = std::mem::take(&mut run.seen);
+        if let Some(peer) = &run.control_plane {
+            let none = Map::new();
+            let wanted = awaited.get("control_plane").and_then(Value::as_object).unwrap_or(&none);
+            tree.insert("control_plane".into(), peer.wait(wanted, &names).await?);
+        }
         let Run { subject: running, client, .. } = run;
         drop(client);
         settle(&upstreams, awaited).await;
@@ -281,6 +302,15 @@ impl World {
         }
         masked(&names.hide_tree(&tree.into()), &case.mask)
     }
+}
+
+/// An observation without the wording of refusals.
+fn worded(tree: &Value) -> Value {
+    let mut tree = tree.clone();
+    if let Some(seen) = tree.get_mut("control_plane") {
+        *seen = silent(seen);
+    }
+    tree
 }
 
 type Judged = (Vec<String>, bool, Option<String>);

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 
 use crate::case::{Case, Step};
 use crate::client::Client;
+use crate::control_plane::Peer;
 use crate::error::{Error, Result, case_error};
 use crate::names::Names;
 use crate::observe::check;
@@ -18,12 +19,17 @@ use crate::process::Running;
 /// How long stats and log lines may take to arrive.
 const SETTLE: Duration = Duration::from_secs(3);
 
+fn peer(peer: &mut Option<Peer>) -> Result<&mut Peer> {
+    peer.as_mut().ok_or_else(|| Error::Case("the case has no control plane".into()))
+}
+
 /// A run under way.
 pub(crate) struct Run<'a> {
     pub(crate) client: Client<'a>,
     pub(crate) names: &'a Names,
     pub(crate) dir: PathBuf,
     pub(crate) subject: Running,
+    pub(crate) control_plane: Option<Peer>,
     pub(crate) seen: Map<String, Value>,
     pub(crate) next: usize,
     pub(crate) awaited: &'a Map<String, Value>,
@@ -37,6 +43,11 @@ impl Run<'_> {
                 let Ok(limit) = limit.parse() else { return case_error("exit: wants milliseconds") };
                 let code = self.subject.exit(Duration::from_millis(limit)).await;
                 self.seen.insert("exit".into(), code.into());
+            }
+            Step::Push(snapshot) => peer(&mut self.control_plane)?.push(snapshot, self.names).await?,
+            Step::ControlPlane(act) => peer(&mut self.control_plane)?.act(act, self.names).await?,
+            Step::WaitControlPlane(wanted) => {
+                peer(&mut self.control_plane)?.wait(wanted, self.names).await?;
             }
             Step::Parallel(lists) => {
                 let first = self.next;
@@ -111,7 +122,13 @@ impl Run<'_> {
                     self.subject.signal(name)?;
                     None
                 }
-                Step::Exit(_) | Step::Parallel(_) => return case_error("exit and parallel do not nest"),
+                Step::Exit(_)
+                | Step::Parallel(_)
+                | Step::Push(_)
+                | Step::ControlPlane(_)
+                | Step::WaitControlPlane(_) => {
+                    return case_error("exit, parallel and the control plane do not nest");
+                }
             })
         })
     }

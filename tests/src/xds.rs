@@ -5,7 +5,7 @@
 //!
 //! | Word | Resource |
 //! |---|---|
-//! | `cluster: {name: a, …}` | as in `config.clusters`; `eds: FILE` makes it an EDS cluster of that file |
+//! | `cluster: {name: a, …}` | as in `config.clusters`; `eds: FILE` makes it an EDS cluster of that file (`$control_plane`: of that) |
 //! | `endpoints: {name: a, to: [a, {to: b, …}], …}` | a ClusterLoadAssignment with one locality; other fields are laid over it |
 //! | `routes: {name: t, to: a, …}` | a RouteConfiguration that sends all to a cluster; other fields are laid over it |
 //! | `listener: {name: l, …}` | as in `config.listeners` |
@@ -71,7 +71,7 @@ fn response(content: Value) -> Result<Value> {
     Ok(json!({ "version_info": version, "resources": resources }))
 }
 
-fn resource(given: Value) -> Result<Value> {
+pub(crate) fn resource(given: Value) -> Result<Value> {
     let mut map = config::object(Some(given), "a resource")?;
     if map.contains_key("@type") {
         return Ok(map.into());
@@ -79,6 +79,8 @@ fn resource(given: Value) -> Result<Value> {
     let Some((word, given)) = map.iter_mut().next() else { return case_error("an empty resource") };
     let mut parts = config::object(Some(given.take()), word)?;
     let name = parts.remove("name").and_then(|n| n.as_str().map(str::to_owned)).unwrap_or_default();
+    // A resource with a TTL stands in an envelope.
+    let ttl = parts.remove("ttl");
     let (kind, mut message) = match word.as_str() {
         "cluster" => (CLUSTER, cluster(&name, parts)?),
         "endpoints" => (ENDPOINTS, endpoints(&name, parts)?),
@@ -87,14 +89,20 @@ fn resource(given: Value) -> Result<Value> {
         word => return case_error(format!("no resource is called {word}")),
     };
     message["@type"] = kind.into();
-    Ok(message)
+    Ok(match ttl {
+        Some(ttl) => json!({ "resource": message, "ttl": ttl }),
+        None => message,
+    })
 }
 
 fn cluster(name: &str, mut parts: Map<String, Value>) -> Result<Value> {
     if let Some(file) = parts.remove("eds") {
         parts.insert("type".into(), "EDS".into());
         parts.insert("load_assignment".into(), Value::Null);
-        let source = source(file.as_str().unwrap_or_default());
+        let source = match file.as_str() {
+            Some("$control_plane") => file,
+            name => source(name.unwrap_or_default()),
+        };
         parts.insert("eds_cluster_config".into(), json!({ "eds_config": source }));
     }
     config::cluster(name, parts.into())

@@ -13,6 +13,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -23,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -293,13 +296,13 @@ func writeJSON(path string, value any) error {
 	return os.WriteFile(path, append(text, '\n'), 0o644)
 }
 
-// readable makes a message ready for JSON: what is packed in a type that this program does not know becomes a TypedStruct-like
-// value with the bytes.
+// readable makes a message ready for JSON: what is packed in a type that this program does not know becomes a Struct with its
+// fields by number.
 func readable(m protoreflect.Message) {
 	if packed, is := m.Interface().(*anypb.Any); is {
 		inner, err := packed.UnmarshalNew()
 		if err != nil {
-			value, _ := structpb.NewStruct(map[string]any{"unknown_type": packed.TypeUrl, "base64": encode(packed.Value)})
+			value, _ := structpb.NewStruct(map[string]any{"unknown_type": packed.TypeUrl, "fields": fields(packed.Value)})
 			packed.TypeUrl = "type.googleapis.com/google.protobuf.Struct"
 			packed.Value, _ = proto.Marshal(value)
 			return
@@ -311,9 +314,44 @@ func readable(m protoreflect.Message) {
 	each(m, func(_ protoreflect.FieldDescriptor, inner protoreflect.Message) { readable(inner) })
 }
 
-func encode(bytes []byte) string {
-	text, _ := json.Marshal(bytes)
-	return strings.Trim(string(text), `"`)
+// fields reads a message without its descriptor. Bytes that could be a message are shown as one, unless they are printable.
+func fields(bytes []byte) []any {
+	list := []any{}
+	for len(bytes) > 0 {
+		number, kind, n := protowire.ConsumeTag(bytes)
+		if n < 0 {
+			return nil
+		}
+		bytes = bytes[n:]
+		var value any
+		switch kind {
+		case protowire.VarintType:
+			v, m := protowire.ConsumeVarint(bytes)
+			value, n = float64(v), m
+		case protowire.BytesType:
+			v, m := protowire.ConsumeBytes(bytes)
+			value, n = readableBytes(v), m
+		default:
+			n = protowire.ConsumeFieldValue(number, kind, bytes)
+		}
+		if n < 0 {
+			return nil
+		}
+		bytes = bytes[n:]
+		list = append(list, map[string]any{fmt.Sprint(number): value})
+	}
+	return list
+}
+
+func readableBytes(bytes []byte) any {
+	text := string(bytes)
+	if utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl) {
+		return text
+	}
+	if inner := fields(bytes); inner != nil {
+		return inner
+	}
+	return fmt.Sprintf("%x", bytes)
 }
 
 // each calls with every message that a field holds, maps and lists too.

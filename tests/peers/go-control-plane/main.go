@@ -39,6 +39,8 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/service/route/v3"
 	runtime "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	logger "github.com/envoyproxy/go-control-plane/pkg/log"
+	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
 	xds "github.com/envoyproxy/go-control-plane/pkg/server/v3"
 	"google.golang.org/grpc"
@@ -84,7 +86,8 @@ func serve(f flags) error {
 			return err
 		}
 	}
-	server := xds.NewServer(ctx, state.cache(), silent{}, sotw.WithOrderedADS())
+	nothing := logger.LoggerFuncs{}
+	server := xds.NewServer(ctx, state.cache(), silent{}, sotw.WithOrderedADS(), sotw.WithLogger(nothing), delta.WithLogger(nothing))
 	secure, err := tlsConfig(f)
 	if err != nil {
 		return err
@@ -133,6 +136,7 @@ func serve(f flags) error {
 	}
 	go func() { ended <- http.Serve(socket, state.control()) }()
 	fmt.Println("ready")
+	os.Stdout = os.Stderr // whoever waited for that line has stopped reading
 	return <-ended
 }
 

@@ -6,12 +6,15 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	xds "github.com/envoyproxy/go-control-plane/pkg/server/v3"
-	status "google.golang.org/genproto/googleapis/rpc/status"
+	failure "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
@@ -105,7 +108,17 @@ func (r *record) intercept(srv any, stream grpc.ServerStream, _ *grpc.StreamServ
 		delete(r.streams, t)
 		r.mu.Unlock()
 	}()
-	return handler(srv, t)
+	// The server does not look at its context, so that the stream ends here, with what is being sent.
+	ended := make(chan error, 1)
+	go func() { ended <- handler(srv, t) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		t.sends.Lock()
+		defer t.sends.Unlock()
+		return status.Error(codes.Unavailable, "ended as told")
+	}
 }
 
 func (t *tap) Context() context.Context { return t.ctx }
@@ -118,7 +131,7 @@ func (t *tap) RecvMsg(m any) error {
 	defer t.record.mu.Unlock()
 	switch m := m.(type) {
 	case *discovery.DiscoveryRequest:
-		one := request{Stream: t.number, Version: m.VersionInfo, Names: m.ResourceNames, Node: m.Node.GetId()}
+		one := request{Stream: t.number, Version: m.VersionInfo, Names: slices.Clone(m.ResourceNames), Node: m.Node.GetId()}
 		one.answer(t, m.ResponseNonce, m.ErrorDetail)
 		t.record.add(m.TypeUrl, one)
 		if m.ErrorDetail != nil && !t.record.trouble.Repeat {
@@ -127,8 +140,9 @@ func (t *tap) RecvMsg(m any) error {
 	case *discovery.DeltaDiscoveryRequest:
 		t.delta = true
 		one := request{
-			Stream: t.number, Subscribe: m.ResourceNamesSubscribe, Unsubscribe: m.ResourceNamesUnsubscribe,
-			Initial: m.InitialResourceVersions, Node: m.Node.GetId(),
+			Stream: t.number, Subscribe: slices.Clone(m.ResourceNamesSubscribe),
+			Unsubscribe: slices.Clone(m.ResourceNamesUnsubscribe),
+			Initial:     hashes(m.InitialResourceVersions), Node: m.Node.GetId(),
 		}
 		one.answer(t, m.ResponseNonce, m.ErrorDetail)
 		t.record.add(m.TypeUrl, one)
@@ -136,16 +150,32 @@ func (t *tap) RecvMsg(m any) error {
 	return nil
 }
 
-func (one *request) answer(t *tap, nonce string, failure *status.Status) {
+// hashes puts a word in the place of versions that the server's caches made of the resources: they hold ports of the run.
+func hashes(versions map[string]string) map[string]string {
+	shown := map[string]string{}
+	for name, version := range versions {
+		if len(version) == 64 {
+			version = "hash"
+		}
+		shown[name] = version
+	}
+	return shown
+}
+
+func (one *request) answer(t *tap, nonce string, why *failure.Status) {
 	if place, known := t.nonces[nonce]; known {
 		one.Answers = place
 	} else if nonce != "" {
 		one.Answers = "unknown nonce"
 	}
-	one.Error, one.Code = failure.GetMessage(), failure.GetCode()
+	one.Error, one.Code = why.GetMessage(), why.GetCode()
 }
 
+// add notes a request. The order of names means nothing, and a proxy's may come from a hash.
 func (r *record) add(typeURL string, one request) {
+	for _, names := range [][]string{one.Names, one.Subscribe, one.Unsubscribe} {
+		slices.Sort(names)
+	}
 	r.requests[short(typeURL)] = append(r.requests[short(typeURL)], one)
 }
 
@@ -157,6 +187,16 @@ func (t *tap) SendMsg(m any) error {
 	case *discovery.DeltaDiscoveryResponse:
 		typeURL = m.TypeUrl
 	}
+	if t.record.hangs(typeURL) {
+		// The server must not wait with it: other types go on.
+		go func() { _ = t.late(m, typeURL) }()
+		return nil
+	}
+	return t.late(m, typeURL)
+}
+
+// late sends a response when the trouble lets it go.
+func (t *tap) late(m any, typeURL string) error {
 	m, closes, err := t.suffer(m, typeURL)
 	if err != nil {
 		return err
@@ -174,6 +214,9 @@ func (t *tap) SendMsg(m any) error {
 func (t *tap) pass(m any) error {
 	t.sends.Lock()
 	defer t.sends.Unlock()
+	if err := t.ctx.Err(); err != nil {
+		return err
+	}
 	t.record.mu.Lock()
 	switch m := m.(type) {
 	case *discovery.DiscoveryResponse:

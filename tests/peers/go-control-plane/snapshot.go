@@ -52,10 +52,11 @@ type state struct {
 
 	mu     sync.Mutex
 	folder string
+	served map[string]bool // the types of which there ever was a resource
 }
 
 func newState(ctx context.Context, f flags) *state {
-	s := &state{record: newRecord(), folder: f.resources}
+	s := &state{record: newRecord(), folder: f.resources, served: map[string]bool{}}
 	if f.heartbeat > 0 {
 		s.snapshots = cache.NewSnapshotCacheWithHeartbeating(ctx, f.ads, anyNode{}, nil, f.heartbeat)
 	} else {
@@ -106,6 +107,13 @@ func (s *state) put(w written) error {
 	snapshot, err := cache.NewSnapshotWithTTLs(w.Version, all)
 	if err != nil {
 		return err
+	}
+	// A type that has become empty has a version too: the proxy is told that nothing is left.
+	for url := range s.served {
+		snapshot.Resources[cache.GetResponseType(url)].Version = w.Version
+	}
+	for url := range all {
+		s.served[url] = true
 	}
 	for name, version := range w.Versions {
 		at := cache.GetResponseType(shorts[name])

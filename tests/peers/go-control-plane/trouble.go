@@ -56,6 +56,12 @@ func (r *record) refused() error {
 	return nil
 }
 
+func (r *record) hangs(typeURL string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.trouble.Hang && r.trouble.covers(typeURL)
+}
+
 // calm waits until the type's responses may go out, or done closes; the trouble that holds then.
 func (r *record) calm(typeURL string, done <-chan struct{}) (trouble, bool) {
 	for {
