@@ -255,7 +255,8 @@ impl Session {
                 cluster.stats().upstream_cx_overflow.inc();
                 return self.fail(ResponseFlag::UpstreamOverflow, FAILED[2]);
             }
-            let Some(host) = cluster.pick(&LbContext::default()) else {
+            let destination = cluster.destination(None, &self.info.borrow());
+            let Some(host) = cluster.pick(&LbContext { destination, ..LbContext::default() }) else {
                 return self.fail(ResponseFlag::NoHealthyUpstream, FAILED[1]);
             };
             if let Some(transport) = self.attempt(&host).await {

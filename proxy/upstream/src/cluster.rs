@@ -21,8 +21,10 @@ use crate::manager::Warming;
 use crate::stats::{ClusterStats, TimeoutBudgetStats};
 
 use building::{Building, Kept};
+use destinations::Destinations;
 
 mod building;
+pub(crate) mod destinations;
 
 /// What lies between a connection and the codec, ready to use.
 #[allow(clippy::large_enum_variant, reason = "one or two for each cluster")]
@@ -51,6 +53,8 @@ pub struct Cluster {
     resolved: Mutex<Resolved>,
     reported: Mutex<Membership>,
     tasks: Mutex<Vec<AbortHandle>>,
+    /// The hosts of an ORIGINAL_DST cluster.
+    pub(crate) destinations: Box<Destinations>,
     /// Whether the first answer on its hosts, good or bad, is still to come.
     pub(crate) warming: AtomicBool,
     pub(crate) eds_warming: Mutex<Option<Warming>>,
@@ -134,6 +138,7 @@ impl Cluster {
             resolved: Mutex::default(),
             reported: Mutex::default(),
             tasks: Mutex::default(),
+            destinations: Box::default(),
             socket_matches,
         };
         if cluster.config.discovery == Discovery::Static {
@@ -341,13 +346,17 @@ impl Cluster {
         }
         // The first time counts even if there are no hosts.
         let changes = set.changed_priorities(&old).max(u64::from(self.generation() == 0));
+        self.publish(set, changes);
+        Rebuild::Changed
+    }
+
+    fn publish(&self, set: HostSet, changes: u64) {
         self.hosts.store(Arc::new(set));
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.reported.lock().unwrap_or_else(PoisonError::into_inner).changes += changes;
         if let Some(used) = self.used.get() {
             self.report(&used.stats);
         }
-        Rebuild::Changed
     }
 
     fn socket_index(&self, metadata: Option<&sampan_core::stream_info::Metadata>) -> usize {
@@ -371,8 +380,9 @@ impl Cluster {
         }
         let hosts = self.hosts.load();
         let mut now = Membership::default();
-        // Envoy sets it when a set changes, which a STATIC cluster's never does.
-        let weighs = self.config.discovery != Discovery::Static && self.generation() > 0;
+        // Envoy sets it when it compares hosts of now and before, which these kinds of cluster never do.
+        let listed = matches!(self.config.discovery, Discovery::Static | Discovery::OriginalDst(_));
+        let weighs = !listed && self.generation() > 0;
         now.max_weight = u64::from(weighs);
         for host in hosts.hosts() {
             now.total += 1;

@@ -67,6 +67,11 @@ const FROM_EDS: u32 = HealthFlag::FailedEdsHealth as u32
     | HealthFlag::DegradedEdsHealth as u32
     | HealthFlag::EdsStatusDraining as u32;
 
+/// Picked since the last clean-up.
+const PICKED: u32 = 1;
+/// Taken away by the clean-up.
+const GONE: u32 = 2;
+
 /// What the flags add up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
@@ -89,6 +94,8 @@ pub struct Host {
     weight: AtomicU32,
     priority: AtomicU32,
     metadata: ArcSwapOption<Metadata>,
+    /// Of an ORIGINAL_DST cluster: [`PICKED`] and [`GONE`].
+    marks: AtomicU32,
     /// Which of the cluster's transport sockets it takes: 0 the cluster's own, n the match n - 1.
     pub(crate) transport_socket: usize,
     /// Counters.
@@ -117,9 +124,29 @@ impl Host {
             priority: AtomicU32::new(spec.priority),
             locality: spec.locality.clone(),
             metadata: ArcSwapOption::new(spec.metadata.clone()),
+            marks: AtomicU32::new(PICKED),
             transport_socket: spec.transport_socket,
             stats: HostStats::default(),
         }
+    }
+
+    /// Marks a host of an ORIGINAL_DST cluster as picked, so that the next clean-up leaves it.
+    pub(crate) fn picked(&self) {
+        if self.marks.load(Ordering::Relaxed) & PICKED == 0 {
+            self.marks.fetch_or(PICKED, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn take_picked(&self) -> bool {
+        self.marks.fetch_and(!PICKED, Ordering::Relaxed) & PICKED != 0
+    }
+
+    pub(crate) fn set_gone(&self) {
+        self.marks.fetch_or(GONE, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.marks.load(Ordering::Relaxed) & GONE != 0
     }
 
     /// Where it is reached; a LOGICAL_DNS host's address changes.

@@ -13,7 +13,7 @@ use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_tls::StaticSecrets;
 use tokio::sync::watch;
 
-use crate::cluster::{Cluster, Origin};
+use crate::cluster::{Cluster, Origin, destinations};
 use crate::config::{ClusterConfig, Discovery};
 use crate::dns;
 
@@ -192,6 +192,9 @@ impl ClusterManager {
         let warming = self.warming(&cluster);
         if let Discovery::StrictDns(dns) | Discovery::LogicalDns(dns) = &cluster.config().discovery {
             dns::start(&cluster, dns, &self.resolver, &warming);
+        }
+        if let Discovery::OriginalDst(config) = &cluster.config().discovery {
+            destinations::start(&cluster, config.cleanup_interval);
         }
         // Subscriptions to endpoints and secrets keep it warming; a plain STATIC one is warm now.
         if matches!(cluster.config().discovery, Discovery::Eds(_)) || !cluster.secrets().is_empty() {

@@ -2,19 +2,26 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use sampan_core::stream_info::Metadata;
+use sampan_core::header::HeaderMap;
+use sampan_core::stream_info::{Metadata, StreamInfo};
 
 use crate::circuit::{Breakers, Priority};
 use crate::cluster::Cluster;
+use crate::config::Discovery;
 use crate::host::{Host, HostSet};
 use crate::lb::{LbContext, LoadBalancer, Random};
 use crate::manager::Clusters;
 use crate::pool::{PoolSet, Sweeper};
 use crate::stats::ClusterStats;
+
+use destinations::Destinations;
+
+mod destinations;
 
 /// The clusters of one worker. Clones share.
 #[derive(Clone)]
@@ -42,6 +49,8 @@ pub struct WorkerCluster {
     generation: Cell<u64>,
     balancer: RefCell<LoadBalancer>,
     hosts: RefCell<HashMap<usize, Rc<WorkerHost>, RandomState>>,
+    /// Of an ORIGINAL_DST cluster.
+    destinations: Option<Box<Destinations>>,
 }
 
 /// A host on one worker: its pools.
@@ -116,6 +125,8 @@ impl WorkerCluster {
             generation: Cell::new(u64::MAX),
             balancer: RefCell::new(balancer),
             hosts: RefCell::default(),
+            destinations: matches!(core.cluster.config().discovery, Discovery::OriginalDst(_))
+                .then(Box::default),
             core,
         };
         this.refresh();
@@ -137,8 +148,25 @@ impl WorkerCluster {
         &self.core.breakers[priority as usize]
     }
 
+    /// Where a request or connection goes if this is an ORIGINAL_DST cluster: for [`LbContext::destination`].
+    pub fn destination(&self, headers: Option<&HeaderMap>, info: &StreamInfo) -> Option<SocketAddr> {
+        match &self.core.cluster.config().discovery {
+            Discovery::OriginalDst(config) => {
+                config.destination(headers, info, &self.core.stats.original_dst_host_invalid)
+            }
+            _ => None,
+        }
+    }
+
     /// Picks a host. `None`: no healthy upstream, `upstream_cx_none_healthy` was counted.
     pub fn pick(&self, context: &LbContext<'_>) -> Option<Rc<WorkerHost>> {
+        if let Some(destinations) = &self.destinations {
+            let host = context.destination.map(|address| destinations.pick(&self.core, address));
+            if host.is_none() {
+                self.core.stats.upstream_cx_none_healthy.inc();
+            }
+            return host;
+        }
         if self.generation.get() != self.core.cluster.generation() {
             self.refresh();
         }
@@ -188,6 +216,9 @@ impl WorkerCluster {
     fn drain(&self) {
         for host in self.hosts.borrow().values() {
             host.drain();
+        }
+        if let Some(destinations) = &self.destinations {
+            destinations.drain();
         }
     }
 }

@@ -5,14 +5,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use sampan_codec::BodyError;
 use sampan_codec::h1::ResponseHead;
-use sampan_codec::{BodyError, ResetReason};
 use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderName};
 use sampan_upstream::{ConnectOptions, Host, HttpLease, LbContext, PoolError, WorkerHost};
 
 use super::exchange::Exchange;
-use super::failure::{Failure, no_host, reset};
+use super::failure::{Failure, reset};
 use super::upload::Upload;
 use super::{Forward, codes};
 use crate::filter::LocalReply;
@@ -20,11 +20,7 @@ use crate::filter::LocalReply;
 impl Forward<'_> {
     /// One attempt, to the response's head.
     pub(super) async fn attempt(&mut self, upload: &mut Upload) -> Result<(ResponseHead, Exchange), Failure> {
-        let host = self.pick().ok_or(Failure::Reset { reason: ResetReason::LocalReset, sent: false });
-        let host = match host {
-            Ok(host) => host,
-            Err(_) => return Err(Failure::Connect(no_host())),
-        };
+        let host = self.pick().ok_or(Failure::NoHost)?;
         self.note_host(&host);
         self.host = Some(host.clone());
         let lease = self.connection(&host, upload).await?;
@@ -171,7 +167,9 @@ impl Forward<'_> {
         let context = LbContext {
             priority: self.priority,
             exclude: avoid_tried.then_some(&avoid as &dyn Fn(&Host) -> bool),
-            max_attempts: policy.host_attempts,
+            // The first pick is none of the attempts at another, in Envoy's count.
+            max_attempts: policy.host_attempts + 1,
+            destination: self.cluster.destination(Some(&self.stream.request), &self.stream.info),
             ..LbContext::default()
         };
         let host = self.cluster.pick(&context)?;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use sampan_codec::{BodyError, CodecError, ResetReason};
 use sampan_core::header::HeaderId;
 use sampan_core::stream_info::{Protocol, ResponseFlag};
-use sampan_upstream::{ConnectFailure, ConnectFailureKind};
+use sampan_upstream::ConnectFailure;
 
 use super::{End, Forward, codes};
 use crate::filter::LocalReply;
@@ -14,6 +14,8 @@ use crate::filter::LocalReply;
 #[derive(Debug)]
 pub(super) enum Failure {
     Overflow,
+    /// There is no host; that is never tried again.
+    NoHost,
     Connect(ConnectFailure),
     /// The upstream reset the stream before it did anything.
     Refused,
@@ -32,7 +34,14 @@ pub(super) enum Failure {
 
 impl Failure {
     pub(super) fn request_sent(&self) -> bool {
-        !matches!(self, Self::Overflow | Self::Connect(_) | Self::Refused | Self::Reset { sent: false, .. })
+        !matches!(
+            self,
+            Self::Overflow
+                | Self::NoHost
+                | Self::Connect(_)
+                | Self::Refused
+                | Self::Reset { sent: false, .. }
+        )
     }
 }
 
@@ -67,13 +76,8 @@ impl Forward<'_> {
         }
         let stats = self.cluster.stats().clone();
         let info = &mut self.stream.info;
-        if let Failure::Connect(failure) = &failure
-            && failure.reason.is_empty()
-            && *failure == no_host()
-        {
-            return self.no_healthy_upstream();
-        }
         let (status, flag, reason, transport) = match &failure {
+            Failure::NoHost => return self.no_healthy_upstream(),
             Failure::Timeout => {
                 return self.timed_out("response_timeout");
             }
@@ -156,11 +160,6 @@ impl Forward<'_> {
             self.counters.charge(status);
         }
     }
-}
-
-/// No host to connect to; distinguished from real failures, which all have a reason or a timeout.
-pub(super) fn no_host() -> ConnectFailure {
-    ConnectFailure { kind: ConnectFailureKind::Local, reason: "".into() }
 }
 
 pub(super) fn reset(reason: ResetReason, sent: bool) -> Failure {

@@ -148,10 +148,10 @@ impl<'p> RetryState<'p> {
     }
 
     fn wants_failure(&self, failure: &Failure) -> bool {
-        use Failure::{Connect, Overflow, Refused};
+        use Failure::{Connect, NoHost, Overflow, Refused};
         let resets = RetryOn::RESET.union(RetryOn::SERVER_ERROR).union(RetryOn::GATEWAY_ERROR);
         match failure {
-            Overflow => false,
+            Overflow | NoHost => false,
             Connect(_) if self.on.has(RetryOn::CONNECT_FAILURE) => true,
             Refused if self.on.has(RetryOn::REFUSED_STREAM) => true,
             _ if !failure.request_sent() && self.on.has(RetryOn::RESET_BEFORE_REQUEST) => true,

@@ -24,6 +24,8 @@ pub enum LbPolicy {
     },
     /// `RANDOM`: weights do not count, as in Envoy.
     Random,
+    /// `CLUSTER_PROVIDED`: an ORIGINAL_DST cluster knows its hosts itself.
+    ClusterProvided,
 }
 
 /// The policy and what is common to all.
@@ -40,7 +42,8 @@ pub struct LbConfig {
 }
 
 impl LbConfig {
-    pub(super) fn from_proto(m: &Cluster) -> ConfigResult<Self> {
+    /// `provided`: the kind of cluster brings its own balancer.
+    pub(super) fn from_proto(m: &Cluster, provided: bool) -> ConfigResult<Self> {
         use cluster::common_lb_config::LocalityConfigSpecifier as L;
         let common = m.common_lb_config.as_ref();
         let threshold = common.and_then(|c| c.healthy_panic_threshold).map_or(50.0, |p| p.value);
@@ -58,6 +61,15 @@ impl LbConfig {
         match &m.load_balancing_policy {
             Some(policy) => config.extension(policy).at("load_balancing_policy")?,
             None => config.policy = from_enum(m)?,
+        }
+        if provided != (config.policy == LbPolicy::ClusterProvided) {
+            let (not, did) = if provided { ("not ", "provided") } else { ("", "did not provide") };
+            return Err(ConfigError::new(format!(
+                "cluster manager: cluster provided LB {not}specified but cluster '{}' {did} one. Check cluster \
+                 documentation.",
+                m.name
+            ))
+            .at("lb_policy"));
         }
         Ok(config)
     }
@@ -96,6 +108,10 @@ impl LbConfig {
                 let m: ext::random::v3::Random = unpack(Some(any))?;
                 self.policy = LbPolicy::Random;
                 m.locality_lb_config
+            }
+            "envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided" => {
+                self.policy = LbPolicy::ClusterProvided;
+                None
             }
             name => return Err(ConfigError::unsupported(name)),
         };
@@ -166,6 +182,7 @@ fn from_enum(m: &Cluster) -> ConfigResult<LbPolicy> {
             _ => least_request(None, None, false),
         },
         P::Random => Ok(LbPolicy::Random),
+        P::ClusterProvided => Ok(LbPolicy::ClusterProvided),
         P::LoadBalancingPolicyConfig => Err(ConfigError::new(
             "cluster: LB policy LOAD_BALANCING_POLICY_CONFIG needs load_balancing_policy",
         )

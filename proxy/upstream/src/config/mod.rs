@@ -19,6 +19,7 @@ mod endpoints;
 mod http;
 mod http2;
 mod lb;
+mod original_dst;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use endpoints::{EndpointConfig, EndpointTarget, LoadAssignment, LocalityConf
 pub use http::{HttpConfig, HttpProtocol};
 pub use http2::http2_options;
 pub use lb::{LbConfig, LbPolicy};
+pub use original_dst::OriginalDstConfig;
 pub use socket::{BindConfig, KeepaliveConfig, TransportSocketConfig, TransportSocketMatch};
 
 /// Where a cluster's hosts come from.
@@ -42,6 +44,8 @@ pub enum Discovery {
     LogicalDns(Arc<DnsConfig>),
     /// From EDS.
     Eds(Box<EdsConfig>),
+    /// Made as they are asked for.
+    OriginalDst(Box<OriginalDstConfig>),
 }
 
 /// `eds_cluster_config`
@@ -136,7 +140,7 @@ impl ClusterConfig {
             } else {
                 message.alt_stat_name.as_str().into()
             },
-            lb: LbConfig::from_proto(message)?,
+            lb: LbConfig::from_proto(message, matches!(discovery, Discovery::OriginalDst(_)))?,
             connect_timeout: connect_timeout(message)?,
             buffer_limit: message.per_connection_buffer_limit_bytes.map_or(1024 * 1024, |v| v.value),
             circuit_breakers: message
@@ -212,7 +216,9 @@ fn discovery(message: &Message) -> ConfigResult<Discovery> {
                 Ok(Discovery::LogicalDns(DnsConfig::from_cluster(message)?.into()))
             }
             Ok(pb::DiscoveryType::Eds) => Ok(Discovery::Eds(EdsConfig::from_cluster(message)?.into())),
-            Ok(other) => Err(ConfigError::unsupported(other.as_str_name()).at("type")),
+            Ok(pb::DiscoveryType::OriginalDst) => {
+                Ok(Discovery::OriginalDst(OriginalDstConfig::from_cluster(message)?.into()))
+            }
             Err(_) => Err(ConfigError::new("unknown discovery type").at("type")),
         },
         Some(T::ClusterType(custom)) => custom_discovery(message, custom).at("cluster_type"),
@@ -239,6 +245,9 @@ fn custom_discovery(message: &Message, custom: &pb::CustomClusterType) -> Config
         }
         ("envoy.cluster.logical_dns", None) => {
             Ok(Discovery::LogicalDns(DnsConfig::from_cluster(message)?.into()))
+        }
+        ("envoy.cluster.original_dst", None) => {
+            Ok(Discovery::OriginalDst(OriginalDstConfig::from_cluster(message)?.into()))
         }
         (name, Some(url)) => Err(ConfigError::unsupported(format!("cluster type {name} ({url})"))),
         (name, None) => Err(ConfigError::unsupported(format!("cluster type {name}"))),

@@ -6,6 +6,7 @@
 //! with unequal weights, an [`edf`] schedule from which a random number of picks was taken first.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use crate::circuit::Priority;
@@ -32,6 +33,8 @@ pub struct LbContext<'a> {
     pub exclude: Option<&'a dyn Fn(&Host) -> bool>,
     /// `host_selection_retry_max_attempts`, at least one pick is made.
     pub max_attempts: u32,
+    /// Where an ORIGINAL_DST cluster's request goes.
+    pub destination: Option<SocketAddr>,
     /// An address that is taken if it is there and healthy (`override_host`); strict: nothing else then.
     pub override_host: Option<(&'a str, bool)>,
 }
@@ -200,7 +203,7 @@ impl LoadBalancer {
                 source.next.set(if next + 1 >= count { 0 } else { next + 1 });
                 next
             }
-            LbPolicy::Random => (self.random.next() % count as u64) as usize,
+            LbPolicy::Random | LbPolicy::ClusterProvided => (self.random.next() % count as u64) as usize,
             LbPolicy::LeastRequest { full_scan: true, .. } => self.least_of_all(source),
             LbPolicy::LeastRequest { choices, .. } => {
                 // Choices are drawn with replacement; the first of equals stays.
