@@ -30,7 +30,7 @@ pub use cluster::{Cluster, Origin, Rebuild};
 pub use config::{ClusterConfig, Discovery, EdsConfig, LoadAssignment};
 pub use connect::{ConnectFailure, ConnectFailureKind, ConnectInfo, ConnectOptions, Connected};
 pub use host::{Health, HealthFlag, Host, HostSet, Locality};
-pub use lb::LbContext;
+pub use lb::{LbContext, PreviousPriorities};
 pub use manager::{ClusterManager, Clusters};
 pub use pool::{H1Lease, H2Lease, HttpLease, PoolError, TcpLease};
 pub use stats::{ClusterStats, HostStats, TimeoutBudgetStats};

@@ -27,6 +27,8 @@ pub enum Action {
 /// What a route inherits from its virtual host.
 pub(super) struct Inherited<'a> {
     pub(super) retry: Option<&'a RetryPolicy>,
+    /// `hedge_policy.hedge_on_per_try_timeout`
+    pub(super) hedge: bool,
     pub(super) mirrors: &'a [Mirror],
     /// `max_direct_response_body_size_bytes`
     pub(super) max_body: usize,

@@ -81,6 +81,8 @@ pub struct ClusterAction {
     pub rate_limits: RateLimits,
     /// `include_vh_rate_limits`
     pub include_host_rate_limits: bool,
+    /// `hedge_policy.hedge_on_per_try_timeout`; its other fields do nothing in Envoy either.
+    pub hedge_on_per_try_timeout: bool,
     /// The deprecated `cors`.
     pub(crate) cors: Option<Arc<CorsPolicy>>,
 }
@@ -138,6 +140,10 @@ impl ClusterAction {
             hash: HashPolicies::from_proto(&message.hash_policy)?,
             rate_limits: RateLimits::of_route(&message.rate_limits)?,
             include_host_rate_limits: message.include_vh_rate_limits.is_some_and(|i| i.value),
+            hedge_on_per_try_timeout: match &message.hedge_policy {
+                Some(policy) => policy.hedge_on_per_try_timeout,
+                None => inherited.hedge,
+            },
             cors: message.cors.as_ref().map(CorsPolicy::of_route).transpose().at("cors")?,
         })
     }
@@ -211,13 +217,7 @@ impl ClusterAction {
 #[allow(deprecated)] // Deprecated fields that Envoy 1.40 still knows are refused by name.
 fn refuse_unsupported(message: &pb::RouteAction) -> ConfigResult<()> {
     early_data(message).at("early_data_policy")?;
-    refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
-    hedging(message.hedge_policy.as_ref())
-}
-
-/// Hedging is not done; a policy that asks for none is nothing.
-pub(super) fn hedging(policy: Option<&pb::HedgePolicy>) -> ConfigResult<()> {
-    refuse(policy.is_some_and(|p| p.hedge_on_per_try_timeout), "hedge_policy.hedge_on_per_try_timeout")
+    refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")
 }
 
 /// Early data only goes out over HTTP/3: Envoy's own policy has no effect without it.

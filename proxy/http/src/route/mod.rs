@@ -24,6 +24,7 @@ mod per_filter;
 mod rate_limit;
 mod redirect;
 mod retry;
+mod retry_host;
 mod rewrite;
 mod source;
 mod template;
@@ -49,6 +50,7 @@ pub use per_filter::FilterConfigs;
 pub use rate_limit::{Descriptor, Descriptors, Entry, RateLimit, RateLimits};
 pub use redirect::Redirect;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
+pub use retry_host::HostPredicate;
 pub use source::{Decision, RouteContext, RouteSlot, RouteSource, Selected, SharedTable, WantedRoutes};
 pub use vcluster::{Counted, VirtualCluster};
 pub use weighted::{ClusterChoice, WeightedCluster};
@@ -87,6 +89,8 @@ pub struct VirtualHost {
     virtual_clusters: Vec<VirtualCluster>,
     /// `include_request_attempt_count`
     pub attempt_count: bool,
+    /// `include_is_timeout_retry_header`
+    pub tells_timeout_retry: bool,
     /// `include_attempt_count_in_response`
     pub attempt_count_in_response: bool,
     /// `metadata`
@@ -159,6 +163,7 @@ impl RouteTable {
         let mut virtual_hosts = Vec::with_capacity(message.virtual_hosts.len());
         let inherited = action::Inherited {
             retry: None,
+            hedge: false,
             mirrors: &Mirror::list(&message.request_mirror_policies)?,
             max_body: message.max_direct_response_body_size_bytes.map_or(4096, |m| m.value as usize),
         };
@@ -206,14 +211,13 @@ impl VirtualHost {
         inherited: &action::Inherited<'_>,
     ) -> ConfigResult<Self> {
         refuse(message.matcher.is_some(), "matcher")?;
-        forward::hedging(message.hedge_policy.as_ref())?;
         refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
-        refuse(message.include_is_timeout_retry_header, "include_is_timeout_retry_header")?;
         let retry =
             message.retry_policy.as_ref().map(RetryPolicy::from_proto).transpose().at("retry_policy")?;
         let own = Mirror::list(&message.request_mirror_policies)?;
         let mirrors = if own.is_empty() { inherited.mirrors } else { &own };
-        let inherited = action::Inherited { retry: retry.as_ref(), mirrors, ..*inherited };
+        let hedge = message.hedge_policy.as_ref().is_some_and(|p| p.hedge_on_per_try_timeout);
+        let inherited = action::Inherited { retry: retry.as_ref(), hedge, mirrors, ..*inherited };
         let limit = message
             .request_body_buffer_limit
             .map(|l| l.value)
@@ -237,6 +241,7 @@ impl VirtualHost {
             mutations: Mutations::of(message)?,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
             attempt_count: message.include_request_attempt_count,
+            tells_timeout_retry: message.include_is_timeout_retry_header,
             attempt_count_in_response: message.include_attempt_count_in_response,
             metadata: metadata(message.metadata.as_ref()),
             rate_limits: RateLimits::of_route(&message.rate_limits)?,

@@ -8,6 +8,7 @@ use sampan_core::header::{HeaderMap, HeaderName};
 use sampan_core::matcher::HeaderMatcher;
 
 use super::refuse;
+use super::retry_host::{self, HostPredicate};
 use crate::manager::duration;
 
 /// The set of `retry_on` values.
@@ -92,18 +93,12 @@ impl RetryOn {
 }
 
 /// Exponential back-off with full jitter.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct BackOff {
-    /// The first interval's bound.
-    pub base: Duration,
-    /// The largest bound.
-    pub max: Duration,
-}
-
-impl Default for BackOff {
-    fn default() -> Self {
-        Self { base: Duration::from_millis(25), max: Duration::from_millis(250) }
-    }
+    /// The first interval's bound; none: 25 ms, or what the runtime says.
+    pub base: Option<Duration>,
+    /// The largest bound; none: ten times the first.
+    pub max: Option<Duration>,
 }
 
 /// `rate_limited_retry_back_off`
@@ -136,8 +131,10 @@ pub struct RetryPolicy {
     pub back_off: BackOff,
     /// `rate_limited_retry_back_off`
     pub rate_limited: Option<RateLimited>,
-    /// `retry_host_predicate`: hosts that were tried already are avoided.
-    pub avoid_previous_hosts: bool,
+    /// `retry_host_predicate`
+    pub host_predicates: Vec<HostPredicate>,
+    /// `retry_priority`: `update_frequency` of `previous_priorities`.
+    pub previous_priorities: Option<u32>,
     /// `host_selection_retry_max_attempts`
     pub host_attempts: u32,
 }
@@ -145,24 +142,7 @@ pub struct RetryPolicy {
 impl RetryPolicy {
     pub(super) fn from_proto(message: &pb::RetryPolicy) -> ConfigResult<Self> {
         refuse(!message.retry_options_predicates.is_empty(), "retry_options_predicates")?;
-        refuse(message.retry_priority.is_some(), "retry_priority")?;
-        let mut avoid_previous_hosts = false;
-        for (i, predicate) in message.retry_host_predicate.iter().enumerate() {
-            use pb::retry_policy::retry_host_predicate::ConfigType;
-            let name = match &predicate.config_type {
-                Some(ConfigType::TypedConfig(any)) => crate::filter::message_name(any),
-                None => "",
-            };
-            match name {
-                "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate" => {
-                    avoid_previous_hosts = true
-                }
-                _ => {
-                    let what = format!("retry host predicate {:?} ({name})", predicate.name);
-                    return Err(ConfigError::unsupported(what).index(i).at("retry_host_predicate"));
-                }
-            }
-        }
+        let priority = message.retry_priority.as_ref().map(retry_host::previous_priorities).transpose();
         let on = RetryOn::parse(&message.retry_on).0;
         Ok(Self {
             on,
@@ -181,7 +161,8 @@ impl RetryPolicy {
             )?,
             back_off: back_off(message.retry_back_off.as_ref()).at("retry_back_off")?,
             rate_limited: rate_limited(message.rate_limited_retry_back_off.as_ref()),
-            avoid_previous_hosts,
+            host_predicates: HostPredicate::list(&message.retry_host_predicate)?,
+            previous_priorities: priority.at("retry_priority")?,
             host_attempts: message.host_selection_retry_max_attempts.clamp(1, 1000) as u32,
         })
     }
@@ -189,10 +170,10 @@ impl RetryPolicy {
 
 fn back_off(message: Option<&pb::retry_policy::RetryBackOff>) -> ConfigResult<BackOff> {
     let Some(message) = message else { return Ok(BackOff::default()) };
-    let base = message.base_interval.as_ref().map_or(Duration::from_millis(25), duration);
-    let base = base.max(Duration::from_millis(1));
-    let max = message.max_interval.as_ref().map_or(base * 10, duration);
-    if max < base {
+    let at_least = |d| duration(d).max(Duration::from_millis(1));
+    let base = message.base_interval.as_ref().map(at_least);
+    let max = message.max_interval.as_ref().map(at_least);
+    if max.zip(base).is_some_and(|(max, base)| max < base) {
         return Err(ConfigError::new(
             "retry_policy.max_interval must greater than or equal to the base_interval",
         ));

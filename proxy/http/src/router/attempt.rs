@@ -9,7 +9,9 @@ use sampan_codec::BodyError;
 use sampan_codec::h1::ResponseHead;
 use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderName};
-use sampan_upstream::{ConnectOptions, Host, HttpLease, LbContext, PoolError, WorkerHost};
+use sampan_upstream::{
+    ConnectOptions, Host, HttpLease, LbContext, PoolError, PreviousPriorities, WorkerHost,
+};
 
 use super::exchange::Exchange;
 use super::failure::{Failure, reset};
@@ -97,7 +99,15 @@ impl Forward<'_> {
                     Poll::Pending => break,
                 }
             }
-            timeouts.poll(&timer, cx).map(Err)
+            match timeouts.poll(&timer, cx) {
+                // What has not sent its request yet cannot go on beside another.
+                Poll::Ready(Failure::PerTryTimeout | Failure::PerTryIdleTimeout)
+                    if timeouts.hedging && !sent =>
+                {
+                    Poll::Pending
+                }
+                expired => expired.map(Err),
+            }
         })
         .await;
         if head.is_err() {
@@ -108,7 +118,13 @@ impl Forward<'_> {
             self.received(upload);
         }
         self.stream.info.upstream_mut().last_tx = last_tx;
-        let mut head = head?;
+        let mut head = match head {
+            Err(failure @ (Failure::PerTryTimeout | Failure::PerTryIdleTimeout)) if self.timeouts.hedging => {
+                self.slow = Some(exchange);
+                return Err(failure);
+            }
+            head => head?,
+        };
         // A POST whose payload is a TCP stream is a POST to its client.
         head.tunnel &= tunnel;
         let now = clock::tick();
@@ -159,22 +175,29 @@ impl Forward<'_> {
         }
     }
 
+    /// The attempt's host; the policy's predicates and priorities are for those behind the first.
     fn pick(&mut self) -> Option<Rc<WorkerHost>> {
         let policy = &self.action.retry;
+        let again = self.stream.info.attempts > 1;
         let tried = &self.tried;
-        let avoid = |host: &Host| tried.iter().any(|t| std::ptr::eq(&**t, host));
-        let avoid_tried = policy.avoid_previous_hosts && !tried.is_empty();
+        let avoid = |host: &Host| policy.host_predicates.iter().any(|p| p.avoids(host, tried));
+        let avoids = again && !policy.host_predicates.is_empty();
         let context = LbContext {
             priority: self.priority,
-            exclude: avoid_tried.then_some(&avoid as &dyn Fn(&Host) -> bool),
+            previous_priorities: self.previous_priorities.as_deref().filter(|_| again),
+            exclude: avoids.then_some(&avoid as &dyn Fn(&Host) -> bool),
             // The first pick is none of the attempts at another, in Envoy's count.
             max_attempts: policy.host_attempts + 1,
             destination: self.cluster.destination(Some(&self.stream.request), &self.stream.info),
             ..LbContext::default()
         };
         let host = self.cluster.pick(&context)?;
-        if policy.avoid_previous_hosts {
+        if !policy.host_predicates.is_empty() {
             self.tried.push(host.host.clone());
+        }
+        if let Some(frequency) = policy.previous_priorities {
+            let previous = || Box::new(PreviousPriorities::new(frequency));
+            self.previous_priorities.get_or_insert_with(previous).attempted(&host.host);
         }
         Some(host)
     }

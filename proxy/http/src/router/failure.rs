@@ -43,6 +43,11 @@ impl Failure {
                 | Self::Reset { sent: false, .. }
         )
     }
+
+    /// What an attempt that ended so counts as, where another goes on.
+    pub(super) fn status(&self) -> u16 {
+        if matches!(self, Self::Protocol) { 502 } else { 503 }
+    }
 }
 
 impl Forward<'_> {
@@ -143,14 +148,14 @@ impl Forward<'_> {
     }
 
     fn timed_out(&mut self, details: &'static str) -> End {
-        let status = if self.timeouts.alternative_response { 204 } else { 504 };
+        let status = self.timeouts.status();
         self.charge_local(status);
         let reply = LocalReply::new(status, details).flag(ResponseFlag::UpstreamRequestTimeout);
         if status == 204 { reply.into() } else { reply.body("upstream request timeout").into() }
     }
 
     /// A local reply in the upstream's place counts as its code.
-    fn charge_local(&self, status: u16) {
+    pub(super) fn charge_local(&self, status: u16) {
         if self.config.dynamic_stats {
             codes::charge(
                 self.cluster.cluster(),

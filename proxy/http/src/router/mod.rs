@@ -13,6 +13,7 @@ mod codes;
 mod config;
 mod exchange;
 mod failure;
+mod hedge;
 mod internal_redirect;
 mod respond;
 mod retry;
@@ -32,7 +33,7 @@ use sampan_core::clock;
 use sampan_core::format::FormatContext;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::ResponseFlag;
-use sampan_upstream::{ConnectOptions, Host, Priority, WorkerCluster, WorkerHost};
+use sampan_upstream::{ConnectOptions, Host, PreviousPriorities, Priority, WorkerCluster, WorkerHost};
 
 use crate::filter::{LocalReply, Response};
 use crate::manager::split_port;
@@ -168,11 +169,16 @@ struct Forward<'s> {
     priority: Priority,
     timeouts: Timeouts,
     tried: Vec<Arc<Host>>,
+    previous_priorities: Option<Box<PreviousPriorities>>,
     /// The attempt's.
     host: Option<Rc<WorkerHost>>,
     internal: bool,
     /// An informational head has come: no other attempt can follow.
     informed: bool,
+    /// The attempt before was too slow.
+    timed_out: bool,
+    /// An attempt that was too slow, and goes on (hedging).
+    slow: Option<Exchange>,
     connect_options: Option<ConnectOptions>,
     counters: RequestCounters,
 }
@@ -203,9 +209,12 @@ impl<'s> Forward<'s> {
             priority,
             timeouts: Timeouts::default(),
             tried: Vec::new(),
+            previous_priorities: None,
             host: None,
             internal,
             informed: false,
+            timed_out: false,
+            slow: None,
             connect_options: None,
             counters,
         }
@@ -217,13 +226,17 @@ impl<'s> Forward<'s> {
         let keep_original = !self.config.suppress_envoy_headers;
         self.selected.finalize_request(&mut self.stream.request, &self.stream.info, keep_original);
         self.connect_options = self.connect_options();
-        let mut retry =
-            RetryState::new(&self.action.retry, &mut self.stream.request, &self.cluster, self.priority);
+        let Stream { request, worker, .. } = &mut *self.stream;
+        let mut retry = RetryState::new(&self.action.retry, request, &self.cluster, self.priority, worker);
         if let Some(retry) = &mut retry {
             retry.counters.clone_from(&self.counters);
         }
         if self.stream.upgrade.is_some() {
             retry = None;
+        }
+        if self.timeouts.hedging && retry.is_none() {
+            // Nothing can take a slow attempt's place.
+            self.timeouts.no_tries();
         }
         let body = std::mem::take(&mut self.stream.body);
         let limit = self.retry_buffer_limit();
@@ -231,15 +244,18 @@ impl<'s> Forward<'s> {
         let body = shadow::tee(body, shadows, limit);
         let keeps = retry.is_some() || self.action.redirects.is_some();
         let mut upload = Upload::new(body, keeps.then_some(limit), self.stream.info.bytes.received);
+        if self.timeouts.hedging
+            && let Some(retry) = retry
+        {
+            return Box::pin(self.hedge(upload, retry)).await;
+        }
         loop {
-            self.stream.info.attempts += 1;
-            if self.stream.info.attempts > 1 {
-                self.set_attempt_headers(self.stream.info.attempts);
-            }
+            self.begin_attempt();
             let result = self.attempt(&mut upload).await;
             if let Err(failure) = &result {
                 self.charge_failed(failure);
             }
+            self.timed_out = matches!(result, Err(Failure::PerTryTimeout | Failure::PerTryIdleTimeout));
             let random = self.stream.worker.random();
             let decision = match (&mut retry, &result) {
                 (None, _) => Retry::No,
@@ -267,14 +283,31 @@ impl<'s> Forward<'s> {
                 Retry::Overflow => self.stream.info.flags.set(ResponseFlag::UpstreamOverflow),
                 Retry::No => {}
             }
-            let (mut head, mut exchange) = result.map_err(|failure| self.fail(failure))?;
-            if let Some(reply) = self.unsuccessful_handshake(&head, &exchange) {
-                return Err(reply.into());
-            }
-            return match self.follow(&mut head, &mut exchange, &mut upload) {
-                Some(end) => Err(end),
-                None => Ok(self.respond(head, exchange, upload)),
-            };
+            let (head, exchange) = result.map_err(|failure| self.fail(failure))?;
+            return self.finish(head, exchange, upload);
+        }
+    }
+
+    /// The head that is the request's answer.
+    fn finish(
+        mut self,
+        mut head: ResponseHead,
+        mut exchange: Exchange,
+        mut upload: Upload,
+    ) -> Result<Response, End> {
+        if let Some(reply) = self.unsuccessful_handshake(&head, &exchange) {
+            return Err(reply.into());
+        }
+        match self.follow(&mut head, &mut exchange, &mut upload) {
+            Some(end) => Err(end),
+            None => Ok(self.respond(head, exchange, upload)),
+        }
+    }
+
+    fn begin_attempt(&mut self) {
+        self.stream.info.attempts += 1;
+        if self.stream.info.attempts > 1 {
+            self.set_attempt_headers(self.stream.info.attempts);
         }
     }
 
@@ -307,8 +340,13 @@ impl<'s> Forward<'s> {
 
     fn set_attempt_headers(&mut self, attempt: u32) {
         self.timeouts.tell(&mut self.stream.request, !self.config.suppress_envoy_headers);
-        if self.selected.virtual_host().attempt_count {
+        let host = self.selected.virtual_host();
+        if host.attempt_count {
             self.stream.request.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, attempt.to_string());
+        }
+        if host.tells_timeout_retry && attempt > 1 {
+            let text = if self.timed_out { "true" } else { "false" };
+            self.stream.request.set(HeaderId::X_ENVOY_IS_TIMEOUT_RETRY, text);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Whether a request is tried again; Envoy's `RetryStateImpl`.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use sampan_codec::h1::ResponseHead;
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName, HeaderSet};
 use sampan_core::matcher::all_headers_match;
 use sampan_core::stats::Counter;
+use sampan_listener::Worker;
 use sampan_upstream::circuit::{Breakers, Permit};
 use sampan_upstream::{ClusterStats, Priority, WorkerCluster};
 
@@ -23,6 +25,7 @@ pub(super) struct RetryState<'p> {
     header_names: Vec<HeaderName>,
     attempts: u32,
     stats: Arc<ClusterStats>,
+    worker: Rc<Worker>,
     pub(super) counters: RequestCounters,
     breakers: Arc<Breakers>,
     /// Held while a retry is under way.
@@ -48,6 +51,7 @@ impl<'p> RetryState<'p> {
         headers: &mut HeaderMap,
         cluster: &WorkerCluster,
         priority: Priority,
+        worker: &Rc<Worker>,
     ) -> Option<Self> {
         let mut on = policy.on;
         let mut remaining = policy.retries;
@@ -84,6 +88,7 @@ impl<'p> RetryState<'p> {
             header_names,
             attempts: 0,
             stats: cluster.stats().clone(),
+            worker: worker.clone(),
             counters: RequestCounters::default(),
             breakers: cluster.breakers(priority).clone(),
             permit: None,
@@ -107,6 +112,11 @@ impl<'p> RetryState<'p> {
         self.again(random, None)
     }
 
+    /// After a per-try timeout that ends nothing: whatever the policy retries on.
+    pub(super) fn hedge(&mut self, random: u64) -> Retry {
+        self.again(random, None)
+    }
+
     /// No retry is wanted: one that was under way has succeeded.
     fn settle(&mut self) -> Retry {
         if self.permit.take().is_some() {
@@ -116,7 +126,7 @@ impl<'p> RetryState<'p> {
         Retry::No
     }
 
-    fn wants_response(&self, head: &ResponseHead) -> bool {
+    pub(super) fn wants_response(&self, head: &ResponseHead) -> bool {
         if head.headers.contains(HeaderId::X_ENVOY_RATELIMITED) {
             return self.on.has(RetryOn::ENVOY_RATE_LIMITED);
         }
@@ -160,18 +170,22 @@ impl<'p> RetryState<'p> {
     }
 
     fn again(&mut self, random: u64, asked: Option<Duration>) -> Retry {
-        self.permit = None;
         if self.remaining == 0 {
             self.stats.upstream_rq_retry_limit_exceeded.inc();
             self.counters.inc(|counters| &counters.retry_limit_exceeded);
             return Retry::LimitExceeded;
         }
+        self.permit = None;
         self.remaining -= 1;
         let Some(permit) = self.breakers.retry() else {
             self.stats.upstream_rq_retry_overflow.inc();
             self.counters.inc(|counters| &counters.retry_overflow);
             return Retry::Overflow;
         };
+        let runtime = &self.worker.runtime;
+        if runtime.integer("upstream.use_retry", 100) <= self.worker.random() % 100 {
+            return Retry::No;
+        }
         self.permit = Some(permit);
         self.stats.upstream_rq_retry.inc();
         self.counters.inc(|counters| &counters.retry);
@@ -184,7 +198,10 @@ impl<'p> RetryState<'p> {
         let delay = match asked {
             // A little later than asked, so that not all come at once.
             Some(interval) => interval + jitter(interval / 2, random),
-            None => jittered(self.policy.back_off, self.attempts, random),
+            None => {
+                let usual = || Duration::from_millis(runtime.integer("upstream.base_retry_backoff_ms", 25));
+                jittered(self.policy.back_off, usual, self.attempts, random)
+            }
         };
         self.attempts += 1;
         Retry::After(delay)
@@ -196,9 +213,11 @@ fn jitter(bound: Duration, random: u64) -> Duration {
 }
 
 /// Anywhere between now and `base * (2^(n+1) - 1)`, at most `max`.
-fn jittered(back_off: BackOff, attempt: u32, random: u64) -> Duration {
+fn jittered(back_off: BackOff, usual: impl FnOnce() -> Duration, attempt: u32, random: u64) -> Duration {
+    let base = back_off.base.unwrap_or_else(usual);
+    let max = back_off.max.unwrap_or(base * 10);
     let factor = 2u32.saturating_pow(attempt + 1).saturating_sub(1);
-    jitter(back_off.base.saturating_mul(factor).min(back_off.max), random)
+    jitter(base.saturating_mul(factor).min(max), random)
 }
 
 /// Headers by which a client asks for retries; none reaches the upstream.

@@ -25,6 +25,8 @@ pub(super) struct Timeouts {
     tell_grpc: bool,
     /// `x-envoy-upstream-rq-timeout-alt-response`
     pub(super) alternative_response: bool,
+    /// A per-try timeout ends no attempt: another begins beside it.
+    pub(super) hedging: bool,
 }
 
 fn take_milliseconds(headers: &mut HeaderMap, id: HeaderId) -> Option<Duration> {
@@ -138,6 +140,11 @@ impl Timeouts {
         if let Some(d) = take_milliseconds(headers, HeaderId::X_ENVOY_UPSTREAM_STREAM_DURATION_MS) {
             stream.timer.set_max_duration(Some(stream.info.start + d).filter(|_| !d.is_zero()));
         }
+        timeouts.hedging = match headers.get(HeaderId::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) {
+            Some(b"true") => true,
+            Some(b"false") => false,
+            _ => action.hedge_on_per_try_timeout,
+        };
         timeouts.alternative_response = headers.remove(HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
         timeouts
     }
@@ -151,7 +158,8 @@ impl Timeouts {
             }
             (global, _) => global,
         };
-        match (self.per_try, left) {
+        // With hedging an attempt may take as long as all of them.
+        match (self.per_try.filter(|_| !self.hedging), left) {
             (Some(per_try), Some(left)) => Some(per_try.min(left)),
             (per_try, left) => per_try.or(left),
         }
@@ -185,9 +193,27 @@ impl Timeouts {
         self.per_try_idle_at = self.per_try_idle.map(|d| at + d);
     }
 
+    /// An attempt is not waited for any more.
+    pub(super) fn attempt_over(&mut self) {
+        (self.per_try_at, self.per_try_idle_at) = (None, None);
+    }
+
+    /// No attempt has a deadline of its own.
+    pub(super) fn no_tries(&mut self) {
+        (self.per_try, self.per_try_idle) = (None, None);
+    }
+
+    /// The status of what took too long.
+    pub(super) fn status(&self) -> u16 {
+        if self.alternative_response { 204 } else { 504 }
+    }
+
     /// The response has begun: only the deadline of all attempts and the silence still count.
     pub(super) fn response_begun(&mut self) {
         self.per_try_at = None;
+        if self.hedging {
+            (self.per_try_idle, self.per_try_idle_at) = (None, None);
+        }
     }
 
     /// The response has made a tunnel: only its silence still counts.

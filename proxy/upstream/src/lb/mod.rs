@@ -15,11 +15,13 @@ use crate::host::{Health, Host, HostSet};
 use crate::worker::WorkerHost;
 
 mod edf;
+mod previous;
 mod priority;
 #[cfg(test)]
 mod tests;
 
 use edf::Edf;
+pub use previous::PreviousPriorities;
 use priority::Loads;
 
 /// What a request brings to the choice.
@@ -29,7 +31,9 @@ pub struct LbContext<'a> {
     pub hash: Option<u64>,
     /// Priority of the route: which circuit breakers and pools.
     pub priority: Priority,
-    /// Hosts not wanted (a retry's `previous_hosts`); asked at most `max_attempts` times, then the last host is taken.
+    /// A retry's `retry_priority`.
+    pub previous_priorities: Option<&'a PreviousPriorities>,
+    /// Hosts not wanted (a retry's host predicates); asked at most `max_attempts` times, then the last host is taken.
     pub exclude: Option<&'a dyn Fn(&Host) -> bool>,
     /// `host_selection_retry_max_attempts`, at least one pick is made.
     pub max_attempts: u32,
@@ -143,10 +147,10 @@ impl LoadBalancer {
                 return found.map(|host| Pick { host, panic: false });
             }
         }
-        let Some(exclude) = context.exclude else { return self.pick_once(context.hash) };
+        let Some(exclude) = context.exclude else { return self.pick_once(context) };
         let mut attempts = context.max_attempts.max(1);
         loop {
-            let pick = self.pick_once(context.hash)?;
+            let pick = self.pick_once(context)?;
             attempts -= 1;
             if attempts == 0 || !exclude(&pick.host.host) {
                 return Some(pick);
@@ -162,10 +166,12 @@ impl LoadBalancer {
             .cloned()
     }
 
-    fn pick_once(&self, hash: Option<u64>) -> Option<Pick> {
-        let (level, health) = match self.loads.only() {
-            Some(only) => only,
-            None => self.loads.choose(hash.unwrap_or_else(|| self.random.next()))?,
+    fn pick_once(&self, context: &LbContext<'_>) -> Option<Pick> {
+        let hash = || context.hash.unwrap_or_else(|| self.random.next());
+        let (level, health) = match (context.previous_priorities, self.loads.only()) {
+            (Some(previous), _) => previous.choose(&self.loads, hash())?,
+            (None, Some(only)) => only,
+            (None, None) => self.loads.choose(hash())?,
         };
         let chosen = self.levels.get(level)?;
         if self.loads.panic(level) {

@@ -24,6 +24,8 @@ pub(super) struct Availability {
 pub(super) struct Loads {
     healthy: Vec<u32>,
     degraded: Vec<u32>,
+    /// How available each level is, healthy and degraded hosts apart.
+    availability: (Vec<u32>, Vec<u32>),
     panic: Vec<bool>,
     only: Option<(usize, Health)>,
 }
@@ -70,7 +72,8 @@ impl Loads {
             by_hosts(&levels, &mut healthy);
             degraded.fill(0);
         }
-        let mut loads = Self { healthy, degraded, panic, only: None };
+        let availability = (health, degraded_health);
+        let mut loads = Self { healthy, degraded, availability, panic, only: None };
         loads.only = loads.find_only();
         loads
     }
@@ -93,11 +96,21 @@ impl Loads {
         self.panic.get(level).copied().unwrap_or(false)
     }
 
+    /// How available the levels' healthy and degraded hosts are, in per cent.
+    pub(super) fn availability(&self) -> (&[u32], &[u32]) {
+        (&self.availability.0, &self.availability.1)
+    }
+
     /// The level for a hash.
     pub(super) fn choose(&self, hash: u64) -> Option<(usize, Health)> {
+        Self::choose_in(&self.healthy, &self.degraded, hash)
+    }
+
+    /// The same over other loads.
+    pub(super) fn choose_in(healthy: &[u32], degraded: &[u32], hash: u64) -> Option<(usize, Health)> {
         let hash = (hash % 100) as u32 + 1;
         let mut sum = 0;
-        for (list, health) in [(&self.healthy, Health::Healthy), (&self.degraded, Health::Degraded)] {
+        for (list, health) in [(healthy, Health::Healthy), (degraded, Health::Degraded)] {
             for (i, load) in list.iter().enumerate() {
                 sum += load;
                 if hash <= sum {
