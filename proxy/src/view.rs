@@ -21,11 +21,12 @@ use sampan_core::access_log::AccessLogger;
 use sampan_core::drain::Phase;
 use sampan_core::format::FormatContext;
 use sampan_core::stream_info::{ConnectionInfo, StreamInfo};
+use sampan_listener::Stage;
 use sampan_upstream::{Cluster, HealthFlag, Host, Origin, Priority};
 
 use crate::listeners::Entry;
 use crate::server::{Command, Process};
-use crate::xds::CurrentSecret;
+use crate::xds::{CurrentExtension, CurrentSecret};
 
 /// What [`sampan_admin`] reads.
 pub struct View {
@@ -298,6 +299,9 @@ impl AdminSource for View {
                     })
                     .collect(),
             })),
+            Section::HttpExtensions => self.extensions(Stage::Http),
+            Section::NetworkExtensions => self.extensions(Stage::Network),
+            Section::ListenerExtensions => self.extensions(Stage::Listener),
             Section::Listeners => Some(packed(&pb::ListenersConfigDump {
                 version_info: self.lds_version(),
                 dynamic_listeners: self.dynamic_listeners(),
@@ -402,6 +406,18 @@ impl View {
             ..Default::default()
         };
         current.into_iter().map(dump).collect()
+    }
+
+    /// None where no filter is discovered.
+    fn extensions(&self, stage: Stage) -> Option<Any> {
+        let current = self.process.xds.get()?.shared.extensions.current(stage)?;
+        let dump = |extension: CurrentExtension| pb::ecds_config_dump::EcdsFilterConfig {
+            version_info: extension.version.to_string(),
+            ecds_filter: Some(any("envoy.config.core.v3.TypedExtensionConfig", extension.bytes.to_vec())),
+            last_updated: Some(timestamp(extension.updated)),
+            ..Default::default()
+        };
+        Some(packed(&pb::EcdsConfigDump { ecds_filters: current.into_iter().map(dump).collect() }))
     }
 
     fn secrets(&self) -> pb::SecretsConfigDump {

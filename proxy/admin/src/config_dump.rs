@@ -16,9 +16,12 @@ use crate::endpoints::{json_of, packed};
 use crate::source::Section;
 use crate::{Admin, Query, Reply};
 
-const ORDER: [Section; 6] = [
+const ORDER: [Section; 9] = [
     Section::Bootstrap,
     Section::Clusters,
+    Section::HttpExtensions,
+    Section::NetworkExtensions,
+    Section::ListenerExtensions,
     Section::Listeners,
     Section::ScopedRoutes,
     Section::Routes,
@@ -61,16 +64,16 @@ pub(crate) fn config_dump(admin: &Admin, query: &Query) -> Reply {
 fn sections(admin: &Admin, endpoints: bool, names: Option<&Regex>) -> Vec<(Message, Any)> {
     let mut sections = Vec::new();
     for section in ORDER {
+        if section == Section::Listeners && endpoints {
+            let any = endpoints_dump(admin, names);
+            sections.extend(Message::of_type_url(&any.type_url).map(|message| (message, any)));
+        }
         let Some(mut any) = admin.source.config(section) else { continue };
         if let Some(names) = names {
             any = filtered(any, names);
         }
         if let Some(message) = Message::of_type_url(&any.type_url) {
             sections.push((message, any));
-        }
-        if section == Section::Clusters && endpoints {
-            let any = endpoints_dump(admin, names);
-            sections.extend(Message::of_type_url(&any.type_url).map(|message| (message, any)));
         }
     }
     sections
@@ -136,6 +139,11 @@ fn filtered(any: Any, names: &Regex) -> Any {
         return edit::<pb::ListenersConfigDump>(any, |m| {
             m.static_listeners.retain(|l| named(l.listener.as_ref()));
             m.dynamic_listeners.retain(|l| names.is_match(&l.name));
+        });
+    }
+    if is(pb::EcdsConfigDump::NAME) {
+        return edit::<pb::EcdsConfigDump>(any, |m| {
+            m.ecds_filters.retain(|f| named(f.ecds_filter.as_ref()));
         });
     }
     if is(pb::SecretsConfigDump::NAME) {

@@ -99,6 +99,12 @@ pub enum Section {
     Bootstrap,
     /// `ClustersConfigDump`.
     Clusters,
+    /// `EcdsConfigDump` of HTTP filters.
+    HttpExtensions,
+    /// `EcdsConfigDump` of network filters.
+    NetworkExtensions,
+    /// `EcdsConfigDump` of listener filters.
+    ListenerExtensions,
     /// `ListenersConfigDump`.
     Listeners,
     /// `ScopedRoutesConfigDump`.

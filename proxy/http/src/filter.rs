@@ -171,6 +171,7 @@ pub enum HttpFilterKind {
 pub type RouteConfig = Arc<dyn StdAny + Send + Sync>;
 
 /// How a filter type is made.
+#[derive(Clone, Copy)]
 pub struct HttpFilterFactory {
     /// The filter of its `typed_config`.
     pub filter: fn(&Any, &HttpFilterContext<'_>) -> ConfigResult<HttpFilterKind>,
@@ -216,6 +217,11 @@ impl HttpFilterRegistry {
             Some(factory) => (factory.filter)(config, context),
             None => Err(ConfigError::unsupported(format_args!("HTTP filter type {:?}", config.type_url))),
         }
+    }
+
+    /// How a type is made.
+    pub fn factory(&self, message: &str) -> Option<HttpFilterFactory> {
+        self.filters.get(message).copied()
     }
 
     /// Whether there is a filter with such a configuration on a route.

@@ -262,17 +262,18 @@ impl FilterChain {
         let mut terminal = None;
         let last = message.filters.len().saturating_sub(1);
         for (index, filter) in message.filters.iter().enumerate() {
-            let made = network_filter(filter, &context, registry).and_then(|made| match made {
-                NetworkFilter::Terminal(_) if index != last => Err(ConfigError::new(format!(
-                    "terminal filter named {} must be the last filter in a network filter chain",
-                    filter.name
-                ))),
-                NetworkFilter::Connection(_) if index == last => Err(ConfigError::new(format!(
-                    "non-terminal filter named {} is the last filter in a network filter chain",
-                    filter.name
-                ))),
-                made => Ok(made),
-            });
+            let made =
+                network_filter(filter, &context, registry, index == last).and_then(|made| match made {
+                    NetworkFilter::Terminal(_) if index != last => Err(ConfigError::new(format!(
+                        "terminal filter named {} must be the last filter in a network filter chain",
+                        filter.name
+                    ))),
+                    NetworkFilter::Connection(_) if index == last => Err(ConfigError::new(format!(
+                        "non-terminal filter named {} is the last filter in a network filter chain",
+                        filter.name
+                    ))),
+                    made => Ok(made),
+                });
             match made.at_index("filters", index)? {
                 NetworkFilter::Connection(f) => filters.push(f),
                 NetworkFilter::Terminal(t) => terminal = Some(t),
@@ -289,12 +290,14 @@ fn network_filter(
     filter: &pb::Filter,
     context: &FactoryContext,
     registry: &NetworkFilterRegistry,
+    last: bool,
 ) -> ConfigResult<NetworkFilter> {
     use pb::filter::ConfigType;
     match &filter.config_type {
         Some(ConfigType::TypedConfig(any)) => registry.make(any, context).at("typed_config"),
-        Some(ConfigType::ConfigDiscovery(_)) => {
-            Err(ConfigError::unsupported("config_discovery").at("config_discovery"))
+        Some(ConfigType::ConfigDiscovery(discovery)) => {
+            crate::network::discovered(discovery, &filter.name, context, registry, last)
+                .at("config_discovery")
         }
         None => Err(ConfigError::missing("typed_config")),
     }

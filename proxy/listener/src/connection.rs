@@ -127,7 +127,10 @@ async fn listener_filters(open: &Open, transport: &Transport, accepted: &mut Acc
     let counters = &open.0.config.stats.counters;
     let scratch = &open.0.all.scratch;
     for entry in &open.0.config.filters {
-        let filter = &entry.filter;
+        let Some(filter) = entry.filter() else {
+            counters.extension_config_missing.inc();
+            return false;
+        };
         if !entry.applies(&accepted.info) || !filter.on_accept(transport, accepted) {
             continue;
         }

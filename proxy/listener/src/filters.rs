@@ -5,7 +5,9 @@
 //! whenever more have come; it keeps no state of its own.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3::ExtensionConfigSource;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
@@ -13,6 +15,7 @@ use sampan_core::stream_info::{ConnectionInfo, Metadata};
 use sampan_tls::Transport;
 
 use crate::context::FactoryContext;
+use crate::discovered::{ExtensionSlot, Make, Stage, make_alone};
 
 mod http_inspector;
 mod original_dst;
@@ -55,8 +58,31 @@ pub(crate) trait ListenerFilter: Send + Sync {
 
 /// A filter and when it is skipped.
 pub(crate) struct ListenerFilterEntry {
-    pub(crate) filter: Box<dyn ListenerFilter>,
+    filter: Place,
     disabled: Option<Predicate>,
+}
+
+/// What stands in a listener filter's place.
+enum Place {
+    Fixed(Box<dyn ListenerFilter>),
+    Discovered(Arc<ExtensionSlot<Arc<dyn ListenerFilter>>>),
+}
+
+/// A filter that one connection holds.
+pub(crate) enum Current<'a> {
+    Fixed(&'a dyn ListenerFilter),
+    Discovered(Arc<dyn ListenerFilter>),
+}
+
+impl<'a> std::ops::Deref for Current<'a> {
+    type Target = dyn ListenerFilter + 'a;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Fixed(filter) => *filter,
+            Self::Discovered(filter) => &**filter,
+        }
+    }
 }
 
 type Factory = fn(&Any, &FactoryContext) -> ConfigResult<Box<dyn ListenerFilter>>;
@@ -79,8 +105,9 @@ impl ListenerFilterEntry {
             filter.filter_disabled.as_ref().map(Predicate::from_proto).transpose().at("filter_disabled")?;
         let any = match &filter.config_type {
             Some(ConfigType::TypedConfig(any)) => any,
-            Some(ConfigType::ConfigDiscovery(_)) => {
-                return Err(ConfigError::unsupported("config_discovery").at("config_discovery"));
+            Some(ConfigType::ConfigDiscovery(discovery)) => {
+                let slot = discovered(discovery, &filter.name, context).at("config_discovery")?;
+                return Ok(Self { filter: Place::Discovered(slot), disabled });
             }
             None => return Err(ConfigError::missing("typed_config")),
         };
@@ -88,14 +115,37 @@ impl ListenerFilterEntry {
             Some(factory) => factory(any, context),
             None => Err(ConfigError::unsupported(format_args!("listener filter type {:?}", any.type_url))),
         };
-        Ok(Self { filter: made.at("typed_config")?, disabled })
+        Ok(Self { filter: Place::Fixed(made.at("typed_config")?), disabled })
     }
 
     pub(crate) fn always(filter: Box<dyn ListenerFilter>) -> Self {
-        Self { filter, disabled: None }
+        Self { filter: Place::Fixed(filter), disabled: None }
+    }
+
+    /// The filter; none while ECDS has not sent one.
+    pub(crate) fn filter(&self) -> Option<Current<'_>> {
+        match &self.filter {
+            Place::Fixed(filter) => Some(Current::Fixed(&**filter)),
+            Place::Discovered(slot) => slot.current().map(Current::Discovered),
+        }
     }
 
     pub(crate) fn applies(&self, info: &ConnectionInfo) -> bool {
         !self.disabled.as_ref().is_some_and(|p| p.matches(info))
     }
+}
+
+fn discovered(
+    message: &ExtensionConfigSource,
+    name: &str,
+    context: &FactoryContext,
+) -> ConfigResult<Arc<ExtensionSlot<Arc<dyn ListenerFilter>>>> {
+    let registry = registry();
+    ExtensionSlot::from_proto(message, name, Stage::Listener, context, |type_name| {
+        let factory = *registry.get(type_name)?;
+        let context = context.clone();
+        let make: Make<Arc<dyn ListenerFilter>> =
+            Box::new(move |config| make_alone(&context, |context| factory(config, context)).map(Into::into));
+        Some(make)
+    })
 }

@@ -8,6 +8,7 @@
 pub mod accept;
 pub mod config;
 pub mod context;
+pub mod discovered;
 pub mod network;
 pub mod socket;
 
@@ -24,6 +25,7 @@ mod tcp_proxy;
 pub use accept::Listeners;
 pub use config::ListenerConfig;
 pub use context::{FactoryContext, KnownClusters, NodeInfo, Server, TrafficDirection, Want, Wants, Worker};
+pub use discovered::{ExtensionSlot, ExtensionUser, Stage, WantedExtension};
 pub use filters::fuzz_proxy_protocol;
 pub use network::{
     ConnectionFilter, Downstream, Held, NetworkFilter, NetworkFilterFactory, NetworkFilterRegistry,

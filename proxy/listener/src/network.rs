@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use envoy_types::pb::envoy::config::core::v3::ExtensionConfigSource;
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::future::LocalBoxFuture;
 use sampan_core::drain;
@@ -20,6 +21,7 @@ use sampan_tls::Transport;
 use crate::accept::Open;
 use crate::config::ListenerConfig;
 use crate::context::{FactoryContext, Worker};
+use crate::discovered::{ExtensionSlot, Make, Stage, make_alone};
 
 /// A connection from a client, handed to the network filters. Dropping it closes it.
 pub struct Downstream {
@@ -137,7 +139,7 @@ pub enum NetworkFilter {
 
 /// Makes a filter of its `typed_config`.
 pub type NetworkFilterFactory =
-    Box<dyn Fn(&Any, &FactoryContext) -> ConfigResult<NetworkFilter> + Send + Sync>;
+    Arc<dyn Fn(&Any, &FactoryContext) -> ConfigResult<NetworkFilter> + Send + Sync>;
 
 /// Type URL to factory. The program composes it: this crate's own filters and the connection manager.
 #[derive(Default)]
@@ -150,7 +152,7 @@ impl NetworkFilterRegistry {
         message: &'static str,
         factory: impl Fn(&Any, &FactoryContext) -> ConfigResult<NetworkFilter> + Send + Sync + 'static,
     ) {
-        self.0.insert(message, Box::new(factory));
+        self.0.insert(message, Arc::new(factory));
     }
 
     /// Makes a filter; an unknown type is an error by name.
@@ -164,11 +166,84 @@ impl NetworkFilterRegistry {
 }
 
 impl NetworkFilterRegistry {
+    /// How a type is made.
+    pub fn factory(&self, message: &str) -> Option<NetworkFilterFactory> {
+        self.0.get(message).cloned()
+    }
+
     /// A registry with the filters of this crate.
     pub fn with_own_filters() -> Self {
         let mut registry = Self::default();
         crate::simple::register(&mut registry);
         crate::tcp_proxy::register(&mut registry);
         registry
+    }
+}
+
+/// A filter's place in a chain whose configuration comes by ECDS.
+struct Discovered {
+    slot: Arc<ExtensionSlot<NetworkFilter>>,
+    /// Connections that came while there was none.
+    missing: sampan_core::stats::Counter,
+}
+
+/// Makes the place of a filter that ECDS configures; `last` says whether it must end the chain.
+pub(crate) fn discovered(
+    message: &ExtensionConfigSource,
+    name: &str,
+    context: &FactoryContext,
+    registry: &NetworkFilterRegistry,
+    last: bool,
+) -> ConfigResult<NetworkFilter> {
+    let slot = ExtensionSlot::from_proto(message, name, Stage::Network, context, |type_name| {
+        let factory = registry.factory(type_name)?;
+        let (context, name) = (context.clone(), name.to_owned());
+        let make: Make<NetworkFilter> = Box::new(move |config| {
+            let made = make_alone(&context, |context| factory(config, context))?;
+            match (&made, last) {
+                (NetworkFilter::Terminal(_), false) => Err(ConfigError::new(format!(
+                    "terminal filter named {name} must be the last filter in a network filter chain."
+                ))),
+                (NetworkFilter::Connection(_), true) => Err(ConfigError::new(format!(
+                    "non-terminal filter named {name} is the last filter in a network filter chain."
+                ))),
+                _ => Ok(made),
+            }
+        });
+        Some(make)
+    })?;
+    let missing = context.listener_scope.counter("network_extension_config_missing");
+    let place = Arc::new(Discovered { slot, missing });
+    Ok(if last { NetworkFilter::Terminal(place) } else { NetworkFilter::Connection(place) })
+}
+
+impl ConnectionFilter for Discovered {
+    fn on_new_connection<'a>(
+        &'a self,
+        downstream: &'a mut Downstream,
+        worker: &'a Rc<Worker>,
+    ) -> LocalBoxFuture<'a, Verdict> {
+        let filter = self.slot.current();
+        Box::pin(async move {
+            match filter {
+                Some(NetworkFilter::Connection(filter)) => filter.on_new_connection(downstream, worker).await,
+                _ => {
+                    self.missing.inc();
+                    Verdict::Close
+                }
+            }
+        })
+    }
+}
+
+impl TerminalFilter for Discovered {
+    fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()> {
+        match self.slot.current() {
+            Some(NetworkFilter::Terminal(filter)) => filter.serve(downstream, worker),
+            _ => {
+                self.missing.inc();
+                Box::pin(async {})
+            }
+        }
     }
 }

@@ -32,6 +32,7 @@
 
 mod clusters;
 mod endpoints;
+mod extensions;
 mod file;
 mod grpc;
 mod listeners;
@@ -55,6 +56,7 @@ use xds_client::{Client, Pause};
 use crate::listeners::ListenerManager;
 pub use clusters::Cds;
 use endpoints::Eds;
+pub use extensions::{CurrentExtension, Extensions};
 use file::Watcher;
 pub use listeners::Lds;
 pub use routes::{Current, Rds as Routes};
@@ -170,15 +172,19 @@ pub struct Dependencies {
     pub routes: Rc<Routes>,
     /// SDS
     pub secrets: Rc<Secrets>,
+    /// ECDS
+    pub extensions: Rc<Extensions>,
 }
 
 impl Dependencies {
     /// Subscribes to what a listener wants; what is awaited then returns when all of it has been answered.
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         let (routes, secrets) = (self.routes.follow(listener), self.secrets.follow(listener));
+        let extensions = self.extensions.follow(listener);
         async move {
             secrets.await;
             routes.await;
+            extensions.await;
         }
     }
 }
@@ -189,7 +195,7 @@ pub struct Xds {
     pub cds: Option<Rc<Cds>>,
     /// LDS, if there is any.
     pub lds: Option<Rc<Lds>>,
-    /// RDS and SDS.
+    /// RDS, SDS and ECDS.
     pub shared: Dependencies,
     context: Rc<Context>,
     eds: Rc<Eds>,
@@ -226,7 +232,8 @@ impl Xds {
         for cluster in clusters.clusters().all() {
             eds.follow(&cluster);
         }
-        let shared = Dependencies { routes: Rc::new(Routes::new(context.clone(), server.clone())), secrets };
+        let routes = Rc::new(Routes::new(context.clone(), server.clone()));
+        let shared = Dependencies { routes, secrets, extensions: Rc::new(Extensions::new(context.clone())) };
         let sources = std::cell::RefCell::default();
         let mut this = Self { cds: None, lds: None, shared, context: context.clone(), eds, sources };
         if let Some(ads) = &context.ads {

@@ -31,10 +31,14 @@ macro_rules! named {
 
 named! {
     envoy_types::pb::envoy::config::cluster::v3::Cluster: name,
+    envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig: name,
     envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment: cluster_name,
     envoy_types::pb::envoy::config::listener::v3::Listener: name,
     envoy_types::pb::envoy::config::route::v3::RouteConfiguration: name,
+    envoy_types::pb::envoy::config::route::v3::ScopedRouteConfiguration: name,
+    envoy_types::pb::envoy::config::route::v3::VirtualHost: name,
     envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret: name,
+    envoy_types::pb::envoy::service::runtime::v3::Runtime: name,
 }
 
 /// A message and the bytes it came in.

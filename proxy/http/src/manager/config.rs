@@ -19,6 +19,7 @@ use sampan_core::stats::Lazy;
 use sampan_listener::{FactoryContext, Worker};
 use sampan_upstream::config::http2_options;
 
+use super::discovered::Discovered;
 use super::local_reply::LocalReplyConfig;
 use super::origin::Detector;
 use super::path::{EscapedSlashes, PathOptions};
@@ -620,11 +621,17 @@ fn chain(
     for (i, message) in filters.iter().enumerate() {
         let config = match &message.config_type {
             Some(ConfigType::TypedConfig(any)) => any,
-            Some(ConfigType::ConfigDiscovery(_)) => {
-                return Err(ConfigError::unsupported("config_discovery")
+            Some(ConfigType::ConfigDiscovery(discovery)) => {
+                if i + 1 == filters.len() {
+                    let error = ConfigError::unsupported("discovery of the last filter");
+                    return Err(error.at("config_discovery").index(i).at(field));
+                }
+                let filter = Discovered::from_proto(discovery, &message.name, context, registry, stat_prefix)
                     .at("config_discovery")
-                    .index(i)
-                    .at(field));
+                    .at_index(field, i)?;
+                let name = message.name.as_str().into();
+                made.push(NamedFilter { name, filter: Arc::new(filter), disabled: message.disabled });
+                continue;
             }
             None if message.is_optional => continue,
             None => return Err(ConfigError::missing("typed_config").index(i).at(field)),

@@ -7,6 +7,7 @@
 mod config;
 mod connection;
 mod date;
+mod discovered;
 mod exchange;
 mod h2;
 mod local_reply;
