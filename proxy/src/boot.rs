@@ -84,7 +84,9 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     if let Some(config) = &bootstrap.stats_config {
         stats.configure(StatsModel::parse(config).at("stats_config")?);
     }
-    let runtime = Runtime::from_bootstrap(bootstrap.layered_runtime.as_ref(), &stats.root())?;
+    let service_cluster = bootstrap.node.as_ref().map_or("", |n| n.cluster.as_str());
+    let runtime =
+        Runtime::from_bootstrap(bootstrap.layered_runtime.as_ref(), &stats.root(), service_cluster)?;
     let secrets = secrets(&parts.secrets)?;
     let clusters = Arc::new(ClusterManager::new(&stats.root(), secrets.clone()));
     for (i, bytes) in parts.clusters.iter().enumerate() {
@@ -104,6 +106,7 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     let xds = XdsModel::parse(bootstrap.dynamic_resources.as_ref())?;
     xds.check(&clusters)?;
     if xds.is_dynamic()
+        || !server.runtime.wanted().is_empty()
         || clusters.clusters().all().iter().any(|c| is_eds(c) || !c.secrets().is_empty())
         || listeners.iter().any(|l| !l.wants().is_empty())
     {

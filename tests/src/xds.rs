@@ -1,7 +1,7 @@
 //! Files of dynamic resources: written before the subject starts (`files`) and moved over while it serves (`write`).
 //!
 //! A file `NAME` stands at `{{dir}}/NAME.json` and holds a `DiscoveryResponse`, given as `{version: "1", resources: […]}`; a
-//! text is written as it is. A resource is a whole one (with `@type`) or one of these words:
+//! text is written as it is. A name with a slash is the file's path below `{{dir}}`. A resource is a whole one (with `@type`) or one of these words:
 //!
 //! | Word | Resource |
 //! |---|---|
@@ -55,9 +55,13 @@ pub fn write(files: &Map<String, Value>, dir: &Path, names: &Names) -> Result<()
                 serde_json::to_string_pretty(&tree).unwrap_or_default()
             }
         };
-        let aside = dir.join(format!("{name}.new"));
+        let aside = dir.join(format!("{}.new", name.replace('/', "_")));
+        let place = if name.contains('/') { dir.join(name) } else { dir.join(format!("{name}.json")) };
+        if let Some(folder) = place.parent() {
+            std::fs::create_dir_all(folder).trying("make a folder")?;
+        }
         std::fs::write(&aside, text).trying("write a file of resources")?;
-        std::fs::rename(&aside, dir.join(format!("{name}.json"))).trying("move a file of resources")?;
+        std::fs::rename(&aside, place).trying("move a file of resources")?;
     }
     Ok(())
 }

@@ -113,7 +113,7 @@ fn admin() -> (Rc<Fake>, Admin) {
             ),
         }],
     };
-    let runtime = Runtime::from_bootstrap(Some(&layers), &store.root()).unwrap();
+    let runtime = Runtime::from_bootstrap(Some(&layers), &store.root(), "").unwrap();
     (source.clone(), Admin::new(source, store, runtime, AdminModel::default()))
 }
 

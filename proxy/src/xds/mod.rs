@@ -27,7 +27,7 @@
 //!
 //! # Order and warming
 //!
-//! Static clusters, then CDS and its clusters' endpoints, then listeners. Afterwards a new or changed cluster whose
+//! Runtime layers, static clusters, then CDS and its clusters' endpoints, then listeners. Afterwards a new or changed cluster whose
 //! endpoints must come first waits aside ([`sampan_upstream::ClusterManager`]) until the first answer, good or bad.
 
 mod clusters;
@@ -38,6 +38,7 @@ mod grpc;
 mod listeners;
 mod resource;
 mod routes;
+mod runtime;
 mod secrets;
 mod source;
 
@@ -199,6 +200,8 @@ pub struct Xds {
     pub shared: Dependencies,
     context: Rc<Context>,
     eds: Rc<Eds>,
+    #[allow(dead_code, reason = "held for its drop")]
+    rtds: Option<runtime::Rtds>,
     sources: std::cell::RefCell<Vec<Source>>,
 }
 
@@ -235,10 +238,12 @@ impl Xds {
         let routes = Rc::new(Routes::new(context.clone(), server.clone()));
         let shared = Dependencies { routes, secrets, extensions: Rc::new(Extensions::new(context.clone())) };
         let sources = std::cell::RefCell::default();
-        let mut this = Self { cds: None, lds: None, shared, context: context.clone(), eds, sources };
+        let mut this =
+            Self { cds: None, lds: None, shared, context: context.clone(), eds, rtds: None, sources };
         if let Some(ads) = &context.ads {
             ads.start();
         }
+        this.rtds = Some(runtime::Rtds::start(&context, &server.runtime).await);
         if let Some(source) = &model.cds {
             clusters.initialised().await;
             let scope = root.scope("cluster_manager").scope("cds");

@@ -6,13 +6,15 @@
 //! On the request path most keys are not set. Each runtime keeps a 64-bit mask of the hashes of all set keys; a
 //! reader whose key's bit is not there is done after one plain load.
 //!
-//! Supported layers: static and admin. A disk layer needs its directory watched and an RTDS layer needs xDS;
-//! both are refused by name.
+//! A layer of RTDS is empty until who subscribes for it ([`Runtime::wanted`]) sets it; a disk layer is read anew when
+//! who watches its root says so ([`Runtime::reload`]).
 
+mod disk;
 mod value;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -20,7 +22,9 @@ use arc_swap::ArcSwap;
 use envoy_types::pb::envoy::config::bootstrap::v3::{LayeredRuntime, runtime_layer::LayerSpecifier};
 use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use envoy_types::pb::google::protobuf::Struct;
 
+use crate::config_source::ConfigSource;
 use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::stats::{Counter, Gauge, Scope};
 pub use value::Value;
@@ -39,7 +43,28 @@ pub struct Layer {
     pub name: String,
     /// Its values.
     pub values: BTreeMap<String, Value>,
-    admin: bool,
+    kind: Kind,
+}
+
+/// Where a layer's values come from.
+#[derive(Default, Debug, Clone)]
+enum Kind {
+    #[default]
+    Static,
+    Admin,
+    /// The resource and where it is.
+    Rtds(String, ConfigSource),
+    Disk(disk::Folder),
+}
+
+/// A layer that comes by RTDS.
+pub struct WantedLayer {
+    /// Its place, for [`Runtime::set_layer`].
+    pub index: usize,
+    /// `rtds_layer.name`
+    pub name: String,
+    /// `rtds_layer.rtds_config`
+    pub source: ConfigSource,
 }
 
 /// Handle to the current snapshot, shared by all threads.
@@ -51,13 +76,15 @@ struct Inner {
     snapshot: ArcSwap<Snapshot>,
     /// A bit for each set key, see [`bit`].
     mask: AtomicU64,
-    /// Changes one at a time.
-    change: Mutex<()>,
+    /// All layers, also folders that are not there; changes one at a time.
+    layers: Mutex<Vec<Layer>>,
     stats: OnceLock<Stats>,
 }
 
 struct Stats {
     load_success: Counter,
+    load_error: Counter,
+    override_dir_exists: Counter,
     override_dir_not_exists: Counter,
     num_keys: Gauge,
     num_layers: Gauge,
@@ -66,12 +93,12 @@ struct Stats {
 
 impl Stats {
     fn new(scope: &Scope) -> Self {
-        for name in ["load_error", "deprecated_feature_use", "override_dir_exists"] {
-            scope.counter(name);
-        }
+        scope.counter("deprecated_feature_use");
         scope.gauge("deprecated_feature_seen_since_process_start");
         Self {
             load_success: scope.counter("load_success"),
+            load_error: scope.counter("load_error"),
+            override_dir_exists: scope.counter("override_dir_exists"),
             override_dir_not_exists: scope.counter("override_dir_not_exists"),
             num_keys: scope.gauge("num_keys"),
             num_layers: scope.gauge("num_layers"),
@@ -79,13 +106,28 @@ impl Stats {
         }
     }
 
-    fn update(&self, snapshot: &Snapshot) {
-        self.load_success.inc();
-        self.override_dir_not_exists.inc();
+    fn update(&self, snapshot: &Snapshot, broken: bool) {
+        if broken {
+            self.load_error.inc()
+        } else {
+            self.load_success.inc()
+        }
+        let folders = snapshot.layers.iter().filter(|l| matches!(l.kind, Kind::Disk(_))).count();
+        if folders > 1 {
+            self.override_dir_exists.inc()
+        } else {
+            self.override_dir_not_exists.inc()
+        }
         self.num_keys.set(snapshot.values.len() as u64);
         self.num_layers.set(snapshot.layers.len() as u64);
-        let overridden = snapshot.layers.iter().any(|l| l.admin && !l.values.is_empty());
+        let overridden = snapshot.layers.iter().any(|l| l.is_admin() && !l.values.is_empty());
         self.admin_overrides_active.set(u64::from(overridden));
+    }
+}
+
+impl Layer {
+    fn is_admin(&self) -> bool {
+        matches!(self.kind, Kind::Admin)
     }
 }
 
@@ -103,28 +145,96 @@ impl Runtime {
     pub fn new(values: BTreeMap<String, String>) -> Self {
         let values = values.iter().map(|(key, text)| (key.clone(), Value::from_yaml(text))).collect();
         let runtime = Self::default();
-        runtime.publish(vec![Layer { name: "static".into(), values, admin: false }]);
+        runtime.publish(&[Layer { name: "static".into(), values, kind: Kind::Static }]);
         runtime
     }
 
     /// The layers of the bootstrap; without `layered_runtime` there are none, not even an admin layer. Makes
-    /// the stats `runtime.*`.
-    pub fn from_bootstrap(layered: Option<&LayeredRuntime>, root: &Scope) -> ConfigResult<Self> {
+    /// the stats `runtime.*`. `service_cluster` is a folder's name for disk layers that ask for it.
+    pub fn from_bootstrap(
+        layered: Option<&LayeredRuntime>,
+        root: &Scope,
+        service_cluster: &str,
+    ) -> ConfigResult<Self> {
         let layers = match layered {
-            Some(layered) => layers(layered).at("layered_runtime")?,
+            Some(layered) => layers(layered, service_cluster).at("layered_runtime")?,
             None => Vec::new(),
         };
         let runtime = Self::default();
         let stats = Stats::new(&root.scope("runtime"));
         // Envoy loads its layers once more when those that come by RTDS are there; counted even if there are none.
         stats.load_success.inc();
-        stats.override_dir_not_exists.inc();
+        let folders = layers.iter().filter(|l| matches!(&l.kind, Kind::Disk(f) if f.exists())).count();
+        if folders > 1 {
+            stats.override_dir_exists.inc()
+        } else {
+            stats.override_dir_not_exists.inc()
+        }
         let _ = runtime.0.stats.set(stats);
-        runtime.publish(layers);
+        runtime.publish(&layers);
+        *runtime.0.layers.lock().unwrap_or_else(PoisonError::into_inner) = layers;
         Ok(runtime)
     }
 
-    fn publish(&self, layers: Vec<Layer>) {
+    /// The layers that come by RTDS.
+    pub fn wanted(&self) -> Vec<WantedLayer> {
+        let layers = self.0.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = layers.iter().enumerate().filter_map(|(index, layer)| match &layer.kind {
+            Kind::Rtds(name, source) => {
+                Some(WantedLayer { index, name: name.clone(), source: source.clone() })
+            }
+            _ => None,
+        });
+        wanted.collect()
+    }
+
+    /// The roots of disk layers: a move to one of these paths changes what there is.
+    pub fn roots(&self) -> Vec<PathBuf> {
+        let layers = self.0.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let roots = layers.iter().filter_map(|layer| match &layer.kind {
+            Kind::Disk(folder) => Some(folder.root.clone()),
+            _ => None,
+        });
+        roots.collect()
+    }
+
+    /// Sets a layer as a whole, or says why not.
+    pub fn set_layer(&self, index: usize, values: Option<&Struct>) -> ConfigResult<()> {
+        let mut new = BTreeMap::new();
+        if let Some(values) = values {
+            value::flatten(values, "", &mut new)?;
+        }
+        let mut layers = self.0.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layer) = layers.get_mut(index) {
+            layer.values = new;
+            self.publish(&layers);
+        }
+        Ok(())
+    }
+
+    /// Reads disk layers anew.
+    pub fn reload(&self) {
+        let layers = self.0.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        self.publish(&layers);
+    }
+
+    fn publish(&self, all: &[Layer]) {
+        let mut broken = false;
+        let mut layers = Vec::with_capacity(all.len());
+        for layer in all {
+            let Kind::Disk(folder) = &layer.kind else {
+                layers.push(layer.clone());
+                continue;
+            };
+            if !folder.exists() {
+                continue;
+            }
+            match folder.read() {
+                Ok(values) => layers.push(Layer { values, ..layer.clone() }),
+                // The others serve without it, as in Envoy.
+                Err(_) => broken = true,
+            }
+        }
         let mut values = HashMap::<_, _, foldhash::fast::FixedState>::default();
         for layer in &layers {
             values.extend(layer.values.iter().map(|(key, value)| (key.clone(), value.clone())));
@@ -132,7 +242,7 @@ impl Runtime {
         let mask = values.keys().fold(0, |mask, key| mask | bit(key));
         let snapshot = Snapshot { values, layers };
         if let Some(stats) = self.0.stats.get() {
-            stats.update(&snapshot);
+            stats.update(&snapshot, broken);
         }
         // A reader may see the old mask with the new values or the other way round for a moment; both are
         // answers that it could have got a moment earlier.
@@ -145,9 +255,8 @@ impl Runtime {
         &self,
         values: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<(), NoAdminLayer> {
-        let _one = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut layers = self.0.snapshot.load().layers.clone();
-        let admin = layers.iter_mut().find(|layer| layer.admin).ok_or(NoAdminLayer)?;
+        let mut layers = self.0.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let admin = layers.iter_mut().find(|layer| layer.is_admin()).ok_or(NoAdminLayer)?;
         for (key, text) in values {
             if text.is_empty() {
                 admin.values.remove(key);
@@ -155,7 +264,7 @@ impl Runtime {
                 admin.values.insert(key.into(), Value::from_yaml(text));
             }
         }
-        self.publish(layers);
+        self.publish(&layers);
         Ok(())
     }
 
@@ -199,7 +308,7 @@ impl Snapshot {
     }
 }
 
-fn layers(layered: &LayeredRuntime) -> ConfigResult<Vec<Layer>> {
+fn layers(layered: &LayeredRuntime, service_cluster: &str) -> ConfigResult<Vec<Layer>> {
     let mut layers: Vec<Layer> = Vec::new();
     for (i, message) in layered.layers.iter().enumerate() {
         let parse = || {
@@ -212,15 +321,23 @@ fn layers(layered: &LayeredRuntime) -> ConfigResult<Vec<Layer>> {
                     value::flatten(values, "", &mut layer.values).at("static_layer")?;
                 }
                 Some(LayerSpecifier::AdminLayer(_)) => {
-                    if layers.iter().any(|l| l.admin) {
+                    if layers.iter().any(Layer::is_admin) {
                         return Err(ConfigError::new(
                             "Too many admin layers specified in LayeredRuntime, at most one may be specified",
                         ));
                     }
-                    layer.admin = true;
+                    layer.kind = Kind::Admin;
                 }
-                Some(LayerSpecifier::DiskLayer(_)) => return Err(ConfigError::unsupported("disk_layer")),
-                Some(LayerSpecifier::RtdsLayer(_)) => return Err(ConfigError::unsupported("rtds_layer")),
+                Some(LayerSpecifier::DiskLayer(disk)) => {
+                    layer.kind =
+                        Kind::Disk(disk::Folder::from_proto(disk, service_cluster).at("disk_layer")?);
+                }
+                Some(LayerSpecifier::RtdsLayer(rtds)) => {
+                    let source = rtds.rtds_config.as_ref();
+                    let source = source.ok_or_else(|| ConfigError::missing("rtds_config"));
+                    let source = source.and_then(|s| ConfigSource::from_proto(s).at("rtds_config"));
+                    layer.kind = Kind::Rtds(rtds.name.clone(), source.at("rtds_layer")?);
+                }
                 None => return Err(ConfigError::missing("layer_specifier")),
             }
             Ok(layer)

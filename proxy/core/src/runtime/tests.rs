@@ -34,7 +34,7 @@ fn layers_merge_and_the_admin_layer_wins() {
         ("frac", Kind::StructValue(fraction)),
     ]);
     let config = layered(vec![("base", LayerSpecifier::StaticLayer(values)), ("admin", admin())]);
-    let runtime = Runtime::from_bootstrap(Some(&config), &store.root()).unwrap();
+    let runtime = Runtime::from_bootstrap(Some(&config), &store.root(), "").unwrap();
     assert_eq!(runtime.integer("health_check.min_interval", 1), 5);
     assert!(runtime.boolean("flag", false) && !runtime.boolean("quoted", false));
     assert_eq!((runtime.integer("f", 0), runtime.double("f", 0.0)), (1, 1.5));
@@ -77,10 +77,10 @@ fn fractions_take_whole_per_cent_and_fractions() {
 #[test]
 fn what_is_not_supported_is_named() {
     let store = Store::new();
-    let refused = |layers| Runtime::from_bootstrap(Some(&layered(layers)), &store.root()).err().unwrap();
-    let disk = LayerSpecifier::DiskLayer(Default::default());
-    let error = refused(vec![("a", admin()), ("d", disk)]).to_string();
-    assert_eq!(error, "layered_runtime.layers[1]: disk_layer is not supported");
+    let refused = |layers| Runtime::from_bootstrap(Some(&layered(layers)), &store.root(), "").err().unwrap();
+    let rtds = LayerSpecifier::RtdsLayer(Default::default());
+    let error = refused(vec![("a", admin()), ("r", rtds)]).to_string();
+    assert_eq!(error, "layered_runtime.layers[1].rtds_layer.rtds_config: value is required");
     assert!(refused(vec![("a", admin()), ("b", admin())]).to_string().contains("Too many admin layers"));
     assert!(refused(vec![("a", admin()), ("a", admin())]).to_string().contains("Duplicate layer name: a"));
     let list = tree([("x", Kind::NullValue(0))]);
