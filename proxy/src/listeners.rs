@@ -286,6 +286,7 @@ impl ListenerManager {
         drains.iter().for_each(|drain| drain.advance(Phase::Leaving));
         let in_place = new.is_some_and(|new| new.in_place);
         let (gauge, amount) = if in_place {
+            drains.iter().for_each(Drain::removed_alone);
             (&self.stats.filter_chains_draining, drains.len() as u64)
         } else {
             self.all.borrow_mut().draining.push(old.clone());

@@ -4,7 +4,7 @@
 //! asks [`Signal::is_draining`] where it decides about keep-alive and awaits [`Signal::reached`] where it idles.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 
@@ -38,6 +38,8 @@ struct Active {
     /// The phase once more, for those who ask per request: a plain load instead of the channel's lock.
     phase: AtomicU8,
     idle: Notify,
+    /// See [`Drain::removed_alone`].
+    removed_alone: AtomicBool,
     /// Of a child: what is told of changes, and who counts its guards too.
     family: Option<(watch::Sender<Phase>, Arc<Active>)>,
 }
@@ -104,6 +106,11 @@ impl Drain {
         }
     }
 
+    /// What drains is a filter chain that its listener does without from now on; access logs tell so.
+    pub fn removed_alone(&self) {
+        self.active.removed_alone.store(true, Ordering::Relaxed);
+    }
+
     /// The phase.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
@@ -140,6 +147,15 @@ impl Signal {
     /// Whether connections should end now. What is served by [`Signal::until_closing`] is polled once more then.
     pub fn is_closing(&self) -> bool {
         self.active.phase.load(Ordering::Relaxed) >= Phase::Closing as u8
+    }
+
+    /// The response code details of what [`Phase::Closing`] cuts off, Envoy's.
+    pub fn closing_details(&self) -> &'static str {
+        if self.active.removed_alone.load(Ordering::Relaxed) {
+            "downstream_local_disconnect(filter_chain_is_being_removed)"
+        } else {
+            "downstream_local_disconnect(purging_socket_that_have_not_progressed_to_connections)"
+        }
     }
 
     /// Runs `serve` to its end, or to [`Phase::Closing`]. What `serve` awaits may rely on being polled at each change

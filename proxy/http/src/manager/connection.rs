@@ -41,6 +41,8 @@ struct Counted<'m> {
     manager: &'m Manager,
     tls: bool,
     h2: bool,
+    /// The client closed it; HTTP/2 counts its ends itself.
+    remote: bool,
     start: Instant,
 }
 
@@ -53,7 +55,7 @@ impl<'m> Counted<'m> {
             stats.downstream_cx_ssl_total.inc();
             stats.downstream_cx_ssl_active.inc();
         }
-        Self { manager, tls, h2: false, start: Instant::now() }
+        Self { manager, tls, h2: false, remote: false, start: Instant::now() }
     }
 
     fn codec(&mut self, h2: bool) {
@@ -81,6 +83,11 @@ impl Drop for Counted<'_> {
             stats.downstream_cx_http2_active.dec();
         } else {
             stats.downstream_cx_http1_active.dec();
+            if self.remote {
+                stats.downstream_cx_destroy_remote.inc();
+            } else {
+                stats.downstream_cx_destroy_local.inc();
+            }
         }
         stats.downstream_cx_length_ms.record(self.start.elapsed().as_millis() as u64);
     }
@@ -105,7 +112,7 @@ pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Wor
         // Its state is the larger by far, and HTTP/1's connections must not pay for it.
         Box::pin(super::h2::serve(connection, transport)).await;
     } else {
-        serve_h1(connection, transport).await;
+        serve_h1(connection, transport, &mut counted.remote).await;
     }
 }
 
@@ -150,7 +157,8 @@ enum Next {
     End,
 }
 
-async fn serve_h1(connection: Connection, transport: Transport) {
+/// Serves an HTTP/1 connection; `remote` is set where the client closes it.
+async fn serve_h1(connection: Connection, transport: Transport, remote: &mut bool) {
     let manager = connection.manager.clone();
     let codec = ServerConnection::new(transport, codec_options(&manager));
     let stats = manager.h1_stats();
@@ -161,6 +169,7 @@ async fn serve_h1(connection: Connection, transport: Transport) {
     let mut registered = false;
     let mut served = 0u32;
     let duration_at = manager.limits.max_connection_duration.map(|d| connection.start + d);
+    let mut responder = Responder::H1(codec.clone(), connection.drain.clone());
     loop {
         let limits = &manager.limits;
         // The clock was read when the exchange before was complete.
@@ -172,6 +181,7 @@ async fn serve_h1(connection: Connection, transport: Transport) {
                 Poll::Ready(Ok(head)) => return Poll::Ready(Next::Request(head)),
                 Poll::Ready(Err(HeadError::Protocol(e))) => return Poll::Ready(Next::Refuse(e)),
                 Poll::Ready(Err(HeadError::Closed(_) | HeadError::Io(_))) => {
+                    *remote = true;
                     return Poll::Ready(Next::End);
                 }
                 Poll::Pending => {}
@@ -182,6 +192,9 @@ async fn serve_h1(connection: Connection, transport: Transport) {
             let headers_at = begun_at.zip(limits.request_headers_timeout).map(|(at, d)| at + d);
             if timer.poll(cx, headers_at).is_ready() {
                 return Poll::Ready(Next::HeaderTimeout);
+            }
+            if connection.drain.is_closing() {
+                return Poll::Ready(Next::End);
             }
             if begun_at.is_some() {
                 return Poll::Pending;
@@ -202,7 +215,6 @@ async fn serve_h1(connection: Connection, transport: Transport) {
         })
         .await;
         served += 1;
-        let mut responder = Responder::H1(codec.clone());
         let last = manager.limits.max_requests_per_connection;
         let last = (last > 0 && served >= last) || duration_at.is_some_and(|at| clock::tick() >= at);
         let fate = match next {
@@ -233,10 +245,13 @@ async fn serve_h1(connection: Connection, transport: Transport) {
         match fate {
             Fate::Keep => {}
             Fate::Close | Fate::Linger => {
-                close(&codec, &manager, &timer, fate == Fate::Linger).await;
+                *remote = close(&codec, &manager, &timer, fate == Fate::Linger).await;
                 break;
             }
-            Fate::Abort => break,
+            Fate::Abort => {
+                *remote = !connection.drain.is_closing();
+                break;
+            }
         }
     }
     let (read, written) = codec.wire_bytes();
@@ -245,8 +260,8 @@ async fn serve_h1(connection: Connection, transport: Transport) {
 }
 
 /// Writes what is queued and closes. A client that may still be sending is read from for a while first: a close with
-/// bytes unread would be a reset, and the response lost.
-async fn close(codec: &ServerConnection, manager: &Manager, timer: &Timer, linger: bool) {
+/// bytes unread would be a reset, and the response lost. Tells whether the client was first.
+async fn close(codec: &ServerConnection, manager: &Manager, timer: &Timer, linger: bool) -> bool {
     let delay = manager.limits.delayed_close_timeout;
     let deadline = Some(Instant::now() + delay.max(Duration::from_secs(1)));
     let flushed = poll_fn(|cx| match codec.poll_flush(cx) {
@@ -255,8 +270,9 @@ async fn close(codec: &ServerConnection, manager: &Manager, timer: &Timer, linge
     })
     .await;
     if !flushed {
-        return;
+        return true;
     }
+    let mut remote = false;
     if linger && !delay.is_zero() {
         let deadline = Some(Instant::now() + delay);
         let timed_out = poll_fn(|cx| {
@@ -269,6 +285,7 @@ async fn close(codec: &ServerConnection, manager: &Manager, timer: &Timer, linge
         if timed_out {
             manager.stats.downstream_cx_delayed_close_timeout.inc();
         }
+        remote = !timed_out;
     }
     let deadline = Some(Instant::now() + Duration::from_secs(1));
     poll_fn(|cx| match codec.poll_shutdown(cx) {
@@ -276,6 +293,7 @@ async fn close(codec: &ServerConnection, manager: &Manager, timer: &Timer, linge
         Poll::Pending => timer.poll(cx, deadline),
     })
     .await;
+    remote
 }
 
 pub(super) fn stream(

@@ -486,18 +486,20 @@ impl Exchange {
     async fn complete(mut self, responder: &mut Responder) -> Fate {
         let timer = self.stream.timer.clone();
         let flushed = poll_fn(|cx| match responder.poll_flush(cx) {
-            Poll::Ready(result) => Poll::Ready(result),
-            Poll::Pending => timer.poll_expired(cx).map(|_| Err(ResetReason::LocalReset)),
+            Poll::Ready(result) => Poll::Ready(result.is_ok()),
+            // Of what the deadline of a drain cuts off here nobody knows, as in Envoy.
+            Poll::Pending if responder.is_closing() => Poll::Ready(true),
+            Poll::Pending => timer.poll_expired(cx).map(|_| false),
         })
         .await;
         self.stream.info.last_downstream_tx = Some(clock::tick());
         self.count_wire(responder);
-        if flushed.is_err() {
+        if !flushed {
             self.stream.info.flags.set(ResponseFlag::DownstreamConnectionTermination);
             return Fate::Abort;
         }
         let incomplete = match responder {
-            Responder::H1(connection) => !connection.request_done(),
+            Responder::H1(connection, _) => !connection.request_done(),
             Responder::H2(h2) => {
                 // The connection's task accounts for it when its last frame has left.
                 h2.finished = Some(self);
@@ -555,7 +557,7 @@ impl Exchange {
         if !manager.via.is_empty() {
             headers.append_to_value(HeaderId::VIA, ", ", manager.via.as_bytes());
         }
-        let Responder::H1(connection) = responder else { return };
+        let Responder::H1(connection, _) = responder else { return };
         // Connections go elsewhere while a health check is told to fail, as in Envoy.
         let failed = stream.worker.server.health_check_failed.load(std::sync::atomic::Ordering::Relaxed);
         if (failed || drain.is_draining()) && !self.close {

@@ -187,6 +187,8 @@ enum Event {
     /// Nothing is left to do.
     Drained,
     TooManyResets,
+    /// The drain's deadline has passed.
+    Closing,
 }
 
 pub(super) async fn serve(connection: Connection, transport: Transport) {
@@ -238,9 +240,13 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
                 return Poll::Ready(Event::TooManyResets);
             }
             // The last turn: the client learns which of its streams were not served.
-            if shared.connection.drain.is_closing() && drain != Drain::Final {
-                codec.goaway();
-                drain = Drain::Final;
+            if shared.connection.drain.is_closing() {
+                if drain != Drain::Final {
+                    codec.goaway();
+                }
+                // What comes meanwhile is not served.
+                let _ = codec.poll_accept(cx);
+                return Poll::Ready(Event::Closing);
             }
             let accepted = codec.poll_accept(cx);
             shared.settle(cx, &timer);
@@ -345,6 +351,10 @@ async fn finish(shared: &Shared, codec: &mut h2::ServerConnection, event: Event)
             Some(ResponseFlag::DownstreamConnectionTermination),
             "downstream_local_disconnect(http2_ping_timeout)",
         )),
+        Event::Closing => {
+            let details = shared.connection.drain.closing_details();
+            Some((Some(ResponseFlag::DownstreamConnectionTermination), details))
+        }
         Event::TooManyResets => {
             stats.downstream_rq_too_many_premature_resets.inc();
             Some((None, "too_many_premature_resets"))
@@ -362,7 +372,7 @@ async fn finish(shared: &Shared, codec: &mut h2::ServerConnection, event: Event)
         stats.downstream_cx_destroy_active_rq.inc();
         if remote {
             stats.downstream_cx_destroy_remote_active_rq.inc();
-        } else {
+        } else if !matches!(event, Event::Closing) {
             stats.downstream_cx_destroy_local_active_rq.inc();
         }
     }

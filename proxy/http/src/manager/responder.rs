@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use sampan_codec::h1::ServerConnection;
 use sampan_codec::{Frame, ResetReason, h2};
+use sampan_core::drain::Signal;
 use sampan_core::header::{HeaderId, HeaderMap};
 
 use super::exchange::Exchange;
@@ -13,8 +14,8 @@ use super::request::is_upgrade;
 
 /// Writes one exchange's response.
 pub enum Responder {
-    /// HTTP/1: the connection itself.
-    H1(ServerConnection),
+    /// HTTP/1: the connection itself, and who may end it.
+    H1(ServerConnection, Signal),
     /// HTTP/2: a stream.
     H2(Box<H2>),
 }
@@ -40,7 +41,7 @@ impl Responder {
     /// Sends an informational head.
     pub fn send_informational(&mut self, status: u16, headers: &HeaderMap) {
         match self {
-            Self::H1(connection) => connection.send_informational(status, headers),
+            Self::H1(connection, _) => connection.send_informational(status, headers),
             // 101 has no place in HTTP/2.
             Self::H2(h2) if status != 101 => h2.stream.send_informational(status, headers),
             Self::H2(_) => {}
@@ -56,7 +57,7 @@ impl Responder {
         tunnel: bool,
     ) -> Result<(), ResetReason> {
         match self {
-            Self::H1(connection) => {
+            Self::H1(connection, _) => {
                 connection.send_head(status, headers, end, tunnel);
                 Ok(())
             }
@@ -77,7 +78,9 @@ impl Responder {
     /// Waits until another frame can be queued.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         match self {
-            Self::H1(connection) => connection.poll_ready(cx).map_err(|_| ResetReason::ConnectionTermination),
+            Self::H1(connection, _) => {
+                connection.poll_ready(cx).map_err(|_| ResetReason::ConnectionTermination)
+            }
             Self::H2(h2) => h2.stream.poll_ready(cx),
         }
     }
@@ -85,7 +88,7 @@ impl Responder {
     /// Queues a frame of the body, or its end.
     pub fn send_frame(&mut self, frame: Option<Frame>, end: bool) -> Result<(), ResetReason> {
         match self {
-            Self::H1(connection) => {
+            Self::H1(connection, _) => {
                 connection.send_frame(frame, end);
                 Ok(())
             }
@@ -96,26 +99,38 @@ impl Responder {
     /// Writes what is queued. HTTP/2 writes by itself.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         match self {
-            Self::H1(connection) => connection.poll_flush(cx).map_err(|_| ResetReason::ConnectionTermination),
+            Self::H1(connection, _) => {
+                connection.poll_flush(cx).map_err(|_| ResetReason::ConnectionTermination)
+            }
             Self::H2(_) => Poll::Ready(Ok(())),
         }
     }
 
-    /// Ready once the client has given up.
+    /// Ready once the client has given up, or the drain's deadline has passed.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<ResetReason> {
         match self {
-            Self::H1(connection) => {
-                ready!(connection.poll_gone(cx));
+            Self::H1(connection, drain) => {
+                if !drain.is_closing() {
+                    ready!(connection.poll_gone(cx));
+                }
                 Poll::Ready(ResetReason::ConnectionTermination)
             }
             Self::H2(h2) => h2.stream.poll_gone(cx),
         }
     }
 
+    /// Whether the drain's deadline has passed. HTTP/2 looks by itself.
+    pub fn is_closing(&self) -> bool {
+        match self {
+            Self::H1(_, drain) => drain.is_closing(),
+            Self::H2(_) => false,
+        }
+    }
+
     /// Bytes consumed and written on the wire, where the codec tells.
     pub fn wire_bytes(&self) -> Option<(u64, u64)> {
         match self {
-            Self::H1(connection) => Some(connection.consumed_bytes()),
+            Self::H1(connection, _) => Some(connection.consumed_bytes()),
             Self::H2(_) => None,
         }
     }

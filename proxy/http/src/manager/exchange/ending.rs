@@ -31,13 +31,17 @@ impl Exchange {
         }
         match responder {
             Responder::H2(h2) => self.note_gone(reason, &h2.shared),
-            Responder::H1(_) => {
+            Responder::H1(_, drain) => {
                 let info = &mut self.stream.info;
-                info.flags.set(ResponseFlag::DownstreamConnectionTermination);
-                info.details = Some(Cow::Borrowed("downstream_remote_disconnect"));
                 let stats = &self.stream.manager.stats;
+                info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+                info.details = Some(Cow::Borrowed(if drain.is_closing() {
+                    drain.closing_details()
+                } else {
+                    stats.downstream_cx_destroy_remote_active_rq.inc();
+                    "downstream_remote_disconnect"
+                }));
                 stats.downstream_rq_rx_reset.inc();
-                stats.downstream_cx_destroy_remote_active_rq.inc();
                 stats.downstream_cx_destroy_active_rq.inc();
             }
         }
