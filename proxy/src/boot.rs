@@ -88,7 +88,8 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     let runtime =
         Runtime::from_bootstrap(bootstrap.layered_runtime.as_ref(), &stats.root(), service_cluster)?;
     let secrets = secrets(&parts.secrets)?;
-    let clusters = Arc::new(ClusterManager::new(&stats.root(), secrets.clone()));
+    let node = Arc::new(own_node(&bootstrap));
+    let clusters = Arc::new(ClusterManager::new(&stats.root(), secrets.clone()).with_node(node));
     for (i, bytes) in parts.clusters.iter().enumerate() {
         add_cluster(&clusters, bytes).map_err(|e| e.index(i).at("clusters").at("static_resources"))?;
     }
@@ -163,6 +164,18 @@ fn apply_flags(bootstrap: &mut Bootstrap, options: &Options) {
     }
 }
 
+/// Who we are, to peers.
+fn own_node(bootstrap: &Bootstrap) -> sampan_core::peer::Node {
+    let node = bootstrap.node.clone().unwrap_or_default();
+    let locality = node.locality.unwrap_or_default();
+    sampan_core::peer::Node {
+        id: node.id,
+        region: locality.region,
+        zone: locality.zone,
+        metadata: node.metadata.unwrap_or_default(),
+    }
+}
+
 fn server(
     options: &Options,
     bootstrap: &Bootstrap,
@@ -171,12 +184,9 @@ fn server(
     secrets: StaticSecrets,
     clusters: &Arc<ClusterManager>,
 ) -> Server {
-    let node = bootstrap.node.clone().unwrap_or_default();
-    let info = NodeInfo {
-        id: node.id,
-        cluster: node.cluster,
-        zone: node.locality.map(|l| l.zone).unwrap_or_default(),
-    };
+    let own = clusters.node().clone();
+    let cluster = bootstrap.node.as_ref().map(|node| node.cluster.clone()).unwrap_or_default();
+    let info = NodeInfo { id: own.id.clone(), cluster, zone: own.zone.clone(), own };
     let known = clusters.clusters();
     let known = Arc::new(move |name: &str| known.get(name).is_some());
     let policy = FlushPolicy { min_size: options.file_flush_min_size, interval: options.file_flush_interval };

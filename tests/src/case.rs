@@ -59,6 +59,8 @@ pub struct Case {
     /// Where it may differ; everywhere when empty.
     #[serde(default)]
     pub diverges_at: Vec<String>,
+    /// Why Envoy does not run it: the expectation is then what its source says, and Sampan alone must meet it.
+    pub sampan_only: Option<String>,
     /// Configuration verdicts (`--mode validate`) instead of traffic.
     #[serde(default)]
     pub validate: Vec<Verdict>,

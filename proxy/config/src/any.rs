@@ -61,6 +61,15 @@ pub fn resolve<'a>(type_url: &'a str, value: &'a [u8]) -> Result<(Cow<'a, str>, 
     resolve_at(type_url, value, UnknownFields::Ignore, &mut Vec::new(), &Path::ROOT)
 }
 
+/// [`resolve`] for a whole `Any`, as it stands in an extension's `typed_config`.
+pub fn resolved(any: &Any) -> Result<Cow<'_, Any>, LoadError> {
+    let (type_url, value) = resolve(&any.type_url, &any.value)?;
+    Ok(match (type_url, value) {
+        (Cow::Borrowed(_), Cow::Borrowed(_)) => Cow::Borrowed(any),
+        (type_url, value) => Cow::Owned(Any { type_url: type_url.into_owned(), value: value.into_owned() }),
+    })
+}
+
 pub(crate) fn resolve_at<'a>(
     type_url: &'a str,
     value: &'a [u8],

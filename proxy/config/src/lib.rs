@@ -16,6 +16,7 @@ pub mod check;
 mod encode;
 mod error;
 mod group;
+pub mod istio;
 mod json;
 mod load;
 mod print;

@@ -4,7 +4,7 @@
 //! [`address`] and [`header`] are what it is made of, [`stream_info`] is what becomes known about it on its
 //! way, [`matcher`] and [`mod@format`] read it, [`stats`] and [`access_log`] tell of it afterwards.
 //! [`error`] is how a wrong configuration is refused, [`runtime`] what an operator may change while it serves,
-//! [`clock`] what time it is, [`drain`] how it ends, [`overload`] what it does when there is too much of it.
+//! [`peer`] what Istio tells of the workload at the other end, [`clock`] what time it is, [`drain`] how it ends, [`overload`] what it does when there is too much of it.
 
 pub mod access_log;
 pub mod address;
@@ -18,6 +18,7 @@ pub mod local_info;
 pub mod log;
 pub mod matcher;
 pub mod overload;
+pub mod peer;
 pub mod runtime;
 pub mod stats;
 pub mod stream_info;

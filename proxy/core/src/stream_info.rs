@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use envoy_types::pb::google::protobuf::Struct;
 
 use crate::Address;
+use crate::peer::PeerCell;
 
 mod flags;
 mod slots;
@@ -187,6 +188,8 @@ pub struct UpstreamInfo {
     pub close: DetectedClose,
     /// Why this proxy closed the upstream connection, where it did.
     pub local_close_reason: Option<Cow<'static, str>>,
+    /// TCP metadata exchange with the host, where the cluster has it.
+    pub exchange: Option<Rc<PeerCell>>,
 }
 
 /// One try of a stream at a host.

@@ -16,6 +16,7 @@ use envoy_types::pb::google::protobuf::Any;
 use futures_util::future::LocalBoxFuture;
 use sampan_codec::Body;
 use sampan_core::error::{ConfigError, ConfigResult};
+use sampan_core::format::FormatContext;
 use sampan_core::header::{HeaderMap, HeaderName};
 use sampan_core::stream_info::ResponseFlag;
 use sampan_listener::FactoryContext;
@@ -41,6 +42,9 @@ pub trait HttpFilter: Send + Sync {
 
     /// The response's trailers pass; the head is on its way already.
     fn on_response_trailers(&self, _stream: &Stream, _response: &HeaderMap, _trailers: &mut HeaderMap) {}
+
+    /// The stream is over and everything is known of it: what an access log is told, when it is told.
+    fn on_log(&self, _context: &FormatContext<'_>) {}
 
     /// The stream is over, however it ended.
     fn on_end(&self, _stream: &mut Stream, _state: &mut State) {}
@@ -211,8 +215,9 @@ impl HttpFilterRegistry {
         self.filters.insert(message, factory);
     }
 
-    /// Makes a filter; an unknown type is an error by name.
+    /// Makes a filter, of a `TypedStruct` too; an unknown type is an error by name.
     pub fn make(&self, config: &Any, context: &HttpFilterContext<'_>) -> ConfigResult<HttpFilterKind> {
+        let config = &*resolved(config)?;
         match self.filters.get(message_name(config)) {
             Some(factory) => (factory.filter)(config, context),
             None => Err(ConfigError::unsupported(format_args!("HTTP filter type {:?}", config.type_url))),
@@ -226,11 +231,12 @@ impl HttpFilterRegistry {
 
     /// Whether there is a filter with such a configuration on a route.
     pub fn knows_route_config(&self, config: &Any) -> bool {
-        self.routes.contains_key(message_name(config))
+        resolved(config).is_ok_and(|config| self.routes.contains_key(message_name(&config)))
     }
 
     /// Parses a filter's configuration on a route.
     pub fn route_config(&self, config: &Any) -> ConfigResult<RouteConfig> {
+        let config = &*resolved(config)?;
         match self.routes.get(message_name(config)) {
             Some(parse) => parse(config),
             None => Err(ConfigError::unsupported(format_args!(
@@ -239,6 +245,10 @@ impl HttpFilterRegistry {
             ))),
         }
     }
+}
+
+fn resolved(config: &Any) -> ConfigResult<Cow<'_, Any>> {
+    sampan_config::any::resolved(config).map_err(|e| ConfigError::new(e.to_string()))
 }
 
 /// The full message name of an `Any`.

@@ -250,7 +250,9 @@ async fn secured(chain: Chain, mut downstream: Downstream) -> Option<Ready> {
         downstream.held.log_at_end(&downstream.info);
     }
     for filter in &chain.filters {
-        if filter.on_new_connection(&mut downstream, &worker).await == Verdict::Close {
+        let verdict = filter.on_new_connection(&mut downstream, &worker).await;
+        downstream.held.observed(&downstream.info);
+        if verdict == Verdict::Close {
             return None;
         }
     }

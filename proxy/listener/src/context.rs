@@ -12,6 +12,7 @@ use sampan_core::access_log::{AccessLogManager, AccessLogger, FlushPolicy};
 use sampan_core::drain;
 use sampan_core::error::ConfigResult;
 use sampan_core::overload::OverloadState;
+use sampan_core::peer;
 use sampan_core::runtime::Runtime;
 use sampan_core::stats::{Scope, Store};
 use sampan_core::stream_info::Metadata;
@@ -29,6 +30,8 @@ pub struct NodeInfo {
     pub cluster: String,
     /// `node.locality.zone` (`--service-zone`).
     pub zone: String,
+    /// What peers are told of us (Istio).
+    pub own: Arc<peer::Node>,
 }
 
 /// Which clusters a configuration may name. Envoy refuses a static route or `tcp_proxy` only where it is told to

@@ -9,6 +9,7 @@ pub mod accept;
 pub mod config;
 pub mod context;
 pub mod discovered;
+pub mod istio;
 pub mod network;
 pub mod socket;
 
@@ -28,7 +29,7 @@ pub use context::{FactoryContext, KnownClusters, NodeInfo, Server, TrafficDirect
 pub use discovered::{ExtensionSlot, ExtensionUser, Stage, WantedExtension};
 pub use filters::fuzz_proxy_protocol;
 pub use network::{
-    ConnectionFilter, Downstream, Held, NetworkFilter, NetworkFilterFactory, NetworkFilterRegistry,
+    ConnectionFilter, Downstream, Held, NetworkFilter, NetworkFilterFactory, NetworkFilterRegistry, Observer,
     TerminalFilter, Verdict,
 };
 pub use socket::{BindError, Bound, ListenSockets};

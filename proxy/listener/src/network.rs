@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::ExtensionConfigSource;
 use envoy_types::pb::google::protobuf::Any;
@@ -46,6 +46,19 @@ pub struct Held {
     _drain: drain::Guard,
     /// For the listener's access log, where it has one and nobody has written to it yet.
     to_log: Option<Rc<ConnectionInfo>>,
+    /// Who wants to be told of the connection, until they were told of its end; and what they are told where nobody
+    /// knows more.
+    observers: Vec<Box<dyn Observer>>,
+    observed: Option<Rc<ConnectionInfo>>,
+}
+
+/// A filter's part that follows a connection to its end.
+pub trait Observer {
+    /// How often it is told in between; none where only the end counts.
+    fn period(&self) -> Option<Duration>;
+
+    /// What is known now, and whether the connection is over.
+    fn report(&self, info: &StreamInfo, end: bool);
 }
 
 impl Held {
@@ -56,7 +69,7 @@ impl Held {
         counters.downstream_cx_active.inc();
         listener.counters.downstream_cx_total.inc();
         listener.counters.downstream_cx_active.inc();
-        Self { open, start, _drain: drain, to_log: None }
+        Self { open, start, _drain: drain, to_log: None, observers: Vec::new(), observed: None }
     }
 
     /// Makes the drop write to the listener's access log.
@@ -66,8 +79,29 @@ impl Held {
         }
     }
 
-    /// Writes to the listener's access log what a filter knows of the connection, in place of what the drop would.
+    /// Adds somebody who follows the connection.
+    pub fn observe(&mut self, observer: Box<dyn Observer>) {
+        self.observers.push(observer);
+    }
+
+    /// The connection as it is once all filters have seen it.
+    pub(crate) fn observed(&mut self, info: &Rc<ConnectionInfo>) {
+        if !self.observers.is_empty() {
+            self.observed = Some(info.clone());
+        }
+    }
+
+    /// Who follows the connection.
+    pub fn observers(&self) -> &[Box<dyn Observer>] {
+        &self.observers
+    }
+
+    /// Tells what a filter knows of the connection at its end, in place of what the drop would: to those who follow it
+    /// and to the listener's access log.
     pub fn log(&mut self, info: &StreamInfo) {
+        for observer in self.observers.drain(..) {
+            observer.report(info, true);
+        }
         if self.to_log.take().is_some() {
             log(&self.open.0.config, info);
         }
@@ -88,8 +122,12 @@ impl Drop for Held {
         stats.counters.downstream_cx_destroy.inc();
         listener.counters.downstream_cx_active.dec();
         stats.length_ms.record(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX));
+        if let (false, Some(connection)) = (self.observers.is_empty(), self.observed.take()) {
+            let info = ended(connection);
+            self.observers.iter().for_each(|observer| observer.report(&info, true));
+        }
         if let Some(connection) = self.to_log.take() {
-            log(&listener.config, &ended(connection));
+            log(&self.open.0.config, &ended(connection));
         }
     }
 }
@@ -155,8 +193,9 @@ impl NetworkFilterRegistry {
         self.0.insert(message, Arc::new(factory));
     }
 
-    /// Makes a filter; an unknown type is an error by name.
+    /// Makes a filter, of a `TypedStruct` too; an unknown type is an error by name.
     pub fn make(&self, config: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
+        let config = &*sampan_config::any::resolved(config).map_err(|e| ConfigError::new(e.to_string()))?;
         let name = config.type_url.rsplit('/').next().unwrap_or_default();
         match self.0.get(name) {
             Some(factory) => factory(config, context),
@@ -176,6 +215,7 @@ impl NetworkFilterRegistry {
         let mut registry = Self::default();
         crate::simple::register(&mut registry);
         crate::tcp_proxy::register(&mut registry);
+        crate::istio::register(&mut registry);
         registry
     }
 }

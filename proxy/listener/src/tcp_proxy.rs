@@ -147,8 +147,8 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Writes to the filter's access log what is known so far.
-    fn log(&self, log_type: AccessLogType) {
+    /// Brings the bytes up to date.
+    fn count_bytes(&self) {
         let mut info = self.info.borrow_mut();
         let [up, down] = [self.moved[0].get(), self.moved[1].get()];
         info.bytes.received = up;
@@ -157,8 +157,26 @@ impl Session {
         info.bytes.sent = down;
         info.bytes.wire_sent = down;
         info.bytes.upstream_wire_received = down;
+    }
+
+    /// Writes to the filter's access log what is known so far.
+    fn log(&self, log_type: AccessLogType) {
+        self.count_bytes();
+        let info = self.info.borrow();
         let context = FormatContext { log_type, ..FormatContext::new(&info) };
         self.proxy.access_log.iter().for_each(|l| l.log(&context));
+    }
+
+    /// Tells those who follow the connection.
+    async fn report_periodically(&self) {
+        let periods = self.held.observers().iter().filter_map(|observer| observer.period());
+        let Some(period) = periods.min() else { return std::future::pending().await };
+        loop {
+            sleep(period).await;
+            self.count_bytes();
+            let info = self.info.borrow();
+            self.held.observers().iter().for_each(|observer| observer.report(&info, false));
+        }
     }
 
     async fn log_periodically(&self) {
@@ -179,6 +197,7 @@ impl Session {
             () = self.idle(config.idle_timeout) => Outcome::Idle,
             () = after(longest) => Outcome::TooLong,
             () = self.log_periodically() => return,
+            () = self.report_periodically() => return,
         };
         let counters = &self.proxy.counters;
         let mut info = self.info.borrow_mut();
@@ -250,6 +269,7 @@ impl Session {
                 let mut info = self.info.borrow_mut();
                 info.cluster = Some(cluster.cluster().name().clone());
                 info.cluster_observability = Some(cluster.cluster().observability_name().clone());
+                info.cluster_metadata.clone_from(&cluster.cluster().config().metadata);
             }
             if !cluster.breakers(Priority::Default).connections().has_room() {
                 cluster.stats().upstream_cx_overflow.inc();
@@ -317,6 +337,7 @@ impl Session {
         upstream.local = lease.info.local.clone();
         upstream.connection_id = Some(lease.info.id);
         upstream.tls = lease.info.tls.clone();
+        upstream.exchange = lease.info.exchange.clone();
         upstream.connect_complete = Some(lease.info.connected);
         upstream.handshake_complete = lease.info.handshake;
         upstream.pool_wait = Some(lease.info.start.elapsed());

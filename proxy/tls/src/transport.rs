@@ -5,8 +5,11 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use sampan_core::peer::{Exchange, PeerCell, PeerExchange};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{client, server};
@@ -21,6 +24,10 @@ pub enum Transport {
     TlsServer(Box<server::TlsStream<Box<Transport>>>),
     /// TLS that we began, as the client.
     TlsClient(Box<client::TlsStream<Box<Transport>>>),
+    /// Istio's TCP metadata exchange above one of the others.
+    Exchange(Box<PeerExchange<Transport>>),
+    /// Nothing: the stream was taken out.
+    Taken,
 }
 
 macro_rules! each {
@@ -42,6 +49,11 @@ macro_rules! each {
                 let $stream = Pin::new($stream.as_mut());
                 $body
             }
+            Transport::Exchange($stream) => {
+                let $stream = Pin::new($stream.as_mut());
+                $body
+            }
+            Transport::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
 }
@@ -98,11 +110,24 @@ impl Transport {
             Self::Unix(_) => None,
             Self::TlsServer(s) => s.get_ref().0.tcp(),
             Self::TlsClient(s) => s.get_ref().0.tcp(),
+            Self::Exchange(s) => s.inner().tcp(),
+            Self::Taken => None,
         }
     }
 
     /// Whether reads and writes pass through TLS.
     pub fn is_tls(&self) -> bool {
-        matches!(self, Self::TlsServer(_) | Self::TlsClient(_))
+        match self {
+            Self::TlsServer(_) | Self::TlsClient(_) => true,
+            Self::Exchange(s) => s.inner().is_tls(),
+            Self::Tcp(_) | Self::Unix(_) | Self::Taken => false,
+        }
+    }
+
+    /// Begins Istio's metadata exchange on it, if ALPN has agreed on that.
+    pub fn exchange(&mut self, exchange: &Arc<Exchange>, alpn: Option<&str>) -> Rc<PeerCell> {
+        let (begun, cell) = exchange.begin(std::mem::replace(self, Self::Taken), alpn);
+        *self = begun.map_or_else(|same| same, |begun| Self::Exchange(Box::new(begun)));
+        cell
     }
 }

@@ -9,6 +9,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use prost::bytes::Bytes;
 use sampan_codec::h2::CodecStats;
 use sampan_core::error::AtField;
+use sampan_core::peer::Exchange;
 use sampan_core::stats::{Counter, Lazy, Scope};
 use sampan_core::{Address, ConfigResult};
 use sampan_tls::{ClientContext, StaticSecrets, TlsSlot, WantedSecret};
@@ -60,6 +61,8 @@ pub struct Cluster {
     pub(crate) eds_warming: Mutex<Option<Warming>>,
     /// How many hosts took each transport socket, before the counters of that were made.
     socket_matches: Vec<AtomicU64>,
+    /// TCP metadata exchange, where its filter is among the cluster's.
+    pub(crate) exchange: Option<Arc<Exchange>>,
 }
 
 /// Where a cluster that was not in the bootstrap came from.
@@ -114,6 +117,7 @@ impl Cluster {
         origin: Option<Origin>,
         root: &Scope,
         secrets: &StaticSecrets,
+        exchange: Option<Arc<Exchange>>,
     ) -> ConfigResult<Self> {
         let scope = root.scope("cluster").scope(&config.stat_name.replace(':', "_"));
         let mut sockets =
@@ -140,6 +144,7 @@ impl Cluster {
             tasks: Mutex::default(),
             destinations: Box::default(),
             socket_matches,
+            exchange,
         };
         if cluster.config.discovery == Discovery::Static {
             cluster.rebuild(&Resolved::default());

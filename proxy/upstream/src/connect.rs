@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sampan_core::Address;
+use sampan_core::peer::PeerCell;
 use sampan_core::stream_info::{Protocol, TlsInfo};
 use sampan_tls::{ClientOptions, Transport};
 use socket2::{SockRef, TcpKeepalive};
@@ -47,6 +48,8 @@ pub struct ConnectInfo {
     pub connected: Instant,
     /// When TLS was complete.
     pub handshake: Option<Instant>,
+    /// TCP metadata exchange on it, where the cluster has it.
+    pub exchange: Option<Rc<PeerCell>>,
 }
 
 /// A connected byte stream.
@@ -171,8 +174,13 @@ async fn connect_inner(
         }
     };
     let handshake = tls.is_some().then(Instant::now);
+    let mut transport = transport;
+    let exchange = cluster.exchange.as_ref().map(|exchange| {
+        let alpn = tls.as_ref().and_then(|tls: &Rc<TlsInfo>| tls.alpn.as_deref());
+        transport.exchange(exchange, alpn)
+    });
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    let info = ConnectInfo { id, local, remote, tls, protocol: None, start, connected, handshake };
+    let info = ConnectInfo { id, local, remote, tls, protocol: None, start, connected, handshake, exchange };
     Ok(Connected { transport, info })
 }
 

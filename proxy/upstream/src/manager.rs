@@ -9,12 +9,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use sampan_core::ConfigResult;
+use sampan_core::peer;
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_tls::StaticSecrets;
 use tokio::sync::watch;
 
 use crate::cluster::{Cluster, Origin, destinations};
-use crate::config::{ClusterConfig, Discovery};
+use crate::config::{ClusterConfig, Discovery, ExchangeConfig};
 use crate::dns;
 
 /// The slots that all threads share. Workers take the lock only for names they have not used before.
@@ -27,6 +28,9 @@ pub struct ClusterManager {
     scope: Scope,
     secrets: StaticSecrets,
     resolver: dns::SharedResolver,
+    node: Arc<peer::Node>,
+    /// What connections of clusters begin with, by configuration: most clusters of a mesh have the same.
+    exchanges: Mutex<Vec<(ExchangeConfig, Arc<peer::Exchange>)>>,
 }
 
 /// What [`Warming`] guards reach.
@@ -145,7 +149,34 @@ impl ClusterManager {
             secrets,
             scope: scope.clone(),
             resolver: dns::SharedResolver::default(),
+            node: Arc::default(),
+            exchanges: Mutex::default(),
         }
+    }
+
+    /// With what peers are told of us.
+    #[must_use]
+    pub fn with_node(mut self, node: Arc<peer::Node>) -> Self {
+        self.node = node;
+        self
+    }
+
+    /// What peers are told of us.
+    pub fn node(&self) -> &Arc<peer::Node> {
+        &self.node
+    }
+
+    /// The metadata exchange of a configuration.
+    fn exchange(&self, config: &ExchangeConfig) -> Arc<peer::Exchange> {
+        let mut known = self.exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, exchange)) = known.iter().find(|(of, _)| of == config) {
+            return exchange.clone();
+        }
+        let (own, labels) = (self.node.peer(&config.additional_labels), config.additional_labels.clone());
+        let stats = peer::ExchangeStats::new(&self.scope);
+        let exchange = Arc::new(peer::Exchange::new(&config.protocol, &own, &self.node.id, labels, stats));
+        known.push((config.clone(), exchange.clone()));
+        exchange
     }
 
     /// The slots, for the workers.
@@ -174,7 +205,8 @@ impl ClusterManager {
         origin: Option<Origin>,
         warm: bool,
     ) -> ConfigResult<Arc<Cluster>> {
-        let cluster = Arc::new(Cluster::new(config, origin, &self.scope, &self.secrets)?);
+        let exchange = config.exchange.as_deref().map(|config| self.exchange(config));
+        let cluster = Arc::new(Cluster::new(config, origin, &self.scope, &self.secrets, exchange)?);
         let slots = &self.slots;
         let mut aside = slots.aside();
         let waiting = aside.remove(cluster.name());

@@ -92,7 +92,7 @@ const GRPC_NAMES: [(&str, &str); 17] = [
 
 /// The gRPC status of a stream: from the trailers, the headers or the HTTP status. -1 is a status that is no
 /// number.
-pub(crate) fn grpc_status_of(context: &FormatContext<'_>) -> Option<i64> {
+pub fn grpc_status_of(context: &FormatContext<'_>) -> Option<i64> {
     for headers in [context.trailers, context.response].into_iter().flatten() {
         match headers.get(HeaderId::GRPC_STATUS) {
             None | Some(b"") => {}
@@ -114,7 +114,7 @@ pub(crate) fn grpc_status_of(context: &FormatContext<'_>) -> Option<i64> {
 }
 
 /// Whether the request is gRPC by its content type.
-fn is_grpc_request(context: &FormatContext<'_>) -> bool {
+pub fn is_grpc_request(context: &FormatContext<'_>) -> bool {
     let Some(request) = context.request else { return false };
     let rest = request.get(HeaderId::CONTENT_TYPE).and_then(|t| t.strip_prefix(b"application/grpc"));
     request.contains(HeaderId::PATH) && matches!(rest, Some([] | [b'+', ..]))

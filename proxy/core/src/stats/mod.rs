@@ -19,6 +19,7 @@ mod render;
 mod slab;
 mod tags;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -73,10 +74,35 @@ pub struct Scope {
 
 struct ScopeInner {
     prefix: Arc<str>,
+    /// Tags that were given when it was made, in place of those that the names would tell.
+    tags: Option<Box<GivenTags>>,
     store: Weak<StoreInner>,
     /// Sorted by symbol.
     stats: Mutex<Vec<Entry>>,
     texts: Mutex<HashMap<u32, Arc<str>>>,
+}
+
+/// Tag and value; the names of most are known beforehand.
+pub type Tag = (Cow<'static, str>, Box<str>);
+
+/// Tags that belong to every stat of a scope. Full names are `PREFIX LEAF.TAG.VALUE.TAG.VALUE…`, without the parts
+/// that are empty.
+struct GivenTags {
+    tags: Box<[Tag]>,
+    suffix: Box<str>,
+    /// What tells the scope from others.
+    key: Arc<str>,
+}
+
+impl GivenTags {
+    fn new(prefix: &str, tags: Vec<Tag>) -> Self {
+        let parts = tags.iter().flat_map(|(tag, value)| [&**tag, &**value]);
+        let suffix: String = parts.filter(|part| !part.is_empty()).flat_map(|part| [".", part]).collect();
+        // With all parts: which of them are empty makes a difference.
+        let parts = tags.iter().flat_map(|(tag, value)| ["\0", tag, "\0", value]);
+        let key: String = std::iter::once(prefix).chain(parts).collect();
+        Self { tags: tags.into(), suffix: suffix.into(), key: key.into() }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -169,13 +195,14 @@ impl Store {
 
     /// The scope without a prefix; its stats live as long as the store.
     pub fn root(&self) -> Scope {
-        let inner = self.0.root.get_or_init(|| self.new_scope("".into()));
+        let inner = self.0.root.get_or_init(|| self.new_scope("".into(), None));
         Scope { inner: inner.clone(), store: self.clone() }
     }
 
-    fn new_scope(&self, prefix: Arc<str>) -> Arc<ScopeInner> {
+    fn new_scope(&self, prefix: Arc<str>, tags: Option<Box<GivenTags>>) -> Arc<ScopeInner> {
         Arc::new(ScopeInner {
             prefix,
+            tags,
             store: Arc::downgrade(&self.0),
             stats: Mutex::default(),
             texts: Mutex::default(),
@@ -188,11 +215,31 @@ impl Store {
             Some(inner) => inner,
             None => {
                 let prefix = Arc::<str>::from(prefix);
-                let inner = self.new_scope(prefix.clone());
+                let inner = self.new_scope(prefix.clone(), None);
                 if prefix.find('.') == Some(prefix.len() - 1) {
                     lock(&self.0.kept).push(inner.clone());
                 }
                 scopes.insert(prefix, Arc::downgrade(&inner));
+                inner
+            }
+        };
+        drop(scopes);
+        Scope { inner, store: self.clone() }
+    }
+
+    /// A scope whose stats carry these tags, in this order, in place of those that their names would tell (Istio's
+    /// metrics). A dot is put behind the name. It lives as long as the store, as do its stats.
+    pub fn tagged(&self, name: &str, tags: Vec<Tag>) -> Scope {
+        let prefix = format!("{name}.");
+        let given = Box::new(GivenTags::new(&prefix, tags));
+        let mut scopes = lock(&self.0.scopes);
+        let inner = match scopes.get(&given.key).and_then(Weak::upgrade) {
+            Some(inner) => inner,
+            None => {
+                let key = given.key.clone();
+                let inner = self.new_scope(prefix.into(), Some(given));
+                lock(&self.0.kept).push(inner.clone());
+                scopes.insert(key, Arc::downgrade(&inner));
                 inner
             }
         };
@@ -233,7 +280,8 @@ impl Store {
         self.visit(
             |kind| matches!(kind, Kind::Counter | Kind::Gauge),
             |scope, stats, names| {
-                let Some(leaf) = name.strip_prefix(&*scope.prefix) else { return };
+                let leaf = name.strip_prefix(&*scope.prefix).and_then(|l| l.strip_suffix(scope.suffix()));
+                let Some(leaf) = leaf else { return };
                 for entry in
                     stats.iter().filter(|e| names.get(e.symbol as usize).is_some_and(|n| **n == *leaf))
                 {
@@ -264,7 +312,17 @@ impl Store {
 impl ScopeInner {
     fn full_name(&self, entry: Entry, names: &[Arc<str>]) -> String {
         let leaf = names.get(entry.symbol as usize).map_or("", |name| name);
-        [&*self.prefix, leaf].concat()
+        [&*self.prefix, leaf, self.suffix()].concat()
+    }
+
+    /// What stands behind the last part of a name.
+    fn suffix(&self) -> &str {
+        self.tags.as_ref().map_or("", |given| &given.suffix)
+    }
+
+    /// Under what the store finds it.
+    fn key(&self) -> &Arc<str> {
+        self.tags.as_ref().map_or(&self.prefix, |given| &given.key)
     }
 }
 
@@ -313,7 +371,7 @@ impl Scope {
 
     fn rejects(&self, name: &str) -> bool {
         let model = self.store.0.model.load();
-        model.rejects_some() && model.rejects(&format!("{}{name}", self.inner.prefix))
+        model.rejects_some() && model.rejects(&[&*self.inner.prefix, name, self.inner.suffix()].concat())
     }
 
     /// The counter of that name.
@@ -355,8 +413,8 @@ impl Drop for ScopeInner {
         if let Some(store) = store {
             let mut scopes = lock(&store.scopes);
             // A new scope of the same prefix may have taken the place already.
-            if scopes.get(&self.prefix).is_some_and(|s| s.strong_count() == 0) {
-                scopes.remove(&self.prefix);
+            if scopes.get(self.key()).is_some_and(|s| s.strong_count() == 0) {
+                scopes.remove(self.key());
             }
         }
     }

@@ -4,13 +4,13 @@
 //! without tags, the lines of a group by the full name; names compare part by part, not byte by byte.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 use super::histogram::QUANTILES;
 use super::number::{general, shortest};
 use super::render::{BucketMode, HistogramRow, Params, Rows};
-use super::tags::Tags;
+use super::tags::{Extracted, Tags};
 use super::{StatsModel, Store};
 
 /// A name whose parts are compared one by one.
@@ -32,10 +32,16 @@ impl PartialOrd for Name {
 /// Lines of one metric: full name to labels and what is to be written.
 type Groups<T> = BTreeMap<Name, BTreeMap<Name, (String, T)>>;
 
-fn group<T>(tags: &Tags, rows: impl Iterator<Item = (String, T)>) -> Groups<T> {
+/// Where labels come from: the rules, and what was given with the stats.
+struct Labels<'a> {
+    rules: &'a Tags,
+    given: HashMap<String, Extracted>,
+}
+
+fn group<T>(tags: &mut Labels<'_>, rows: impl Iterator<Item = (String, T)>) -> Groups<T> {
     let mut groups = Groups::new();
     for (name, value) in rows {
-        let extracted = tags.extract(&name);
+        let extracted = tags.given.remove(&name).unwrap_or_else(|| tags.rules.extract(&name));
         let labels = extracted.tags.iter().map(|(tag, value)| label(tag, value));
         let labels = labels.collect::<Vec<_>>().join(",");
         groups.entry(Name(extracted.name)).or_default().insert(Name(name), (labels, value));
@@ -52,9 +58,17 @@ fn sanitise(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
+/// Names of a custom namespace (Istio's filters register theirs) stand for themselves.
+fn metric_name(name: &str) -> String {
+    match name.strip_prefix("istiocustom.") {
+        Some(own) => sanitise(own),
+        None => format!("envoy_{}", sanitise(name)),
+    }
+}
+
 fn write<T>(out: &mut String, groups: Groups<T>, kind: &str, each: impl Fn(&mut String, &str, &str, &T)) {
     for (name, lines) in groups {
-        let name = format!("envoy_{}", sanitise(&name.0));
+        let name = metric_name(&name.0);
         let _ = writeln!(out, "# TYPE {name} {kind}");
         for (labels, value) in lines.values() {
             each(out, &name, labels, value);
@@ -65,7 +79,7 @@ fn write<T>(out: &mut String, groups: Groups<T>, kind: &str, each: impl Fn(&mut 
 /// The whole output. The caller refuses the bucket modes that make no sense here (detailed, disjoint).
 pub fn prometheus(store: &Store, params: &Params) -> String {
     let (rows, model) = (Rows::collect(store, params), store.model());
-    let tags = model.tags();
+    let tags = &mut Labels { rules: model.tags(), given: rows.tagged };
     let mut out = String::new();
     let (counters, gauges): (Vec<_>, Vec<_>) =
         rows.numbers.into_iter().partition(|(_, (_, counter))| *counter);

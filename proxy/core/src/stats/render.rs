@@ -2,13 +2,14 @@
 //!
 //! Texts come first, then counters and gauges together, then histograms; each group sorted by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 use regex::Regex;
 
 use super::histogram::{Merged, QUANTILES, Statistics};
 use super::number::{general, shortest, streamed};
+use super::tags::Extracted;
 use super::{Entry, Kind, ScopeInner, Store, Unit, lock, slab};
 
 /// What of the stats is wanted.
@@ -76,6 +77,8 @@ pub(super) struct Rows {
     /// Value and whether it is a counter.
     pub(super) numbers: BTreeMap<String, (u64, bool)>,
     pub(super) histograms: Vec<HistogramRow>,
+    /// Those whose tags were given, by full name.
+    pub(super) tagged: HashMap<String, Extracted>,
 }
 
 impl Rows {
@@ -106,6 +109,12 @@ impl Rows {
                 let name = scope.full_name(*entry, names);
                 let wanted = params.filter.as_ref().is_none_or(|f| f.is_match(&name) != params.invert_filter);
                 if wanted && !model.rejects(&name) {
+                    if let Some(given) = &scope.tags {
+                        let leaf = names.get(entry.symbol as usize).map_or("", |n| n);
+                        let tags = given.tags.iter().map(|(t, v)| (t.to_string(), v.to_string())).collect();
+                        let extracted = Extracted { name: [&*scope.prefix, leaf].concat(), tags };
+                        rows.tagged.insert(name.clone(), extracted);
+                    }
                     rows.add(store, scope, *entry, name, value);
                 }
             }

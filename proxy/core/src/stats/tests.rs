@@ -312,3 +312,36 @@ fn a_lazy_set_is_made_when_first_needed() {
     lazy.get().inc();
     assert_eq!(store.value("x.c"), Some(2));
 }
+
+#[test]
+fn given_tags_stand_for_those_that_names_tell() {
+    let store = Store::new();
+    let tags = |flags: &str| -> Vec<Tag> {
+        vec![
+            ("reporter".into(), "source".into()),
+            ("source_principal".into(), "spiffe://cluster.local/ns/a.b/sa/c".into()),
+            ("grpc_response_status".into(), "".into()),
+            ("response_flags".into(), flags.into()),
+        ]
+    };
+    let scope = store.tagged("istiocustom", tags("-"));
+    scope.counter("istio_requests_total").add(2);
+    // The same set is the same scope.
+    store.tagged("istiocustom", tags("-")).counter("istio_requests_total").inc();
+    store.tagged("istiocustom", tags("UH")).counter("istio_requests_total").inc();
+    drop(scope);
+    let text = text(&store, &Params::default());
+    let full = "istiocustom.istio_requests_total.reporter.source.source_principal.\
+                spiffe://cluster.local/ns/a.b/sa/c.grpc_response_status.response_flags.-";
+    assert!(text.contains(&format!("{full}: 3\n")), "{text}");
+    assert_eq!(store.value(full), Some(3));
+    let prometheus = prometheus(&store, &Params::default());
+    assert!(
+        prometheus.contains(
+            "# TYPE istio_requests_total counter\n\
+             istio_requests_total{reporter=\"source\",source_principal=\"spiffe://cluster.local/ns/a.b/sa/c\",\
+             grpc_response_status=\"\",response_flags=\"-\"} 3\n"
+        ),
+        "{prometheus}"
+    );
+}

@@ -47,7 +47,7 @@ flags! {
 }
 
 /// A set of response flags that knows in which order they were set: so Envoy prints them.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ResponseFlags {
     bits: u64,
     order: [u8; TABLE.len()],

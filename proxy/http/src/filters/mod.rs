@@ -5,7 +5,10 @@ pub(crate) mod cors;
 mod fault;
 mod header_mutation;
 mod health_check;
+mod istio_stats;
 mod local_ratelimit;
+mod peer_metadata;
+mod wasm;
 
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{ConfigError, ConfigResult};
@@ -20,7 +23,7 @@ type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [Line; 7] = [
+    let lines: [Line; 10] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
@@ -31,11 +34,14 @@ pub fn register(registry: &mut HttpFilterRegistry) {
             Some((header_mutation::ROUTE_TYPE, header_mutation::make_route)),
         ),
         (health_check::TYPE, health_check::make, None),
+        (istio_stats::TYPE, istio_stats::make, None),
         (
             local_ratelimit::TYPE,
             local_ratelimit::make,
             Some((local_ratelimit::TYPE, local_ratelimit::make_route)),
         ),
+        (peer_metadata::TYPE, peer_metadata::make, None),
+        (wasm::TYPE, wasm::make, None),
     ];
     for (message, filter, route) in lines {
         let factory = HttpFilterFactory { filter, route: route.map(|(_, make)| make) };

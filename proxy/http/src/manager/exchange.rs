@@ -646,6 +646,8 @@ impl Exchange {
                 named.filter.on_end(stream, state);
             }
         }
+        // None where no filter has seen the request.
+        let passed = self.states.len();
         self.states.clear();
         let now = stream.info.last_downstream_tx.unwrap_or_else(clock::tick);
         stream.info.end = Some(now);
@@ -660,6 +662,14 @@ impl Exchange {
         stream.info.bytes.upstream_wire_sent = sent;
         stream.info.bytes.upstream_wire_received = received;
         stream.info.bytes.received = stream.info.bytes.received.max(stream.timer.received());
+        if passed > 0 {
+            let (stream, context) = (&self.stream, self.facts(AccessLogType::DownstreamEnd));
+            for named in Self::chain_of(stream, &manager).filters.iter().take(passed) {
+                if !stream.filter_disabled(named) {
+                    named.filter.on_log(&context);
+                }
+            }
+        }
         self.log(AccessLogType::DownstreamEnd);
     }
 }

@@ -16,6 +16,7 @@ use sampan_core::{ConfigError, ConfigResult};
 mod circuit;
 mod dns;
 mod endpoints;
+mod exchange;
 mod http;
 mod http2;
 mod lb;
@@ -27,6 +28,7 @@ mod tests;
 pub use circuit::{CircuitBreakers, RetryBudget, Thresholds};
 pub use dns::{DnsConfig, LookupFamily, check_resolver};
 pub use endpoints::{EndpointConfig, EndpointTarget, LoadAssignment, LocalityConfig};
+pub use exchange::ExchangeConfig;
 pub use http::{HttpConfig, HttpProtocol};
 pub use http2::http2_options;
 pub use lb::{LbConfig, LbPolicy};
@@ -98,6 +100,8 @@ pub struct ClusterConfig {
     pub transport_socket_matches: Vec<TransportSocketMatch>,
     /// `metadata`
     pub metadata: Option<Arc<Metadata>>,
+    /// Istio's `envoy.tcp.metadataexchange.config.MetadataExchange` among the `filters`.
+    pub exchange: Option<Box<ExchangeConfig>>,
     /// `track_timeout_budgets`, `track_cluster_stats.timeout_budgets`
     pub track_timeout_budgets: bool,
     /// Whether the cluster manager's API added it.
@@ -164,6 +168,7 @@ impl ClusterConfig {
                 .map(|(i, m)| TransportSocketMatch::from_proto(m).at_index("transport_socket_matches", i))
                 .collect::<ConfigResult<_>>()?,
             metadata: message.metadata.as_ref().and_then(metadata),
+            exchange: exchange::filters(message)?,
             track_timeout_budgets: message.track_timeout_budgets
                 || message.track_cluster_stats.as_ref().is_some_and(|t| t.timeout_budgets),
             added_via_api,
@@ -264,7 +269,6 @@ fn refuse_unsupported(m: &Message) -> ConfigResult<()> {
         (m.outlier_detection.is_some(), "outlier_detection"),
         // Without a selector there are no subsets.
         (m.lb_subset_config.as_ref().is_some_and(|c| !c.subset_selectors.is_empty()), "lb_subset_config"),
-        (!m.filters.is_empty(), "filters"),
         (m.upstream_config.is_some(), "upstream_config"),
         (m.lrs_server.is_some(), "lrs_server"),
         (m.preconnect_policy.is_some(), "preconnect_policy"),

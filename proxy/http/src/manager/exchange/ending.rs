@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use sampan_codec::{BodyError, CodecError, ResetReason, h2};
+use sampan_core::format::FormatContext;
 use sampan_core::stream_info::ResponseFlag;
 
 use super::{Exchange, Fate};
@@ -157,14 +158,19 @@ impl Exchange {
 
     pub(super) fn log(&self, log_type: AccessLogType) {
         for log in &self.stream.manager.access_log {
-            log.log(&sampan_core::format::FormatContext {
-                request: Some(&self.stream.request),
-                response: self.response.as_ref(),
-                trailers: self.trailers.as_ref(),
-                info: &self.stream.info,
-                local_reply_body: b"",
-                log_type,
-            });
+            log.log(&self.facts(log_type));
+        }
+    }
+
+    /// What logs are told.
+    pub(super) fn facts(&self, log_type: AccessLogType) -> FormatContext<'_> {
+        FormatContext {
+            request: Some(&self.stream.request),
+            response: self.response.as_ref(),
+            trailers: self.trailers.as_ref(),
+            info: &self.stream.info,
+            local_reply_body: b"",
+            log_type,
         }
     }
 
