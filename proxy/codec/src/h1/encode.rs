@@ -241,7 +241,7 @@ pub(super) fn reason(status: u16) -> &'static str {
         103 => "Unknown",
         208 => "Already Reported",
         599 => "Last Unassigned Server Error Code",
-        418 | 420 | 509 => "Unknown",
+        102 | 418 | 420 | 451 | 509 => "Unknown",
         413 => "Payload Too Large",
         422 => "Unprocessable Entity",
         _ => http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Unknown"),

@@ -14,6 +14,7 @@ mod query;
 mod regex;
 mod string;
 mod syntax;
+pub mod tree;
 mod value;
 
 pub use cidr::{CidrRange, CidrSet};

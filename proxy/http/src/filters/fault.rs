@@ -66,7 +66,7 @@ struct Settings {
     max_active: Option<u32>,
     keys: Keys,
     no_cluster_stats: bool,
-    metadata: Option<Struct>,
+    metadata: Struct,
 }
 
 #[derive(Clone, Copy)]
@@ -175,7 +175,7 @@ impl Settings {
                 max_active: or(&message.max_active_faults_runtime, "fault.http.max_active_faults"),
             },
             no_cluster_stats: message.disable_downstream_cluster_stats,
-            metadata: message.filter_metadata,
+            metadata: message.filter_metadata.unwrap_or_default(),
         })
     }
 
@@ -309,8 +309,9 @@ impl Fault {
         true
     }
 
-    fn abort(&self, settings: &Settings, stream: &Stream, status: Status) -> LocalReply {
+    fn abort(&self, settings: &Settings, stream: &mut Stream, status: Status) -> LocalReply {
         self.aborts_injected.inc();
+        self.tell(settings, stream);
         self.count_cluster(settings, stream, "aborts_injected");
         let (code, grpc) = match status {
             Status::Http(code) => (code, None),
@@ -321,6 +322,11 @@ impl Fault {
             .flag(ResponseFlag::FaultInjected);
         reply.grpc_status = grpc;
         reply
+    }
+
+    /// Dynamic metadata of an injected fault, also where none is configured: the log then shows an empty object.
+    fn tell(&self, settings: &Settings, stream: &mut Stream) {
+        *stream.info.dynamic_metadata_mut(&self.name) = settings.metadata.clone();
     }
 
     /// `fault.CLUSTER.aborts_injected`, of the cluster that the client says it belongs to.
@@ -374,9 +380,7 @@ impl HttpFilter for Fault {
             self.delays_injected.inc();
             self.count_cluster(settings, stream, "delays_injected");
             stream.info.flags.set(ResponseFlag::DelayInjected);
-            if let Some(metadata) = &settings.metadata {
-                *stream.info.dynamic_metadata_mut(&self.name) = metadata.clone();
-            }
+            self.tell(settings, stream);
             let slot = state.insert(Box::new(active));
             let Some(active) = slot.downcast_mut::<Active>() else { return Step::Continue };
             return Step::Wait(Box::pin(self.delayed(stream, route, active, delay)));

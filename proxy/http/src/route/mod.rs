@@ -28,6 +28,7 @@ mod retry_host;
 mod rewrite;
 mod source;
 mod template;
+mod tree;
 mod vcluster;
 mod weighted;
 
@@ -37,6 +38,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
+use sampan_core::matcher::tree::MatchTree;
 use sampan_core::stream_info::{Metadata, StreamInfo};
 
 pub use action::{Action, DirectResponse};
@@ -58,9 +60,9 @@ pub use weighted::{ClusterChoice, WeightedCluster};
 use crate::filters::cors::Policy as CorsPolicy;
 use crate::manager::split_port;
 use host::Hosts;
-use index::Index;
 use matching::RouteMatch;
 use mutations::Mutations;
+use tree::{Lookup, Routes};
 
 /// A compiled `RouteConfiguration`.
 pub struct RouteTable {
@@ -83,7 +85,7 @@ pub struct VirtualHost {
     pub name: Arc<str>,
     require_tls: pb::virtual_host::TlsRequirementType,
     routes: Vec<Route>,
-    index: Index,
+    lookup: Lookup,
     mutations: Mutations,
     filter_configs: FilterConfigs,
     virtual_clusters: Vec<VirtualCluster>,
@@ -210,7 +212,6 @@ impl VirtualHost {
         context: &RouteContext<'_>,
         inherited: &action::Inherited<'_>,
     ) -> ConfigResult<Self> {
-        refuse(message.matcher.is_some(), "matcher")?;
         refuse(message.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
         let retry =
             message.retry_policy.as_ref().map(RetryPolicy::from_proto).transpose().at("retry_policy")?;
@@ -223,21 +224,38 @@ impl VirtualHost {
             .map(|l| l.value)
             .or(message.per_request_buffer_limit_bytes.map(|l| u64::from(l.value)));
         let name: Arc<str> = message.name.as_str().into();
-        let mut routes = Vec::with_capacity(message.routes.len());
-        for (i, route) in message.routes.iter().enumerate() {
-            let counted = Counted::route(route, &name);
-            let mut route = Route::from_proto(route, context, &inherited).at_index("routes", i)?;
-            route.counted = counted;
+        let make = |message: &pb::Route, context: &RouteContext<'_>| {
+            let mut route = Route::from_proto(message, context, &inherited)?;
+            route.counted = Counted::route(message, &name);
             route.buffer_limit = route.buffer_limit.or(limit);
-            routes.push(route);
-        }
-        let index = Index::new(routes.iter().map(|r| r.matching.path()));
+            Ok(route)
+        };
+        let (routes, lookup) = match &message.matcher {
+            None => {
+                let mut routes = Vec::with_capacity(message.routes.len());
+                for (i, route) in message.routes.iter().enumerate() {
+                    routes.push(make(route, context).at_index("routes", i)?);
+                }
+                let all = Routes::from(0, &routes);
+                (routes, Lookup::All(all))
+            }
+            Some(_) if !message.routes.is_empty() => {
+                return Err(ConfigError::new("cannot set both matcher and routes on virtual host"));
+            }
+            Some(matcher) => {
+                // Envoy never asks whether the clusters of a tree's routes are known.
+                let context = RouteContext { validate_clusters: false, ..*context };
+                let mut builder = tree::Builder { routes: Vec::new(), make: &|route| make(route, &context) };
+                let tree = MatchTree::from_proto(matcher, &mut builder).at("matcher")?;
+                (builder.routes, Lookup::Tree(tree))
+            }
+        };
         Ok(Self {
             virtual_clusters: VirtualCluster::list(message, &name)?,
             name,
             require_tls: message.require_tls(),
             routes,
-            index,
+            lookup,
             mutations: Mutations::of(message)?,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
             attempt_count: message.include_request_attempt_count,
@@ -267,7 +285,7 @@ impl VirtualHost {
     fn find(&self, request: &RequestView<'_>) -> Option<u32> {
         let path = request.headers.get(HeaderId::PATH).unwrap_or_default();
         let path = matching::without_query(path);
-        self.index.find(path, |i| self.routes[i as usize].matching.matches(path, request))
+        self.lookup.find(path, request, |i| self.routes[i as usize].matching.matches(path, request))
     }
 }
 
