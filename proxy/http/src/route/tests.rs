@@ -186,8 +186,8 @@ fn what_changes_behaviour_and_is_not_done_is_refused_by_name() {
     for (route, field) in [
         ("{match: {prefix: /}, route: {cluster: unknown}}", "unknown cluster 'unknown'"),
         (
-            "{match: {prefix: /}, route: {cluster: a, hedge_policy: {hedge_on_per_try_timeout: true}}}",
-            "hedge_policy",
+            "{match: {prefix: /}, route: {cluster: a, retry_policy_typed_config: {\"@type\": type.googleapis.com/google.protobuf.Empty}}}",
+            "retry_policy_typed_config",
         ),
         (
             "{match: {prefix: /}, route: {cluster: a, rate_limits: [{actions: [{remote_address: {}}, \
