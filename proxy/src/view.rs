@@ -8,6 +8,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, ScopedRoutes, http_connection_manager::RouteSpecifier,
+    scoped_routes::ConfigSpecifier,
+};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, Timestamp};
 use prost::Message;
@@ -325,7 +329,7 @@ impl AdminSource for View {
                     .collect(),
                 dynamic_route_configs: self.dynamic_routes(),
             })),
-            Section::ScopedRoutes => Some(packed(&pb::ScopedRoutesConfigDump::default())),
+            Section::ScopedRoutes => Some(packed(&self.scoped_routes())),
             Section::Secrets => Some(packed(&self.secrets())),
         }
     }
@@ -420,6 +424,32 @@ impl View {
         Some(packed(&pb::EcdsConfigDump { ecds_filters: current.into_iter().map(dump).collect() }))
     }
 
+    fn scoped_routes(&self) -> pb::ScopedRoutesConfigDump {
+        use pb::scoped_routes_config_dump::{DynamicScopedRouteConfigs, InlineScopedRouteConfigs};
+        let scope = |bytes| any("envoy.config.route.v3.ScopedRouteConfiguration", bytes);
+        let inline = inline_scopes(&self.process.boot.parts.listeners).into_iter();
+        let current = self.process.xds.get().map(|xds| xds.shared.scopes.current()).unwrap_or_default();
+        pb::ScopedRoutesConfigDump {
+            inline_scoped_route_configs: inline
+                .map(|(name, scopes)| InlineScopedRouteConfigs {
+                    name,
+                    scoped_route_configs: scopes.into_iter().map(scope).collect(),
+                    last_updated: self.updated(),
+                })
+                .collect(),
+            dynamic_scoped_route_configs: current
+                .into_iter()
+                .map(|scopes| DynamicScopedRouteConfigs {
+                    name: scopes.name.to_string(),
+                    version_info: scopes.version.to_string(),
+                    scoped_route_configs: scopes.scopes.iter().map(|s| scope(s.to_vec())).collect(),
+                    last_updated: Some(timestamp(scopes.updated)),
+                    ..Default::default()
+                })
+                .collect(),
+        }
+    }
+
     fn secrets(&self) -> pb::SecretsConfigDump {
         use pb::secrets_config_dump::DynamicSecret;
         let Some(xds) = self.process.xds.get() else { return pb::SecretsConfigDump::default() };
@@ -508,25 +538,37 @@ fn dynamic_clusters(all: &[Arc<Cluster>]) -> Vec<pb::clusters_config_dump::Dynam
 
 /// The inline route tables of all connection managers, encoded.
 fn static_routes(listeners: &[Bytes]) -> Vec<Vec<u8>> {
+    managers(listeners)
+        .filter_map(|manager| match manager.route_specifier? {
+            RouteSpecifier::RouteConfig(routes) => Some(routes.encode_to_vec()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The inline scopes of all connection managers, encoded, with the names of the lists.
+fn inline_scopes(listeners: &[Bytes]) -> Vec<(String, Vec<Vec<u8>>)> {
+    managers(listeners)
+        .filter_map(|manager| match manager.route_specifier? {
+            RouteSpecifier::ScopedRoutes(ScopedRoutes {
+                name,
+                config_specifier: Some(ConfigSpecifier::ScopedRouteConfigurationsList(list)),
+                ..
+            }) => Some((name, list.scoped_route_configurations.iter().map(Message::encode_to_vec).collect())),
+            _ => None,
+        })
+        .collect()
+}
+
+/// All connection managers of encoded listeners.
+fn managers(listeners: &[Bytes]) -> impl Iterator<Item = HttpConnectionManager> {
     use envoy_types::pb::envoy::config::listener::v3::{Listener, filter::ConfigType};
-    use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
-    let mut out = Vec::new();
-    for bytes in listeners {
-        let Ok(listener) = Listener::decode(bytes.clone()) else { continue };
-        for filter in
-            listener.filter_chains.iter().chain(&listener.default_filter_chain).flat_map(|c| &c.filters)
-        {
-            let Some(ConfigType::TypedConfig(config)) = &filter.config_type else { continue };
-            if !config.type_url.ends_with(sampan_http::manager::TYPE) {
-                continue;
-            }
-            let Ok(manager) = hcm::HttpConnectionManager::decode(config.value.as_slice()) else { continue };
-            if let Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes)) =
-                manager.route_specifier
-            {
-                out.push(routes.encode_to_vec());
-            }
+    let listeners = listeners.iter().filter_map(|bytes| Listener::decode(bytes.clone()).ok());
+    let chains = listeners.flat_map(|l| l.filter_chains.into_iter().chain(l.default_filter_chain));
+    chains.flat_map(|chain| chain.filters).filter_map(|filter| match filter.config_type? {
+        ConfigType::TypedConfig(config) if config.type_url.ends_with(sampan_http::manager::TYPE) => {
+            HttpConnectionManager::decode(config.value.as_slice()).ok()
         }
-    }
-    out
+        _ => None,
+    })
 }

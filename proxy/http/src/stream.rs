@@ -55,6 +55,9 @@ impl Stream {
 
     /// Picks the route anew; for filters that changed what routes match on.
     pub fn refresh_route(&mut self) {
+        if let Some(routes) = self.manager.routes.table_again(&self.request) {
+            self.routes = routes;
+        }
         self.route = self.routes.clone().select(self);
         crate::router::note_route(self);
     }

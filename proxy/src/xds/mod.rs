@@ -39,6 +39,7 @@ mod listeners;
 mod resource;
 mod routes;
 mod runtime;
+mod scopes;
 mod secrets;
 mod source;
 
@@ -61,6 +62,7 @@ pub use extensions::{CurrentExtension, Extensions};
 use file::Watcher;
 pub use listeners::Lds;
 pub use routes::{Current, Rds as Routes};
+pub use scopes::Srds;
 pub use secrets::{CurrentSecret, Secrets};
 use source::{Source, Subscriber, SubscriptionStats};
 
@@ -175,16 +177,19 @@ pub struct Dependencies {
     pub secrets: Rc<Secrets>,
     /// ECDS
     pub extensions: Rc<Extensions>,
+    /// SRDS
+    pub scopes: Rc<Srds>,
 }
 
 impl Dependencies {
     /// Subscribes to what a listener wants; what is awaited then returns when all of it has been answered.
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         let (routes, secrets) = (self.routes.follow(listener), self.secrets.follow(listener));
-        let extensions = self.extensions.follow(listener);
+        let (extensions, scopes) = (self.extensions.follow(listener), self.scopes.follow(listener));
         async move {
             secrets.await;
             routes.await;
+            scopes.await;
             extensions.await;
         }
     }
@@ -196,7 +201,7 @@ pub struct Xds {
     pub cds: Option<Rc<Cds>>,
     /// LDS, if there is any.
     pub lds: Option<Rc<Lds>>,
-    /// RDS, SDS and ECDS.
+    /// RDS, SRDS, SDS and ECDS.
     pub shared: Dependencies,
     context: Rc<Context>,
     eds: Rc<Eds>,
@@ -236,7 +241,9 @@ impl Xds {
             eds.follow(&cluster);
         }
         let routes = Rc::new(Routes::new(context.clone(), server.clone()));
-        let shared = Dependencies { routes, secrets, extensions: Rc::new(Extensions::new(context.clone())) };
+        let extensions = Rc::new(Extensions::new(context.clone()));
+        let scopes = Rc::new(Srds::new(context.clone(), routes.clone()));
+        let shared = Dependencies { routes, secrets, extensions, scopes };
         let sources = std::cell::RefCell::default();
         let mut this =
             Self { cds: None, lds: None, shared, context: context.clone(), eds, rtds: None, sources };

@@ -82,6 +82,23 @@ impl Rds {
         }
     }
 
+    /// Subscribes to one table; who gives up its slot ends it.
+    pub(super) fn follow_one(&self, wanted: &WantedRoutes) -> watch::Receiver<bool> {
+        self.tidy();
+        self.subscribe(wanted).answered.subscribe()
+    }
+
+    /// Compiles a table that came with something else.
+    pub(super) fn compile(
+        &self,
+        message: &RouteConfiguration,
+        validate_clusters: bool,
+    ) -> Result<RouteTable, String> {
+        let Compiler { registry, server } = &*self.compiler;
+        let context = RouteContext { registry, clusters: &*server.clusters, validate_clusters };
+        RouteTable::from_proto(message, &context).map_err(|e| e.to_string())
+    }
+
     fn subscribe(&self, wanted: &WantedRoutes) -> Rc<Table> {
         let same = |s: &&Subscription| s.source == wanted.source && s.table.name == wanted.name;
         let found = self.all.borrow().iter().find(same).map(|s| s.table.clone());

@@ -315,7 +315,7 @@ pub(super) fn stream(
         connect_port: None,
         resumed: None,
         redirected: None,
-        routes: manager.routes.table(),
+        routes: manager.routes.table(&request),
         route: None,
         worker: connection.worker.clone(),
         manager: manager.clone(),

@@ -120,7 +120,7 @@ impl Exchange {
         self.response = None;
         let stream = &mut self.stream;
         stream.info = stream.info.again(stream.worker.random());
-        stream.routes = stream.manager.routes.table();
+        stream.routes = stream.manager.routes.table(&stream.request);
         stream.route = None;
         stream.resumed = None;
         stream.head_request = stream.request.get(HeaderId::METHOD) == Some(b"HEAD");

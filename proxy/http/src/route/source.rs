@@ -14,6 +14,7 @@ use sampan_core::stats::Scope;
 use sampan_core::stream_info::StreamInfo;
 use sampan_listener::{FactoryContext, KnownClusters};
 
+use super::scopes::Scoped;
 use super::{
     Action, ClusterAction, Found, Redirect, RequestView, Route, RouteTable, VirtualHost, WeightedCluster,
     WorkerTable,
@@ -43,8 +44,11 @@ impl RouteContext<'_> {
 }
 
 /// The routes of a connection manager.
-pub struct RouteSource {
-    slot: Arc<RouteSlot>,
+pub enum RouteSource {
+    /// One table.
+    One(Arc<RouteSlot>),
+    /// The table of a request's scope.
+    Scoped(Box<Scoped>),
 }
 
 /// What holds a route table that may be exchanged while it serves.
@@ -67,7 +71,8 @@ pub struct WantedRoutes {
 }
 
 impl RouteSlot {
-    fn new(table: RouteTable) -> Arc<Self> {
+    /// A slot with a table in it.
+    pub fn new(table: RouteTable) -> Arc<Self> {
         Arc::new(Self { version: AtomicU64::new(0), table: ArcSwap::from_pointee(table) })
     }
 
@@ -105,35 +110,51 @@ impl RouteSource {
                 RouteSlot::new(RouteTable::from_proto(config, &context).at("route_config")?)
             }
             Some(RouteSpecifier::Rds(rds)) => wanted(rds, scope, context, registry).at("rds")?,
-            Some(RouteSpecifier::ScopedRoutes(_)) => {
-                return Err(ConfigError::unsupported("scoped_routes").at("scoped_routes"));
+            Some(RouteSpecifier::ScopedRoutes(scoped)) => {
+                let scoped = Scoped::from_proto(scoped, scope, context, registry).at("scoped_routes")?;
+                return Ok(Self::Scoped(Box::new(scoped)));
             }
             None => return Err(ConfigError::missing("route_specifier")),
         };
-        Ok(Self { slot })
+        Ok(Self::One(slot))
     }
 
-    /// The table in force, as this worker holds it.
-    pub fn table(&self) -> SharedTable {
-        TABLES.with_borrow_mut(|tables| {
-            let slot = Arc::as_ptr(&self.slot);
-            let version = self.slot.version.load(Ordering::Acquire);
-            match tables.iter_mut().find(|t| t.slot.as_ptr() == slot) {
-                Some(found) if found.version == version => SharedTable(found.table.clone()),
-                Some(found) => {
-                    *found = Cached::of(&self.slot, version);
-                    SharedTable(found.table.clone())
-                }
-                None => {
-                    tables.retain(|t| t.slot.strong_count() > 0);
-                    let fresh = Cached::of(&self.slot, version);
-                    let table = SharedTable(fresh.table.clone());
-                    tables.push(fresh);
-                    table
-                }
-            }
-        })
+    /// The table in force for a request, as this worker holds it.
+    pub fn table(&self, request: &HeaderMap) -> SharedTable {
+        match self {
+            Self::One(slot) => table_of(slot),
+            Self::Scoped(scoped) => scoped.with(request, table_of),
+        }
     }
+
+    /// The table of a request whose headers have changed; none where headers do not matter.
+    pub fn table_again(&self, request: &HeaderMap) -> Option<SharedTable> {
+        match self {
+            Self::One(_) => None,
+            Self::Scoped(scoped) => Some(scoped.with(request, table_of)),
+        }
+    }
+}
+
+fn table_of(slot: &Arc<RouteSlot>) -> SharedTable {
+    TABLES.with_borrow_mut(|tables| {
+        let place = Arc::as_ptr(slot);
+        let version = slot.version.load(Ordering::Acquire);
+        match tables.iter_mut().find(|t| t.slot.as_ptr() == place) {
+            Some(found) if found.version == version => SharedTable(found.table.clone()),
+            Some(found) => {
+                *found = Cached::of(slot, version);
+                SharedTable(found.table.clone())
+            }
+            None => {
+                tables.retain(|t| t.slot.strong_count() > 0);
+                let fresh = Cached::of(slot, version);
+                let table = SharedTable(fresh.table.clone());
+                tables.push(fresh);
+                table
+            }
+        }
+    })
 }
 
 /// A slot that finds no route until RDS has answered.
