@@ -45,6 +45,30 @@ const ALIASES: &[(&str, &str, &str)] = &[
         "envoy.filters.http.health_check",
         "envoy.extensions.filters.http.health_check.v3.HealthCheck",
     ),
+    ("rbac", "envoy.filters.http.rbac", "envoy.extensions.filters.http.rbac.v3.RBAC"),
+    ("rbac_route", "envoy.filters.http.rbac", "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"),
+    ("rbac_network", "envoy.filters.network.rbac", "envoy.extensions.filters.network.rbac.v3.RBAC"),
+    (
+        "set_filter_state",
+        "envoy.filters.http.set_filter_state",
+        "envoy.extensions.filters.http.set_filter_state.v3.Config",
+    ),
+    (
+        "set_filter_state_network",
+        "envoy.filters.network.set_filter_state",
+        "envoy.extensions.filters.network.set_filter_state.v3.Config",
+    ),
+    (
+        "sni_cluster",
+        "envoy.filters.network.sni_cluster",
+        "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
+    ),
+    (
+        "grpc_stats",
+        "envoy.filters.http.grpc_stats",
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
+    ),
+    ("grpc_web", "envoy.filters.http.grpc_web", "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"),
     ("disabled", "disabled", "envoy.config.route.v3.FilterConfig"),
     (
         "tls_inspector",
@@ -161,6 +185,7 @@ impl Chains<'_> {
             chain["transport_socket"] = downstream_tls(tls);
         }
         let with = parts.remove("chain");
+        let before = array(parts.remove("network"), "network")?;
         let (name, mut message) = match parts.remove("tcp") {
             Some(given) => {
                 let mut proxy = json!({ "@type": TCP_PROXY, "stat_prefix": "tcp" });
@@ -175,7 +200,9 @@ impl Chains<'_> {
         if let (Some(log), true) = (self.log, message.get("access_log").is_none()) {
             message["access_log"] = json!([access_log(log)]);
         }
-        chain["filters"] = json!([{ "name": name, "typed_config": message }]);
+        let mut filters = before.into_iter().map(alias).collect::<Result<Vec<_>>>()?;
+        filters.push(json!({ "name": name, "typed_config": message }));
+        chain["filters"] = filters.into();
         nothing_left(&parts, "filter chain")?;
         if let Some(with) = with {
             merge(&mut chain, with);

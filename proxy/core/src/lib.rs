@@ -2,7 +2,7 @@
 //!
 //! Nothing here opens a socket of the data path or knows a filter. In the order of a request:
 //! [`address`] and [`header`] are what it is made of, [`stream_info`] is what becomes known about it on its
-//! way, [`matcher`] and [`mod@format`] read it, [`stats`] and [`access_log`] tell of it afterwards.
+//! way, [`matcher`], [`rbac`] and [`mod@format`] read it, [`state_values`] adds to it, [`stats`] and [`access_log`] tell of it afterwards.
 //! [`error`] is how a wrong configuration is refused, [`runtime`] what an operator may change while it serves,
 //! [`peer`] what Istio tells of the workload at the other end, [`clock`] what time it is, [`drain`] how it ends, [`overload`] what it does when there is too much of it.
 
@@ -19,7 +19,9 @@ pub mod log;
 pub mod matcher;
 pub mod overload;
 pub mod peer;
+pub mod rbac;
 pub mod runtime;
+pub mod state_values;
 pub mod stats;
 pub mod stream_info;
 

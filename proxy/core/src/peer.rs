@@ -421,12 +421,12 @@ impl FilterStateObject for PeerState {
 
 /// Leaves a peer for others, unless somebody has told before.
 pub fn set(state: &mut FilterState, key: &'static str, peer: &Rc<SharedPeer>) {
-    if state.contains_key(key) {
+    if state.get(key).is_some() {
         return;
     }
     let object = |object| -> Rc<dyn FilterStateObject> { Rc::new(PeerState { peer: peer.clone(), object }) };
-    state.insert(key.to_owned(), object(false));
-    state.insert(format!("{key}_obj"), object(true));
+    state.set(key, object(false));
+    state.set(&format!("{key}_obj"), object(true));
 }
 
 /// The peer that was left under a key.

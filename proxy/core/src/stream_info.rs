@@ -11,10 +11,12 @@ use envoy_types::pb::google::protobuf::Struct;
 use crate::Address;
 use crate::peer::PeerCell;
 
+mod filter_state;
 mod flags;
 mod slots;
 mod url_pem;
 
+pub use filter_state::{FilterState, FilterStateObject, StateObject};
 pub use flags::{ResponseFlag, ResponseFlags};
 pub use slots::Slots;
 pub use url_pem::UrlPem;
@@ -217,25 +219,6 @@ pub enum DetectedClose {
 
 /// `core.v3.Metadata.filter_metadata`: a struct per filter name.
 pub type Metadata = BTreeMap<String, Struct>;
-
-/// An object in the filter state; how the formatter and matchers see it.
-pub trait FilterStateObject {
-    /// `%FILTER_STATE(key:PLAIN)%`
-    fn plain(&self) -> Option<Cow<'_, str>>;
-    /// `%FILTER_STATE(key:TYPED)%`
-    fn typed(&self) -> Option<serde_json::Value> {
-        self.plain().map(|s| serde_json::Value::String(s.into_owned()))
-    }
-    /// `%FILTER_STATE(key:FIELD:name)%`
-    fn field(&self, _name: &str) -> Option<Cow<'_, str>> {
-        None
-    }
-    /// For readers that know the concrete type.
-    fn as_any(&self) -> &dyn std::any::Any;
-}
-
-/// Objects that filters leave for each other, by key.
-pub type FilterState = BTreeMap<String, Rc<dyn FilterStateObject>>;
 
 /// Bytes of a stream as Envoy counts them.
 #[derive(Debug, Clone, Copy, Default)]

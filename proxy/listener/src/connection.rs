@@ -197,6 +197,7 @@ fn established(open: Open, transport: Transport, accepted: Accepted) -> Option<(
         metadata: (!metadata.is_empty()).then(|| Box::new(metadata)),
         held: Held::new(open, drain.guard(), info.start),
         info: Rc::new(info),
+        refusal: None,
         drain,
     };
     downstream.held.log_at_end(&downstream.info);
@@ -256,5 +257,12 @@ async fn secured(chain: Chain, mut downstream: Downstream) -> Option<Ready> {
             return None;
         }
     }
-    Some((chain.terminal.clone()?, downstream))
+    let terminal = chain.terminal.clone()?;
+    if let Some(refusal) = &downstream.refusal
+        && !terminal.serves_refused()
+    {
+        refusal.in_force(&mut downstream.transport, false).await;
+        return None;
+    }
+    Some((terminal, downstream))
 }

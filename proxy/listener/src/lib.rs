@@ -18,8 +18,10 @@ mod connection;
 mod filters;
 mod peek;
 mod proto;
+mod rbac;
 mod simple;
 mod socket_options;
+mod state;
 mod stats;
 mod tcp_proxy;
 
@@ -32,4 +34,5 @@ pub use network::{
     ConnectionFilter, Downstream, Held, NetworkFilter, NetworkFilterFactory, NetworkFilterRegistry, Observer,
     TerminalFilter, Verdict,
 };
+pub use rbac::Refusal;
 pub use socket::{BindError, Bound, ListenSockets};

@@ -22,6 +22,7 @@ use crate::accept::Open;
 use crate::config::ListenerConfig;
 use crate::context::{FactoryContext, Worker};
 use crate::discovered::{ExtensionSlot, Make, Stage, make_alone};
+use crate::rbac::Refusal;
 
 /// A connection from a client, handed to the network filters. Dropping it closes it.
 pub struct Downstream {
@@ -35,8 +36,21 @@ pub struct Downstream {
     pub drain: drain::Signal,
     /// Dynamic metadata that listener filters have set (TLVs of the PROXY protocol).
     pub metadata: Option<Box<Metadata>>,
+    /// A filter refuses the connection: see [`Refusal`].
+    pub refusal: Option<Box<Refusal>>,
     /// Counts the connection as active while it lives; keep it until the connection is closed.
     pub held: Held,
+}
+
+impl Downstream {
+    /// What is known of the connection as formats and rules read it; what is set there stays with the connection.
+    pub fn with_stream_info<T>(&mut self, look: impl FnOnce(&mut StreamInfo) -> T) -> T {
+        let mut info = StreamInfo::new(0, self.info.clone(), None);
+        info.dynamic_metadata = self.metadata.take();
+        let seen = look(&mut info);
+        self.metadata = info.dynamic_metadata;
+        seen
+    }
 }
 
 /// Keeps a connection counted; the counters of its end and the listener's access log are written when it is dropped.
@@ -164,6 +178,11 @@ pub trait TerminalFilter: Send + Sync {
     /// An `async move` block that names only some fields of `downstream` captures only those, and the others,
     /// [`Held`] among them, are dropped before the first poll. Begin it with `let downstream = downstream;`.
     fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()>;
+
+    /// Whether [`Self::serve`] looks at [`Downstream::refusal`]; who does not gets no refused connection.
+    fn serves_refused(&self) -> bool {
+        false
+    }
 }
 
 /// A filter as its factory makes it.
@@ -213,7 +232,9 @@ impl NetworkFilterRegistry {
     /// A registry with the filters of this crate.
     pub fn with_own_filters() -> Self {
         let mut registry = Self::default();
+        crate::rbac::register(&mut registry);
         crate::simple::register(&mut registry);
+        crate::state::register(&mut registry);
         crate::tcp_proxy::register(&mut registry);
         crate::istio::register(&mut registry);
         registry

@@ -17,7 +17,10 @@ use futures_util::future::LocalBoxFuture;
 use sampan_core::access_log::AccessLogger;
 use sampan_core::error::ConfigResult;
 use sampan_core::format::FormatContext;
-use sampan_core::stream_info::{DetectedClose, Metadata, ResponseFlag, StreamInfo, UpstreamAttempt};
+use sampan_core::state_values::{TCP_PROXY_CLUSTER, TextKind, TextState};
+use sampan_core::stream_info::{
+    DetectedClose, Metadata, ResponseFlag, StateObject, StreamInfo, UpstreamAttempt,
+};
 use sampan_tls::Transport;
 use sampan_upstream::circuit::Priority;
 use sampan_upstream::pool::{PoolError, TcpLease};
@@ -27,6 +30,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::context::{FactoryContext, Worker};
 use crate::network::{Downstream, Held, NetworkFilter, NetworkFilterRegistry, TerminalFilter};
+use crate::rbac::Refusal;
 use crate::stats::stats;
 
 mod config;
@@ -86,7 +90,8 @@ struct TcpProxy {
 impl TerminalFilter for TcpProxy {
     fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()> {
         Box::pin(async move {
-            let Downstream { mut transport, info, metadata, held, .. } = downstream;
+            let Downstream { mut transport, info, metadata, held, refusal, .. } = downstream;
+            let cluster = info.state(TCP_PROXY_CLUSTER);
             self.counters.downstream_cx_total.inc();
             let mut info = StreamInfo::new(worker.random(), info, None);
             info.dynamic_metadata = metadata;
@@ -94,6 +99,8 @@ impl TerminalFilter for TcpProxy {
             (info.start, info.start_system) = (info.connection.start, info.connection.start_system);
             let session = Session {
                 proxy: self,
+                refusal,
+                cluster,
                 info: RefCell::new(info),
                 lease: RefCell::new(None),
                 moved: Default::default(),
@@ -108,12 +115,20 @@ impl TerminalFilter for TcpProxy {
             drop(transport);
         })
     }
+
+    fn serves_refused(&self) -> bool {
+        true
+    }
 }
 
 /// One connection's accounting; its drop is the end of the session.
 struct Session {
     proxy: Arc<TcpProxy>,
     info: RefCell<StreamInfo>,
+    /// A filter before this one refuses the connection.
+    refusal: Option<Box<Refusal>>,
+    /// The cluster that a filter before this one has picked.
+    cluster: Option<StateObject>,
     lease: RefCell<Option<TcpLease>>,
     /// Bytes to the host, bytes to the client.
     moved: [Cell<u64>; 2],
@@ -228,6 +243,16 @@ impl Session {
         if self.proxy.config.log_on_connected {
             self.log(AccessLogType::TcpUpstreamConnected);
         }
+        if let Some(refusal) = &self.refusal {
+            // The client's end is a byte to this filter, which serves half-closed connections.
+            if let Some(read) = refusal.in_force(down, true).await {
+                self.moved[0].set(read as u64);
+                let mut info = self.info.borrow_mut();
+                info.termination_details = Some(refusal.details.clone().into());
+                info.downstream_local_close_reason = Some(crate::rbac::CLOSE_REASON.into());
+            }
+            return;
+        }
         match relay(down, &mut up, self).await {
             // Who ends a connection is who ends it last.
             Ok(Side::Down) => self.closed_by_upstream(),
@@ -260,7 +285,8 @@ impl Session {
     /// A connection to a host; none: the session is over, and `info` says why.
     async fn connect(&self, worker: &Rc<Worker>) -> Option<Transport> {
         loop {
-            let name = self.proxy.config.pick(worker);
+            let chosen = self.cluster.as_deref().and_then(|o| TextState::read(o, TextKind::TcpProxyCluster));
+            let name = chosen.unwrap_or_else(|| self.proxy.config.pick(worker));
             let Some(cluster) = worker.clusters.get(name) else {
                 self.proxy.counters.downstream_cx_no_route.inc();
                 return self.fail(ResponseFlag::NoClusterFound, FAILED[3]);

@@ -10,9 +10,7 @@ use super::op::{GrpcForm, NameOrder, StateForm, put, put_some};
 use crate::address::Address;
 use crate::header::HeaderId;
 use crate::matcher::{metadata_value, query_of, query_parameter, query_parameters};
-use crate::stream_info::{
-    DetectedClose, FilterStateObject, Metadata, StreamInfo, UpstreamAttempt, UpstreamInfo,
-};
+use crate::stream_info::{DetectedClose, Metadata, StateObject, StreamInfo, UpstreamAttempt, UpstreamInfo};
 
 pub(super) fn metadata_json(
     metadata: Option<&Metadata>,
@@ -46,13 +44,8 @@ pub(super) fn metadata_text(
     }
 }
 
-pub(super) fn filter_state<'a>(
-    info: &'a StreamInfo,
-    upstream: bool,
-    key: &str,
-) -> Option<&'a dyn FilterStateObject> {
-    let state = if upstream { &info.upstream_filter_state } else { &info.filter_state };
-    state.as_ref()?.get(key).map(|object| &**object)
+pub(super) fn filter_state(info: &StreamInfo, upstream: bool, key: &str) -> Option<StateObject> {
+    if upstream { info.upstream_filter_state.as_ref()?.get(key).cloned() } else { info.state(key) }
 }
 
 pub(super) fn state_text(

@@ -217,13 +217,10 @@ impl FilterStateMatcher {
 
     /// Whether the object satisfies the condition; one that is not there does not.
     pub fn matches(&self, object: Option<&dyn FilterStateObject>) -> bool {
-        let Some(text) = object.and_then(FilterStateObject::plain) else { return false };
+        let Some(object) = object else { return false };
         match &self.what {
-            FilterStateWhat::String(m) => m.matches(text.as_bytes()),
-            FilterStateWhat::Address(set) => {
-                let socket = text.parse::<std::net::SocketAddr>().map(|a| a.ip());
-                socket.or_else(|_| text.parse()).is_ok_and(|ip| set.contains(ip))
-            }
+            FilterStateWhat::String(m) => object.plain().is_some_and(|text| m.matches(text.as_bytes())),
+            FilterStateWhat::Address(set) => object.ip().is_some_and(|ip| set.contains(ip)),
         }
     }
 }

@@ -85,13 +85,13 @@ fn endpoints_and_baggage() {
 
 #[test]
 fn the_filter_state_shows_it() {
-    let mut state = FilterState::new();
+    let mut state = FilterState::default();
     let peer = SharedPeer::new(Peer::from_struct(&node(), &[], None));
     set(&mut state, DOWNSTREAM, &peer);
     let other = SharedPeer::new(Peer::default());
     set(&mut state, DOWNSTREAM, &other);
     assert_eq!(get(&state, DOWNSTREAM).unwrap().hash, peer.hash);
-    let object = &state["downstream_peer_obj"];
+    let object = state.get("downstream_peer_obj").unwrap();
     assert_eq!(object.field("workload").as_deref(), Some("productpage-v1"));
     assert_eq!(object.field("type").as_deref(), Some("deployment"));
     assert_eq!(object.field("nothing"), None);
@@ -103,7 +103,7 @@ fn the_filter_state_shows_it() {
              app=productpage,version=v1"
         )
     );
-    let typed = state[DOWNSTREAM].typed().unwrap();
+    let typed = state.get(DOWNSTREAM).unwrap().typed().unwrap();
     assert_eq!(typed["@type"], "type.googleapis.com/google.protobuf.Struct");
     assert_eq!(typed["value"]["namespace"], "default");
 }

@@ -8,6 +8,8 @@ mod health_check;
 mod istio_stats;
 mod local_ratelimit;
 mod peer_metadata;
+mod rbac;
+mod set_filter_state;
 mod wasm;
 
 use envoy_types::pb::google::protobuf::Any;
@@ -23,7 +25,7 @@ type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [Line; 10] = [
+    let lines: [Line; 12] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
@@ -42,6 +44,12 @@ pub fn register(registry: &mut HttpFilterRegistry) {
         ),
         (peer_metadata::TYPE, peer_metadata::make, None),
         (wasm::TYPE, wasm::make, None),
+        (rbac::TYPE, rbac::make, Some((rbac::ROUTE_TYPE, rbac::make_route))),
+        (
+            set_filter_state::TYPE,
+            set_filter_state::make,
+            Some((set_filter_state::TYPE, set_filter_state::make_route)),
+        ),
     ];
     for (message, filter, route) in lines {
         let factory = HttpFilterFactory { filter, route: route.map(|(_, make)| make) };

@@ -13,7 +13,7 @@ use sampan_core::clock;
 use sampan_core::drain::{Phase, Signal};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::{ConnectionInfo, Protocol, ResponseFlag, StreamInfo};
-use sampan_listener::{Downstream, Held, Worker};
+use sampan_listener::{Downstream, Held, Refusal, Worker};
 use sampan_tls::Transport;
 
 use super::config::{Codec, Manager, codec_options};
@@ -40,7 +40,8 @@ pub(super) struct Connection {
 struct Counted<'m> {
     manager: &'m Manager,
     tls: bool,
-    h2: bool,
+    /// Which codec, once it is known.
+    h2: Option<bool>,
     /// The client closed it; HTTP/2 counts its ends itself.
     remote: bool,
     start: Instant,
@@ -55,12 +56,12 @@ impl<'m> Counted<'m> {
             stats.downstream_cx_ssl_total.inc();
             stats.downstream_cx_ssl_active.inc();
         }
-        Self { manager, tls, h2: false, remote: false, start: Instant::now() }
+        Self { manager, tls, h2: None, remote: false, start: Instant::now() }
     }
 
     fn codec(&mut self, h2: bool) {
         let stats = &self.manager.stats;
-        self.h2 = h2;
+        self.h2 = Some(h2);
         if h2 {
             stats.downstream_cx_http2_total.inc();
             stats.downstream_cx_http2_active.inc();
@@ -79,10 +80,12 @@ impl Drop for Counted<'_> {
         if self.tls {
             stats.downstream_cx_ssl_active.dec();
         }
-        if self.h2 {
+        if self.h2 == Some(true) {
             stats.downstream_cx_http2_active.dec();
         } else {
-            stats.downstream_cx_http1_active.dec();
+            if self.h2.is_some() {
+                stats.downstream_cx_http1_active.dec();
+            }
             if self.remote {
                 stats.downstream_cx_destroy_remote.inc();
             } else {
@@ -95,8 +98,12 @@ impl Drop for Counted<'_> {
 
 /// Serves a connection to its end.
 pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Worker>) {
-    let Downstream { transport, info, drain, held, .. } = downstream;
+    let Downstream { transport, info, drain, held, refusal, .. } = downstream;
     let mut counted = Counted::new(&manager, info.tls.is_some());
+    if let Some(refusal) = refusal {
+        Box::pin(refused(&refusal, transport, &manager)).await;
+        return;
+    }
     let h2 = match manager.codec {
         Codec::Http1 => false,
         Codec::Http2 => true,
@@ -113,6 +120,15 @@ pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Wor
         Box::pin(super::h2::serve(connection, transport)).await;
     } else {
         serve_h1(connection, transport, &mut counted.remote).await;
+    }
+}
+
+/// Waits for the first byte of a client that a network filter refuses, as long as it would wait for any.
+async fn refused(refusal: &Refusal, mut transport: Transport, manager: &Manager) {
+    let end = refusal.in_force(&mut transport, false);
+    let limit = manager.limits.idle_timeout.unwrap_or(Duration::MAX);
+    if tokio::time::timeout(limit, end).await.is_err() {
+        manager.stats.downstream_cx_idle_timeout.inc();
     }
 }
 

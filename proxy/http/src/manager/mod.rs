@@ -40,6 +40,10 @@ impl TerminalFilter for Terminal {
     fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()> {
         Box::pin(connection::serve(self.0.clone(), downstream, worker))
     }
+
+    fn serves_refused(&self) -> bool {
+        true
+    }
 }
 
 /// Registers the manager as a network filter that makes its HTTP filters of `filters`.

@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::extensions::internal_redirect::filter_state::v3::Fil
 use pb::route_action::InternalRedirectAction;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::header::HeaderName;
-use sampan_core::stream_info::FilterState;
+use sampan_core::stream_info::StreamInfo;
 
 use crate::filter::{decode, message_name};
 
@@ -55,8 +55,8 @@ pub struct RedirectStep<'a> {
     pub from_https: bool,
     /// The target's scheme is not http.
     pub to_https: bool,
-    /// What filters have left.
-    pub filter_state: Option<&'a FilterState>,
+    /// What filters have left on the stream.
+    pub info: &'a StreamInfo,
 }
 
 impl InternalRedirects {
@@ -116,7 +116,7 @@ impl InternalRedirects {
             Predicate::SafeCrossScheme => step.from_https || !step.to_https,
             Predicate::Previous => redirected.is_new(step),
             Predicate::FilterState { key, absent } => {
-                let object = step.filter_state.and_then(|state| state.get(&**key));
+                let object = step.info.state(key);
                 object.map_or(*absent, |object| object.plain().is_some_and(|text| text == "true"))
             }
         })

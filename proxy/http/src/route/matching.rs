@@ -145,10 +145,7 @@ impl RouteMatch {
             }
         }
         self.metadata.iter().all(|m| m.matches(request.info.dynamic_metadata.as_deref()))
-            && self.filter_state.iter().all(|m| {
-                let state = request.info.filter_state.as_deref().and_then(|s| s.get(m.key()));
-                m.matches(state.map(|object| &**object))
-            })
+            && self.filter_state.iter().all(|m| m.matches(request.info.state(m.key()).as_deref()))
     }
 
     /// The part of the path (without query) that the condition consumed.

@@ -56,6 +56,7 @@ pub use retry::{BackOff, RetryOn, RetryPolicy};
 pub use retry_host::HostPredicate;
 pub use scopes::{ScopeSlot, Scopes, WantedScopes, key as scope_key};
 pub use source::{Decision, RouteContext, RouteSlot, RouteSource, Selected, SharedTable, WantedRoutes};
+pub(crate) use template::Template;
 pub use vcluster::{Counted, VirtualCluster};
 pub use weighted::{ClusterChoice, WeightedCluster};
 

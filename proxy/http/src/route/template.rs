@@ -27,7 +27,7 @@ fn invalid(template: &str) -> ConfigError {
 }
 
 impl Template {
-    pub(super) fn matching(policy: &TypedExtensionConfig) -> ConfigResult<Self> {
+    pub(crate) fn matching(policy: &TypedExtensionConfig) -> ConfigResult<Self> {
         let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
         if message_name(any) != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" {
             return Err(
@@ -70,7 +70,7 @@ impl Template {
         Regex::new(&pattern).map(Self).map_err(|_| invalid(template))
     }
 
-    pub(super) fn matches(&self, path: &[u8]) -> bool {
+    pub(crate) fn matches(&self, path: &[u8]) -> bool {
         self.0.is_match(path)
     }
 }

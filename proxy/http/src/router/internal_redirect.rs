@@ -157,7 +157,7 @@ impl Forward<'_> {
                     to: to.name(),
                     from_https: !from_http,
                     to_https: !to_http,
-                    filter_state: self.stream.info.filter_state.as_deref(),
+                    info: &self.stream.info,
                 };
                 let allowed = policy.allows(&step, self.stream.redirected.get_or_insert_default());
                 if !allowed {

@@ -92,7 +92,7 @@ impl OriginalDstConfig {
             }
             address
         };
-        let named = info.filter_state.as_ref().and_then(|state| state.get(FILTER_STATE));
+        let named = info.state(FILTER_STATE);
         let address = named
             .and_then(|object| object.plain()?.parse().ok())
             .or_else(|| parsed(self.in_metadata(info)?))
