@@ -7,6 +7,7 @@
 //!   types      type URLs and the calls that serve them
 //!   state      sotw::Subscription, delta::Subscription: responses and time in, requests out; pure
 //!   wire       the protocol's messages, resources not copied
+//!   h2         a transport over any byte stream (feature `h2`)
 //!   grpc       gRPC's framing
 //!   backoff    how long to wait before the next stream
 //! ```
@@ -31,6 +32,8 @@
 pub mod backoff;
 pub mod client;
 pub mod grpc;
+#[cfg(feature = "h2")]
+pub mod h2;
 pub mod handler;
 pub mod state;
 pub mod transport;

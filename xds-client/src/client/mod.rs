@@ -15,6 +15,8 @@
 //! ask for goes out before that response's answer; the back-off starts anew with the first response of a stream.
 
 mod stream;
+#[cfg(test)]
+mod tests;
 mod watches;
 
 use std::cell::{Cell, RefCell};
