@@ -109,14 +109,15 @@ impl Call for Exchange {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         while !self.out.is_empty() {
             if self.send.capacity() == 0 {
-                match ready!(self.send.poll_capacity(cx)) {
-                    Some(capacity) => drop(capacity.map_err(broken)?),
-                    None => return Poll::Ready(Err(End::unavailable("the peer takes no more"))),
-                }
+                // A peer that takes no more has said why, or will: that is for `poll_data` to tell.
+                let Some(Ok(_)) = ready!(self.send.poll_capacity(cx)) else { break };
             }
             let part = self.out.split_to(self.out.len().min(self.send.capacity()));
-            self.send.send_data(part, false).map_err(broken)?;
+            if self.send.send_data(part, false).is_err() {
+                break;
+            }
         }
+        self.out.clear();
         Poll::Ready(Ok(()))
     }
 

@@ -27,7 +27,8 @@ pub trait Call {
     /// Queues bytes of the request. They are written by [`Call::poll_flush`].
     fn send(&mut self, bytes: Bytes);
 
-    /// Writes what is queued as far as the peer takes it; ready when nothing is left.
+    /// Writes what is queued as far as the peer takes it; ready when nothing is left. A peer that will take no more
+    /// is no error here: the end is what [`Call::poll_data`] tells.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>>;
 
     /// The next bytes of the response. Nothing is read from the connection before somebody polls, and what was polled

@@ -222,12 +222,14 @@ impl Call for Exchange {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        if self.out.is_some() {
-            ready!(self.stream.poll_ready(cx)).map_err(reset)?;
-            if let Some(bytes) = self.out.take() {
-                self.stream.send_frame(Some(Frame::Data(bytes)), false).map_err(reset)?;
-            }
+        // A peer that takes no more has said why, or will: that is for `poll_data` to tell.
+        if self.out.is_some()
+            && ready!(self.stream.poll_ready(cx)).is_ok()
+            && let Some(bytes) = self.out.take()
+        {
+            let _ = self.stream.send_frame(Some(Frame::Data(bytes)), false);
         }
+        self.out = None;
         Poll::Ready(Ok(()))
     }
 
