@@ -46,6 +46,8 @@ pub struct ListenerManager {
     all: RefCell<All>,
     /// Something moved in `all`.
     moved: Notify,
+    /// A listener, or some of its chains, have no connections left.
+    gone: Notify,
 }
 
 #[derive(Default)]
@@ -102,6 +104,7 @@ impl ListenerManager {
             drain_time,
             all: RefCell::new(All { active, ..All::default() }),
             moved: Notify::new(),
+            gone: Notify::new(),
         }
     }
 
@@ -302,6 +305,8 @@ impl ListenerManager {
             }
             this.all.borrow_mut().draining.retain(|e| !Rc::ptr_eq(e, &old));
             gauge.sub(amount);
+            drop((drains, old));
+            this.gone.notify_one();
         });
     }
 
@@ -330,6 +335,11 @@ impl ListenerManager {
         self.stats.active.set(all.active.len() as u64);
         self.stats.warming.set(all.warming.len() as u64);
         self.moved.notify_one();
+    }
+
+    /// Returns when a listener that was to go is gone. For one caller at a time.
+    pub async fn drained(&self) {
+        self.gone.notified().await;
     }
 
     /// Returns when no listener waits for its routes or secrets. For one caller at a time.

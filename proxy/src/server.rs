@@ -48,6 +48,8 @@ pub struct Process {
     pub started: Instant,
     /// The same by the wall clock.
     pub started_at: std::time::SystemTime,
+    /// The first clusters are warm.
+    pub clusters_ready: Cell<bool>,
     /// All listeners accept.
     pub live: Cell<bool>,
     /// `/healthcheck/fail`
@@ -123,6 +125,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
         boot,
         started: Instant::now(),
         started_at: std::time::SystemTime::now(),
+        clusters_ready: Cell::new(false),
         live: Cell::new(false),
         failed: Cell::new(false),
         commands,
@@ -191,6 +194,9 @@ fn start_workers(process: &Rc<Process>, count: usize) -> Result<(), BootError> {
     Ok(())
 }
 
+/// How long workers have to drop what is not served any more, before the control plane is told.
+const LETTING_GO: Duration = Duration::from_millis(100);
+
 /// Subscribes and waits; false: it was told to end meanwhile, and there is nothing to drain.
 async fn start_dynamic(process: &Rc<Process>, inbox: &mut mpsc::UnboundedReceiver<Command>) -> bool {
     let mut started = std::pin::pin!(start_xds(process));
@@ -212,16 +218,23 @@ async fn start_xds(process: &Rc<Process>) {
     let boot = &process.boot;
     let reject_unknown = process.options.reject_unknown_dynamic;
     let node = boot.bootstrap.node.clone().unwrap_or_default();
-    let xds =
-        Xds::start(&boot.xds, &boot.clusters, &boot.server, &process.listeners, &node, reject_unknown).await;
+    let ready = || process.clusters_ready.set(true);
+    let (clusters, server, listeners) = (&boot.clusters, &boot.server, &process.listeners);
+    let xds = Xds::start(&boot.xds, clusters, server, listeners, &node, reject_unknown, ready).await;
     // Nobody else sets it.
     let _ = process.xds.set(xds);
     let mut replaced = boot.clusters.replaced();
     let process = process.clone();
     tokio::task::spawn_local(async move {
-        while replaced.changed().await.is_ok() {
+        loop {
+            tokio::select! {
+                changed = replaced.changed() => if changed.is_err() { return },
+                () = process.listeners.drained() => {}
+            }
             process.workers.borrow().iter().for_each(|worker| worker.order(Order::DropReplaced));
-            process.xds.get().into_iter().for_each(Xds::prune);
+            // By then the workers have let go of what the listener or the cluster held.
+            tokio::time::sleep(LETTING_GO).await;
+            process.xds.get().into_iter().for_each(Xds::tidy);
         }
     });
 }

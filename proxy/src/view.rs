@@ -205,8 +205,10 @@ impl AdminSource for View {
             pb::server_info::State::Draining
         } else if self.process.live.get() {
             pb::server_info::State::Live
-        } else {
+        } else if self.process.clusters_ready.get() {
             pb::server_info::State::Initializing
+        } else {
+            pb::server_info::State::PreInitializing
         }
     }
 

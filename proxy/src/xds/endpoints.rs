@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::rc::Rc;
+use std::rc::{Rc, Weak as RcWeak};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -25,9 +25,12 @@ use super::{Context, Secrets, Source, Subscriber, SubscriptionStats};
 pub struct Eds {
     context: Rc<Context>,
     secrets: Rc<Secrets>,
-    /// By cluster; more than one while a new one warms.
-    following: RefCell<HashMap<Arc<str>, Vec<Following>>>,
+    book: Rc<Book>,
 }
+
+/// Who follows what, by cluster; more than one while a new one warms.
+#[derive(Default)]
+struct Book(RefCell<HashMap<Arc<str>, Vec<Following>>>);
 
 struct Following {
     cluster: Weak<Cluster>,
@@ -38,6 +41,7 @@ struct Following {
 /// The subscriber of one cluster.
 struct Endpoints {
     context: Rc<Context>,
+    book: RcWeak<Book>,
     cluster: Weak<Cluster>,
     name: Arc<str>,
     /// Of the bytes in force.
@@ -50,7 +54,7 @@ struct Endpoints {
 
 impl Eds {
     pub(super) fn new(context: Rc<Context>, secrets: Rc<Secrets>) -> Self {
-        Self { context, secrets, following: RefCell::default() }
+        Self { context, secrets, book: Rc::default() }
     }
 
     /// Subscribes for a cluster: to its secrets, and to its endpoints if it is an EDS one.
@@ -59,11 +63,12 @@ impl Eds {
         let name = cluster.name();
         let Discovery::Eds(eds) = &cluster.config().discovery else {
             cluster.settle();
-            return self.tidy(name);
+            return self.book.tidy(name);
         };
         let service: Arc<str> = eds.service_name.as_deref().map_or_else(|| name.clone(), Into::into);
         let endpoints = Rc::new(Endpoints {
             context: self.context.clone(),
+            book: Rc::downgrade(&self.book),
             cluster: Arc::downgrade(cluster),
             last: RefCell::new(self.last_of(name, &service)),
             name: service,
@@ -73,30 +78,36 @@ impl Eds {
         let stats = SubscriptionStats::new(cluster.scope());
         let source = Source::start(&self.context, &eds.source, stats, endpoints.clone());
         let following = Following { cluster: Arc::downgrade(cluster), endpoints, _source: source };
-        self.following.borrow_mut().entry(name.clone()).or_default().push(following);
-        self.tidy(name);
+        self.book.0.borrow_mut().entry(name.clone()).or_default().push(following);
+        self.book.tidy(name);
     }
 
     /// The endpoints that a cluster of this name has from this service.
     fn last_of(&self, name: &str, service: &str) -> Option<Bytes> {
-        let all = self.following.borrow();
+        let all = self.book.0.borrow();
         let mut list = all.get(name)?.iter().rev();
         list.find_map(|f| f.endpoints.last.borrow().clone().filter(|_| *f.endpoints.name == *service))
     }
 
+    /// Ends the subscriptions of a cluster that was removed.
+    pub(super) fn forget(&self, name: &str) {
+        let gone = self.book.0.borrow_mut().remove(name);
+        drop(gone);
+    }
+}
+
+impl Book {
     /// Ends the subscriptions of clusters of this name that have no slot any more.
     fn tidy(&self, name: &str) {
-        let mut all = self.following.borrow_mut();
+        let mut all = self.0.borrow_mut();
         let Some(list) = all.get_mut(name) else { return };
-        list.retain(|f| f.cluster.upgrade().is_some_and(|c| c.is_current()));
+        let gone: Vec<_> =
+            list.extract_if(.., |f| !f.cluster.upgrade().is_some_and(|c| c.is_current())).collect();
         if list.is_empty() {
             all.remove(name);
         }
-    }
-
-    /// Ends the subscriptions of a cluster that was removed.
-    pub(super) fn forget(&self, name: &str) {
-        self.following.borrow_mut().remove(name);
+        drop(all);
+        drop(gone);
     }
 }
 
@@ -128,6 +139,14 @@ impl Endpoints {
         let after = message.policy.as_ref().and_then(|p| p.endpoint_stale_after.as_ref());
         self.watch_age(cluster, after.map(sampan_http::manager::duration));
         Ok(())
+    }
+
+    /// There was an answer: the cluster takes its slot, and who was there before is told nothing more.
+    fn settle(&self, cluster: &Cluster) {
+        cluster.settle();
+        if let Some(book) = self.book.upgrade() {
+            book.tidy(cluster.name());
+        }
     }
 
     /// `endpoint_stale_after`: without another answer the endpoints go.
@@ -174,7 +193,7 @@ impl Subscriber for Endpoints {
             [one] => self.take(&cluster, one)?,
             more => return Err(format!("Unexpected EDS resource length: {}", more.len())),
         }
-        cluster.settle();
+        self.settle(&cluster);
         Ok(())
     }
 
@@ -187,7 +206,7 @@ impl Subscriber for Endpoints {
         {
             cluster.set_assignment(assignment);
         }
-        cluster.settle();
+        self.settle(&cluster);
     }
 }
 

@@ -220,6 +220,7 @@ impl Xds {
         listeners: &Rc<ListenerManager>,
         node: &Node,
         reject_unknown: bool,
+        clusters_ready: impl FnOnce(),
     ) -> Self {
         let root = &server.stats.root();
         let control = grpc::ControlPlanes::new(clusters, node);
@@ -263,6 +264,7 @@ impl Xds {
             this.cds = Some(cds);
         }
         clusters.initialised().await;
+        clusters_ready();
         for entry in listeners.active() {
             this.shared.follow(&entry.config).await;
         }
@@ -278,9 +280,11 @@ impl Xds {
         this
     }
 
-    /// Closes the control thread's connections to clusters that lost their slot.
-    pub fn prune(&self) {
+    /// Closes the control thread's connections to clusters that lost their slot, and ends what nobody wants any more.
+    pub fn tidy(&self) {
         self.context.control.prune();
+        self.shared.routes.tidy();
+        self.shared.secrets.tidy();
     }
 }
 

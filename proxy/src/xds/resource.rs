@@ -54,7 +54,13 @@ pub struct Checked<'a, M> {
 /// Decodes and checks a resource.
 pub fn decode<M: Named + 'static>(context: &Context, resource: Resource) -> Result<Decoded, String> {
     let Resource { name, version, type_url, value, aliases, .. } = resource;
-    let (message, bytes) = one::<M>(context, &type_url, value.unwrap_or_default())?;
+    let value = value.unwrap_or_default();
+    let (message, bytes) = one::<M>(context, &type_url, value.clone()).map_err(|reason| {
+        // What breaks a constraint can still say who it is.
+        let named = M::decode(value).ok().filter(|_| name.is_empty());
+        let name = named.map_or_else(|| name.clone(), |message| message.resource_name().to_owned());
+        if name.is_empty() { reason } else { format!("{name}: {reason}") }
+    })?;
     let name = if name.is_empty() { message.resource_name().to_owned() } else { name };
     Ok(Decoded { name, version, aliases, bytes, message: Box::new(message) })
 }

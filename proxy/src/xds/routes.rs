@@ -126,7 +126,7 @@ impl Rds {
     }
 
     /// Ends what nobody uses any more.
-    fn tidy(&self) {
+    pub(super) fn tidy(&self) {
         self.all.borrow_mut().retain(|s| {
             let mut users = s.table.users.borrow_mut();
             users.retain(|user| user.strong_count() > 0);

@@ -122,7 +122,7 @@ impl Secrets {
     }
 
     /// Ends what nobody uses any more.
-    fn tidy(&self) {
+    pub(super) fn tidy(&self) {
         self.all.borrow_mut().retain(|s| {
             let mut users = s.secret.users.borrow_mut();
             users.retain(|user| user.strong_count() > 0);

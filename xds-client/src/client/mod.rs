@@ -186,6 +186,7 @@ impl Client {
         let entry = Rc::new(Entry::new(id, watcher));
         let new = of.watches.borrow_mut().add(&entry, names);
         machine!(of, machine => new.iter().for_each(|name| machine.add(name)));
+        of.touch();
         if let Some(after) = initial_fetch_timeout {
             let waiting = Rc::downgrade(&entry);
             let task = tokio::task::spawn_local(async move {
@@ -241,6 +242,7 @@ impl Watch {
             new.iter().for_each(|name| machine.add(name));
             gone.iter().for_each(|name| machine.remove(name));
         });
+        self.of.touch();
         self.client.wake();
     }
 }
@@ -249,6 +251,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let gone = self.of.watches.borrow_mut().remove(&self.entry);
         machine!(self.of, machine => gone.iter().for_each(|name| machine.remove(name)));
+        self.of.touch();
         self.entry.end();
         self.client.wake();
     }
@@ -278,6 +281,12 @@ impl Type {
                 entry.settle();
             }
             entry.watcher.failed(why);
+        }
+    }
+
+    fn touch(&self) {
+        if let Machine::World(machine) = &mut *self.machine.borrow_mut() {
+            machine.touch();
         }
     }
 

@@ -48,6 +48,12 @@ impl Subscription {
         }
     }
 
+    /// A watcher came or went. As in Envoy all is asked for again, also where another wants the same: the answer that it
+    /// waits for may come no other way.
+    pub fn touch(&mut self) {
+        self.pending = self.open;
+    }
+
     /// Asks for another name; [`WILDCARD`] is everything.
     pub fn add(&mut self, name: &str) {
         if self.names.insert(name.to_owned()) {
