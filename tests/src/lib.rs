@@ -12,6 +12,7 @@ pub mod conformance;
 pub mod control_plane;
 pub mod error;
 pub mod http1;
+pub mod istiod;
 pub mod names;
 pub mod net;
 pub mod observe;
