@@ -1,5 +1,7 @@
 //! Heads: from bytes to a [`HeaderMap`], and what they say about the body (RFC 9112 sections 2 to 6).
 
+mod plain;
+
 use std::mem::MaybeUninit;
 
 use sampan_core::header::{HeaderId, HeaderMap, Spelling};
@@ -136,6 +138,13 @@ fn parse_error(error: httparse::Error) -> CodecError {
 
 /// A request head. `Ok(None)`: more bytes are needed. Pseudo headers are not set yet, but for `:method`.
 pub(super) fn request(bytes: &[u8], limits: &Limits, method_only: bool) -> Result<Option<Head>, CodecError> {
+    if let Some(head) = plain::request(bytes, limits) {
+        return Ok(Some(head));
+    }
+    any_request(bytes, limits, method_only)
+}
+
+fn any_request(bytes: &[u8], limits: &Limits, method_only: bool) -> Result<Option<Head>, CodecError> {
     check_first_line(bytes, limits, method_only)?;
     unfolding(bytes, limits, |bytes| {
         // Few requests have many headers; the large room is only used when the small one was not enough.
@@ -252,6 +261,13 @@ fn check_first_line(bytes: &[u8], limits: &Limits, method_only: bool) -> Result<
 
 /// A response head. `Ok(None)`: more bytes are needed. `:status` is set.
 pub(super) fn response(bytes: &[u8], limits: &Limits) -> Result<Option<Head>, CodecError> {
+    if let Some(head) = plain::response(bytes, limits) {
+        return Ok(Some(head));
+    }
+    any_response(bytes, limits)
+}
+
+fn any_response(bytes: &[u8], limits: &Limits) -> Result<Option<Head>, CodecError> {
     if bytes.first().is_some_and(|b| *b != b'H') {
         return Err(CodecError::parse("HPE_INVALID_CONSTANT"));
     }
@@ -417,8 +433,13 @@ pub(crate) fn has_token(headers: &HeaderMap, id: HeaderId, token: &str) -> bool 
 
 /// For the fuzz target: parses bytes as a request, a response and trailers.
 pub fn fuzz_parse(bytes: &[u8]) {
-    let limits =
-        Limits { max_bytes: 1 << 14, max_headers: 100, spelling: Spelling::Kept, allow_custom_methods: true };
+    for spelling in [Spelling::Kept, Spelling::Unknown] {
+        fuzz_with(bytes, spelling);
+    }
+}
+
+fn fuzz_with(bytes: &[u8], spelling: Spelling) {
+    let limits = Limits { max_bytes: 1 << 14, max_headers: 100, spelling, allow_custom_methods: true };
     if let Ok(Some(mut head)) = request(bytes, &limits, false) {
         // The verdict does not matter here, only that there is one.
         let _ = framing(&mut head.headers, false, true);

@@ -1,5 +1,9 @@
 //! The list itself.
 
+mod plain;
+
+pub use plain::text_len;
+
 use std::borrow::Cow;
 use std::fmt;
 
