@@ -121,11 +121,11 @@ impl Io {
 
     /// The first `n` bytes of the inbox.
     pub(super) fn take_inbox(&mut self, n: usize) -> Bytes {
-        let taken = self.inbox.split_to(n).freeze();
-        if self.inbox.is_empty() {
-            self.inbox = BytesMut::new();
+        if n == self.inbox.len() {
+            // Nothing stays behind with which the memory would be shared.
+            return std::mem::take(&mut self.inbox).freeze();
         }
-        taken
+        self.inbox.split_to(n).freeze()
     }
 
     /// Forgets the first `n` bytes of the inbox, and its memory with the last.
