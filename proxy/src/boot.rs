@@ -223,7 +223,7 @@ fn secrets(encoded: &[Bytes]) -> ConfigResult<StaticSecrets> {
 
 /// Decodes what the bootstrap's check has already accepted.
 fn decode<M: Message + Default>(bytes: &Bytes) -> ConfigResult<M> {
-    M::decode(bytes.clone()).map_err(|e| ConfigError::new(format!("malformed message: {e}")))
+    M::decode(&**bytes).map_err(|e| ConfigError::new(format!("malformed message: {e}")))
 }
 
 fn add_cluster(clusters: &ClusterManager, bytes: &Bytes) -> ConfigResult<()> {

@@ -403,6 +403,6 @@ fn only_chains_differ(active: &Entry, message: &Message) -> bool {
         message.default_filter_chain = None;
         message
     };
-    let old = active.origin.as_ref().and_then(|origin| Message::decode(origin.bytes.clone()).ok());
+    let old = active.origin.as_ref().and_then(|origin| Message::decode(&*origin.bytes).ok());
     old.is_some_and(|old| bare(old) == bare(message.clone()))
 }

@@ -565,7 +565,7 @@ fn inline_scopes(listeners: &[Bytes]) -> Vec<(String, Vec<Vec<u8>>)> {
 /// All connection managers of encoded listeners.
 fn managers(listeners: &[Bytes]) -> impl Iterator<Item = HttpConnectionManager> {
     use envoy_types::pb::envoy::config::listener::v3::{Listener, filter::ConfigType};
-    let listeners = listeners.iter().filter_map(|bytes| Listener::decode(bytes.clone()).ok());
+    let listeners = listeners.iter().filter_map(|bytes| Listener::decode(&**bytes).ok());
     let chains = listeners.flat_map(|l| l.filter_chains.into_iter().chain(l.default_filter_chain));
     chains.flat_map(|chain| chain.filters).filter_map(|filter| match filter.config_type? {
         ConfigType::TypedConfig(config) if config.type_url.ends_with(sampan_http::manager::TYPE) => {

@@ -106,7 +106,8 @@ impl<T: prost::Message + Default> Loaded<T> {
 
 /// Decodes bytes that have been checked.
 pub fn decode<T: prost::Message + Default>(bytes: Bytes) -> Result<T, LoadError> {
-    T::decode(bytes).map_err(|e| LoadError::new(ErrorKind::Syntax, e.to_string()))
+    // From a slice, as everywhere: each kind of buffer would have its own copy of every decoder.
+    T::decode(&*bytes).map_err(|e| LoadError::new(ErrorKind::Syntax, e.to_string()))
 }
 
 fn find(message: &str) -> Result<Message, LoadError> {

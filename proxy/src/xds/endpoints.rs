@@ -201,7 +201,7 @@ impl Subscriber for Endpoints {
         let Some(cluster) = self.cluster.upgrade() else { return };
         if self.hash.get().is_none()
             && let Some(bytes) = &*self.last.borrow()
-            && let Ok(message) = ClusterLoadAssignment::decode(bytes.clone())
+            && let Ok(message) = ClusterLoadAssignment::decode(&**bytes)
             && let Ok(assignment) = LoadAssignment::from_proto(&message, false)
         {
             cluster.set_assignment(assignment);

@@ -81,7 +81,7 @@ fn one<M: Named>(context: &Context, type_url: &str, value: Bytes) -> Result<(M, 
     let name = M::full_name();
     let message = type_url.rsplit_once('/').map_or(type_url, |(_, name)| name);
     if message == Wrapper::full_name() {
-        let wrapper = Wrapper::decode(value).map_err(|e| format!("Unable to unpack as {message}: {e}"))?;
+        let wrapper = Wrapper::decode(&*value).map_err(|e| format!("Unable to unpack as {message}: {e}"))?;
         let Any { type_url, value } = wrapper.resource.unwrap_or_default();
         return one(context, &type_url, value.into());
     }
@@ -95,6 +95,6 @@ fn one<M: Named>(context: &Context, type_url: &str, value: Bytes) -> Result<(M, 
     if !report.unknown.is_empty() {
         context.root.scope("server").counter("dynamic_unknown_fields").add(report.unknown.len() as u64);
     }
-    let message = M::decode(value.clone()).map_err(|e| format!("Unable to unpack as {name}: {e}"))?;
+    let message = M::decode(&*value).map_err(|e| format!("Unable to unpack as {name}: {e}"))?;
     Ok((message, value))
 }
