@@ -232,7 +232,7 @@ impl Cluster {
     }
 
     pub(crate) fn socket(&self, host: &Host) -> &TransportSocket {
-        self.sockets.get(host.transport_socket).unwrap_or(&self.sockets[0])
+        self.sockets.get(host.transport_socket()).unwrap_or(&self.sockets[0])
     }
 
     pub(crate) fn retire(&self) {
@@ -364,12 +364,13 @@ impl Cluster {
         }
     }
 
-    fn socket_index(&self, metadata: Option<&sampan_core::stream_info::Metadata>) -> usize {
+    fn socket_index(&self, metadata: Option<&sampan_core::stream_info::Metadata>) -> u32 {
         let matches = &self.config.transport_socket_matches;
-        matches.iter().position(|m| m.matches(metadata)).map_or(0, |i| i + 1)
+        matches.iter().position(|m| m.matches(metadata)).map_or(0, |i| i as u32 + 1)
     }
 
-    fn count_socket(&self, index: usize) {
+    fn count_socket(&self, index: u32) {
+        let index = index as usize;
         match self.used.get() {
             Some(used) => used.socket_matches[index].inc(),
             None => {

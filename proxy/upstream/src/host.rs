@@ -97,7 +97,7 @@ pub struct Host {
     /// Of an ORIGINAL_DST cluster: [`PICKED`] and [`GONE`].
     marks: AtomicU32,
     /// Which of the cluster's transport sockets it takes: 0 the cluster's own, n the match n - 1.
-    pub(crate) transport_socket: usize,
+    transport_socket: AtomicU32,
     /// Counters.
     pub stats: HostStats,
 }
@@ -111,7 +111,7 @@ pub(crate) struct HostSpec<'a> {
     pub(crate) locality: &'a Arc<Locality>,
     pub(crate) metadata: &'a Option<Arc<Metadata>>,
     pub(crate) flags: u32,
-    pub(crate) transport_socket: usize,
+    pub(crate) transport_socket: u32,
 }
 
 impl Host {
@@ -125,7 +125,7 @@ impl Host {
             locality: spec.locality.clone(),
             metadata: ArcSwapOption::new(spec.metadata.clone()),
             marks: AtomicU32::new(PICKED),
-            transport_socket: spec.transport_socket,
+            transport_socket: AtomicU32::new(spec.transport_socket),
             stats: HostStats::default(),
         }
     }
@@ -173,6 +173,11 @@ impl Host {
         self.metadata.load_full()
     }
 
+    /// Which of the cluster's transport sockets a new connection takes.
+    pub(crate) fn transport_socket(&self) -> usize {
+        self.transport_socket.load(Ordering::Relaxed) as usize
+    }
+
     /// `envoy.lb` `canary`
     pub fn canary(&self) -> bool {
         self.metadata().is_some_and(|m| is_canary(&m))
@@ -181,7 +186,9 @@ impl Host {
     /// Takes over what a new description says of the same host; `true` if that is anything new.
     pub(crate) fn update(&self, spec: &HostSpec<'_>) -> bool {
         let swapped = |cell: &AtomicU32, new| cell.swap(new, Ordering::Relaxed) != new;
-        let mut changed = swapped(&self.weight, spec.weight.max(1));
+        // Connections that are there stay as they are; new ones take the new socket.
+        let mut changed = swapped(&self.transport_socket, spec.transport_socket);
+        changed |= swapped(&self.weight, spec.weight.max(1));
         changed |= swapped(&self.priority, spec.priority);
         let old = self.flags.load(Ordering::Relaxed);
         let flags = old & !FROM_EDS | spec.flags;

@@ -20,7 +20,7 @@ pub(super) struct Building {
 }
 
 impl Building {
-    /// The hosts of an assignment. A host stays if its address, name, locality and transport socket do.
+    /// The hosts of an assignment. A host stays if its address, name and locality do.
     pub(super) fn hosts(
         &mut self,
         cluster: &Cluster,
@@ -60,12 +60,10 @@ impl Building {
         address: &Address,
     ) -> Arc<Host> {
         let transport_socket = cluster.socket_index(endpoint.metadata.as_deref());
+        // Envoy looks for the socket for each description, and again when it finds that the metadata changed.
+        cluster.count_socket(transport_socket);
         let kept = self.kept.get_mut(address).and_then(|list| {
-            let at = list.iter().position(|h| {
-                h.hostname == *hostname
-                    && h.locality == locality.locality
-                    && h.transport_socket == transport_socket
-            })?;
+            let at = list.iter().position(|h| h.hostname == *hostname && h.locality == locality.locality)?;
             Some(list.swap_remove(at))
         });
         let spec = HostSpec {
@@ -80,13 +78,13 @@ impl Building {
         };
         match kept {
             Some(host) => {
+                if host.metadata() != endpoint.metadata {
+                    cluster.count_socket(transport_socket);
+                }
                 self.changed |= host.update(&spec);
                 host
             }
-            None => {
-                cluster.count_socket(transport_socket);
-                Arc::new(Host::new(spec))
-            }
+            None => Arc::new(Host::new(spec)),
         }
     }
 }
