@@ -17,7 +17,7 @@ use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, Timestam
 use prost::Message;
 use prost::bytes::Bytes;
 use sampan_admin::{
-    AccessEntry, AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow, Section,
+    AccessEntry, AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow, Outlier, Section,
     Thresholds,
 };
 use sampan_core::Address;
@@ -145,7 +145,12 @@ fn cluster_row(cluster: &Cluster) -> ClusterRow {
         observability_name: cluster.observability_name().to_string(),
         eds_service_name: cluster.eds_service_name().unwrap_or_default().to_owned(),
         added_via_api: cluster.origin().is_some(),
-        outlier: None,
+        outlier: cluster.success_rates().map(|[external, local]| Outlier {
+            average: external.average,
+            threshold: external.threshold,
+            local_average: local.average,
+            local_threshold: local.threshold,
+        }),
         thresholds: [thresholds(Priority::Default), thresholds(Priority::High)],
         hosts: hosts.hosts().map(|host| host_row(host)).collect(),
     }
@@ -154,6 +159,8 @@ fn cluster_row(cluster: &Cluster) -> ClusterRow {
 fn host_row(host: &Host) -> HostRow {
     let address = host.address();
     let all = host.stats.all();
+    let rates = host.success_rates();
+    let rate = |origin: usize| rates.map(|rates| rates[origin]).filter(|rate| *rate >= 0.0);
     let pick = |gauge| {
         all.iter().filter(move |(.., g)| *g == gauge).map(|(name, value, _)| (*name, *value)).collect()
     };
@@ -172,8 +179,8 @@ fn host_row(host: &Host) -> HostRow {
             sub_zone: host.locality.sub_zone.to_string(),
         },
         canary: host.canary(),
-        success_rate: None,
-        local_success_rate: None,
+        success_rate: rate(0),
+        local_success_rate: rate(1),
     }
 }
 

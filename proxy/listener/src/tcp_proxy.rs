@@ -24,7 +24,7 @@ use sampan_core::stream_info::{
 use sampan_tls::Transport;
 use sampan_upstream::circuit::Priority;
 use sampan_upstream::pool::{PoolError, TcpLease};
-use sampan_upstream::{ConnectFailureKind, ConnectOptions, LbContext, WorkerCluster, WorkerHost};
+use sampan_upstream::{ConnectFailureKind, ConnectOptions, LbContext, Outcome, WorkerCluster, WorkerHost};
 use tokio::io::Interest;
 use tokio::time::{sleep, sleep_until};
 
@@ -209,19 +209,19 @@ impl Session {
         let outcome = tokio::select! {
             biased;
             () = self.proxy(down, worker) => return,
-            () = self.idle(config.idle_timeout) => Outcome::Idle,
-            () = after(longest) => Outcome::TooLong,
+            () = self.idle(config.idle_timeout) => Expired::Idle,
+            () = after(longest) => Expired::TooLong,
             () = self.log_periodically() => return,
             () = self.report_periodically() => return,
         };
         let counters = &self.proxy.counters;
         let mut info = self.info.borrow_mut();
         match outcome {
-            Outcome::Idle => {
+            Expired::Idle => {
                 counters.idle_timeout.inc();
                 info.downstream_local_close_reason = Some("tcp_session_idle_timeout".into());
             }
-            Outcome::TooLong => {
+            Expired::TooLong => {
                 counters.max_downstream_connection_duration.inc();
                 info.flags.set(ResponseFlag::DurationTimeout);
                 info.downstream_local_close_reason = Some("max_connection_duration_reached".into());
@@ -351,6 +351,11 @@ impl Session {
                 return None;
             }
             Err(PoolError::Connect(failure)) => {
+                match failure.kind {
+                    ConnectFailureKind::Remote => host.report(Outcome::ConnectFailed, None),
+                    ConnectFailureKind::Timeout => host.report(Outcome::Timeout, None),
+                    ConnectFailureKind::Local => {}
+                }
                 if failure.kind != ConnectFailureKind::Local {
                     info.flags.set(ResponseFlag::UpstreamConnectionFailure);
                 }
@@ -359,6 +364,7 @@ impl Session {
                 return None;
             }
         };
+        host.report(Outcome::ConnectedFinally, None);
         let upstream = info.upstream_mut();
         upstream.local = lease.info.local.clone();
         upstream.connection_id = Some(lease.info.id);
@@ -391,7 +397,7 @@ impl Session {
     }
 }
 
-enum Outcome {
+enum Expired {
     Idle,
     TooLong,
 }

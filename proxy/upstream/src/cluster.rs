@@ -19,6 +19,7 @@ use crate::circuit::{Breakers, Priority};
 use crate::config::{ClusterConfig, Discovery, LoadAssignment, Thresholds, TransportSocketConfig};
 use crate::host::{Health, Host, HostSet};
 use crate::manager::Warming;
+use crate::outlier::{Detector, OutlierStats, SuccessRates};
 use crate::stats::{ClusterStats, TimeoutBudgetStats};
 
 use building::{Building, Kept};
@@ -54,6 +55,7 @@ pub struct Cluster {
     resolved: Mutex<Resolved>,
     reported: Mutex<Membership>,
     tasks: Mutex<Vec<AbortHandle>>,
+    outlier: Option<Box<Detector>>,
     /// The hosts of an ORIGINAL_DST cluster.
     pub(crate) destinations: Box<Destinations>,
     /// Whether the first answer on its hosts, good or bad, is still to come.
@@ -81,6 +83,7 @@ struct Used {
     stats: Arc<ClusterStats>,
     breakers: [Arc<Breakers>; 2],
     timeout_budget: Option<Arc<TimeoutBudgetStats>>,
+    outlier: Option<Box<OutlierStats>>,
     /// `total_match_count` of each transport socket.
     socket_matches: Vec<Counter>,
     /// Stats of the HTTP/2 codec, made with the first such connection.
@@ -127,7 +130,9 @@ impl Cluster {
             sockets.push(socket.at("transport_socket").at_index("transport_socket_matches", i)?);
         }
         let socket_matches = sockets.iter().map(|_| AtomicU64::new(0)).collect();
+        let outlier = config.outlier.as_deref().map(|c| Box::new(Detector::new(c)));
         let cluster = Self {
+            outlier,
             config,
             origin,
             assignment: ArcSwapOption::empty(),
@@ -210,6 +215,19 @@ impl Cluster {
         self.used().timeout_budget.as_ref()
     }
 
+    pub(crate) fn outlier(&self) -> Option<&Detector> {
+        self.outlier.as_deref()
+    }
+
+    pub(crate) fn outlier_stats(&self) -> Option<&OutlierStats> {
+        self.used().outlier.as_deref()
+    }
+
+    /// What outlier detection found of errors of external and of local origin, where it is on.
+    pub fn success_rates(&self) -> Option<[SuccessRates; 2]> {
+        self.outlier.as_ref().map(|detector| detector.rates())
+    }
+
     /// The limits of a priority.
     pub fn thresholds(&self, priority: Priority) -> Thresholds {
         let breakers = self.config.circuit_breakers.as_ref();
@@ -268,6 +286,7 @@ impl Cluster {
             Used {
                 stats,
                 h2: Lazy::new(self.scope.clone(), |scope| Arc::new(CodecStats::new(scope))),
+                outlier: self.outlier.as_ref().map(|_| Box::new(OutlierStats::new(&self.scope))),
                 socket_matches,
                 breakers: [breakers(Priority::Default, "default"), breakers(Priority::High, "high")],
                 timeout_budget: self
@@ -362,6 +381,17 @@ impl Cluster {
         if let Some(used) = self.used.get() {
             self.report(&used.stats);
         }
+        if let Some(outlier) = &self.outlier {
+            outlier.recount(self);
+        }
+    }
+
+    /// A host's health is another: the workers balance anew.
+    pub(crate) fn health_changed(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        if let Some(used) = self.used.get() {
+            self.report(&used.stats);
+        }
     }
 
     fn socket_index(&self, metadata: Option<&sampan_core::stream_info::Metadata>) -> u32 {
@@ -419,6 +449,9 @@ impl Cluster {
     fn withdraw(&self) {
         let mut old = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(used) = self.used.get() else { return };
+        if let Some(outlier) = &self.outlier {
+            outlier.withdraw(self);
+        }
         used.stats.membership_total.sub(old.total);
         used.stats.membership_healthy.sub(old.healthy);
         used.stats.membership_degraded.sub(old.degraded);

@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use sampan_core::Address;
 use sampan_core::stream_info::Metadata;
 
+use crate::outlier::Monitor;
 use crate::stats::HostStats;
 
 /// Region, zone and sub-zone.
@@ -98,6 +99,8 @@ pub struct Host {
     marks: AtomicU32,
     /// Which of the cluster's transport sockets it takes: 0 the cluster's own, n the match n - 1.
     transport_socket: AtomicU32,
+    /// Where the cluster has outlier detection.
+    monitor: Option<Box<Monitor>>,
     /// Counters.
     pub stats: HostStats,
 }
@@ -112,6 +115,7 @@ pub(crate) struct HostSpec<'a> {
     pub(crate) metadata: &'a Option<Arc<Metadata>>,
     pub(crate) flags: u32,
     pub(crate) transport_socket: u32,
+    pub(crate) monitored: bool,
 }
 
 impl Host {
@@ -126,6 +130,7 @@ impl Host {
             metadata: ArcSwapOption::new(spec.metadata.clone()),
             marks: AtomicU32::new(PICKED),
             transport_socket: AtomicU32::new(spec.transport_socket),
+            monitor: spec.monitored.then(Box::default),
             stats: HostStats::default(),
         }
     }
@@ -202,6 +207,19 @@ impl Host {
             changed = true;
         }
         changed
+    }
+
+    pub(crate) fn flags(&self) -> &AtomicU32 {
+        &self.flags
+    }
+
+    pub(crate) fn monitor(&self) -> Option<&Monitor> {
+        self.monitor.as_deref()
+    }
+
+    /// The success rates of the last interval, of errors of external and of local origin; -1 for too little to tell.
+    pub fn success_rates(&self) -> Option<[f64; 2]> {
+        self.monitor.as_ref().map(|m| m.success_rates())
     }
 
     /// Whether a flag is set.

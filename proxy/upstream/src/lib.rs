@@ -19,6 +19,7 @@ pub mod connect;
 pub mod host;
 pub mod lb;
 pub mod manager;
+pub mod outlier;
 pub mod pool;
 pub mod stats;
 pub mod worker;
@@ -32,6 +33,7 @@ pub use connect::{ConnectFailure, ConnectFailureKind, ConnectInfo, ConnectOption
 pub use host::{Health, HealthFlag, Host, HostSet, Locality};
 pub use lb::{LbContext, PreviousPriorities};
 pub use manager::{ClusterManager, Clusters};
+pub use outlier::{Outcome, SuccessRates};
 pub use pool::{H1Lease, H2Lease, HttpLease, PoolError, TcpLease};
 pub use stats::{ClusterStats, HostStats, TimeoutBudgetStats};
 pub use worker::{WorkerCluster, WorkerClusters, WorkerHost};

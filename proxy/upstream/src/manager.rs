@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::cluster::{Cluster, Origin, destinations};
 use crate::config::{ClusterConfig, Discovery, ExchangeConfig};
 use crate::dns;
+use crate::outlier;
 
 /// The slots that all threads share. Workers take the lock only for names they have not used before.
 #[derive(Default)]
@@ -224,6 +225,9 @@ impl ClusterManager {
         let warming = self.warming(&cluster);
         if let Discovery::StrictDns(dns) | Discovery::LogicalDns(dns) = &cluster.config().discovery {
             dns::start(&cluster, dns, &self.resolver, &warming);
+        }
+        if let Some(outlier) = &cluster.config().outlier {
+            outlier::start(&cluster, outlier.interval);
         }
         if let Discovery::OriginalDst(config) = &cluster.config().discovery {
             destinations::start(&cluster, config.cleanup_interval);

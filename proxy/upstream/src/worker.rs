@@ -16,6 +16,7 @@ use crate::config::Discovery;
 use crate::host::{Host, HostSet};
 use crate::lb::{LbContext, LoadBalancer, Random};
 use crate::manager::Clusters;
+use crate::outlier::{Monitor, Outcome};
 use crate::pool::{PoolSet, Sweeper};
 use crate::stats::ClusterStats;
 
@@ -254,6 +255,19 @@ impl WorkerHost {
     fn refresh(&self) {
         self.metadata.replace(self.host.metadata());
         self.canary.set(self.host.canary());
+    }
+
+    /// Tells outlier detection, where it is on, how something ended; `code` where the host answered with one.
+    pub fn report(&self, outcome: Outcome, code: Option<u16>) {
+        if let Some(monitor) = self.host.monitor() {
+            self.report_to(monitor, outcome, code);
+        }
+    }
+
+    fn report_to(&self, monitor: &Monitor, outcome: Outcome, code: Option<u16>) {
+        if let Some(detector) = self.core.cluster.outlier() {
+            detector.report(&self.core.cluster, &self.host, monitor, outcome, code);
+        }
     }
 
     /// The cluster's counters.

@@ -10,7 +10,7 @@ use sampan_codec::h1::ResponseHead;
 use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderName};
 use sampan_upstream::{
-    ConnectOptions, Host, HttpLease, LbContext, PoolError, PreviousPriorities, WorkerHost,
+    ConnectOptions, Host, HttpLease, LbContext, Outcome, PoolError, PreviousPriorities, WorkerHost,
 };
 
 use super::exchange::Exchange;
@@ -25,7 +25,10 @@ impl Forward<'_> {
         let host = self.pick().ok_or(Failure::NoHost)?;
         self.note_host(&host);
         self.host = Some(host.clone());
+        self.connected = false;
         let lease = self.connection(&host, upload).await?;
+        self.connected = true;
+        host.report(Outcome::Connected, None);
         self.note_connection(&lease);
         self.counters.begin();
         if self.action.auto_host_rewrite() && !host.host.hostname.is_empty() {

@@ -26,8 +26,9 @@ use super::exchange::Exchange;
 use super::failure::{Failure, reset};
 use super::retry::{Retry, RetryState};
 use super::upload::Upload;
-use super::{End, Forward};
+use super::{End, Forward, outlier};
 use crate::filter::Response;
+use crate::stream::Stream;
 
 /// An attempt that its per-try timeout left behind.
 struct Racer {
@@ -42,6 +43,8 @@ struct Racer {
 #[derive(Default)]
 struct Race {
     racers: Vec<Racer>,
+    /// Whether the request is gRPC.
+    grpc: bool,
     /// What became of those that ended without an answer.
     lost: Vec<u16>,
 }
@@ -95,6 +98,7 @@ impl Race {
             };
             clock::tick();
             let racer = self.racers.swap_remove(i);
+            outlier::report(&racer.host, self.grpc, result.as_ref());
             let others = else_ || !self.racers.is_empty();
             match result {
                 Ok(head) if racer.retried && others && retry.wants_response(&head) => {
@@ -116,10 +120,13 @@ impl Forward<'_> {
         mut upload: Upload,
         mut retry: RetryState<'_>,
     ) -> Result<Response, End> {
-        let mut race = Race::default();
+        let mut race = Race { grpc: Stream::is_grpc(&self.stream.request), ..Race::default() };
         let mut next = Next::Attempt;
         loop {
             let news = self.next_news(&next, &mut upload, &retry, &mut race).await;
+            if let News::Own(result) = &news {
+                self.report(result.as_ref().map(|(head, _)| head));
+            }
             race.lost.drain(..).for_each(|status| self.charge_local(status));
             let result = match news {
                 News::Again => {

@@ -15,6 +15,7 @@ mod exchange;
 mod failure;
 mod hedge;
 mod internal_redirect;
+mod outlier;
 mod respond;
 mod retry;
 mod shadow;
@@ -172,6 +173,8 @@ struct Forward<'s> {
     previous_priorities: Option<Box<PreviousPriorities>>,
     /// The attempt's.
     host: Option<Rc<WorkerHost>>,
+    /// Whether the attempt had a connection.
+    connected: bool,
     internal: bool,
     /// An informational head has come: no other attempt can follow.
     informed: bool,
@@ -211,6 +214,7 @@ impl<'s> Forward<'s> {
             tried: Vec::new(),
             previous_priorities: None,
             host: None,
+            connected: false,
             internal,
             informed: false,
             timed_out: false,
@@ -252,6 +256,7 @@ impl<'s> Forward<'s> {
         loop {
             self.begin_attempt();
             let result = self.attempt(&mut upload).await;
+            self.report(result.as_ref().map(|(head, _)| head));
             if let Err(failure) = &result {
                 self.charge_failed(failure);
             }

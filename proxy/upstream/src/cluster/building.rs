@@ -75,6 +75,7 @@ impl Building {
             metadata: &endpoint.metadata,
             flags: endpoint.flags,
             transport_socket,
+            monitored: cluster.outlier().is_some(),
         };
         match kept {
             Some(host) => {

@@ -42,6 +42,7 @@ impl Cluster {
             metadata: &None,
             flags: 0,
             transport_socket,
+            monitored: self.outlier().is_some(),
         }));
         hosts.insert(address, host.clone());
         let all = self.hosts.load().hosts().cloned().chain([host.clone()]).collect();

@@ -21,6 +21,7 @@ mod http;
 mod http2;
 mod lb;
 mod original_dst;
+mod outlier;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use http::{HttpConfig, HttpProtocol};
 pub use http2::http2_options;
 pub use lb::{LbConfig, LbPolicy};
 pub use original_dst::OriginalDstConfig;
+pub use outlier::OutlierConfig;
 pub use socket::{BindConfig, KeepaliveConfig, TransportSocketConfig, TransportSocketMatch};
 
 /// Where a cluster's hosts come from.
@@ -88,6 +90,8 @@ pub struct ClusterConfig {
     pub buffer_limit: u32,
     /// `circuit_breakers`
     pub circuit_breakers: Option<Box<CircuitBreakers>>,
+    /// `outlier_detection`
+    pub outlier: Option<Box<OutlierConfig>>,
     /// `HttpProtocolOptions`, or Envoy's defaults.
     pub http: Arc<HttpConfig>,
     /// `upstream_bind_config`
@@ -151,6 +155,11 @@ impl ClusterConfig {
                 .circuit_breakers
                 .as_ref()
                 .map(|m| CircuitBreakers::from_proto(m).at("circuit_breakers").map(Box::new))
+                .transpose()?,
+            outlier: message
+                .outlier_detection
+                .as_ref()
+                .map(|m| OutlierConfig::from_proto(m).at("outlier_detection").map(Box::new))
                 .transpose()?,
             http: HttpConfig::from_proto(message)?,
             bind: message
@@ -266,7 +275,6 @@ fn refuse_unsupported(m: &Message) -> ConfigResult<()> {
     let present = [
         (m.transport_socket_matcher.is_some(), "transport_socket_matcher"),
         (!m.health_checks.is_empty(), "health_checks"),
-        (m.outlier_detection.is_some(), "outlier_detection"),
         // Without a selector there are no subsets.
         (m.lb_subset_config.as_ref().is_some_and(|c| !c.subset_selectors.is_empty()), "lb_subset_config"),
         (m.upstream_config.is_some(), "upstream_config"),

@@ -28,15 +28,8 @@ fn defaults_are_envoys() {
 #[test]
 fn the_unsupported_is_refused_by_name() {
     let mut message = plain();
-    message.outlier_detection = Some(Default::default());
-    assert_eq!(error(&message), "outlier_detection: outlier_detection is not supported");
-    let mut message = plain();
-    message.lb_policy = cluster_pb::cluster::LbPolicy::Maglev.into();
-    assert_eq!(error(&message), "lb_policy: MAGLEV is not supported");
-    let mut message = plain();
-    message.cluster_discovery_type =
-        Some(pb::ClusterDiscoveryType::Type(pb::DiscoveryType::OriginalDst.into()));
-    assert_eq!(error(&message), "type: ORIGINAL_DST is not supported");
+    message.health_checks.push(Default::default());
+    assert_eq!(error(&message), "health_checks: health_checks is not supported");
     let mut message = plain();
     let any = Any { type_url: "type.googleapis.com/x.Y".into(), ..Default::default() };
     message.typed_extension_protocol_options.insert("k".into(), any);

@@ -159,6 +159,7 @@ fn flags_have_envoys_names() {
         metadata: &None,
         flags: HealthFlag::FailedEdsHealth as u32 | HealthFlag::FailedOutlierCheck as u32,
         transport_socket: 0,
+        monitored: false,
     });
     assert_eq!(host.health_flags(), "/failed_outlier_check/failed_eds_health");
 }
