@@ -1,9 +1,10 @@
 //! Sampan: an Envoy-compatible L7 data plane.
 //!
-//! The program: command line ([`cli`]), bootstrap to models ([`boot`]), threads ([`server`], [`worker`]), listeners ([`listeners`]), own stats ([`stats`]), what the
+//! The program: command line ([`cli`]), [`mod@check`] of configuration alone, bootstrap to models ([`boot`]), threads ([`server`], [`worker`]), listeners ([`listeners`]), own stats ([`stats`]), what the
 //! admin interface shows ([`view`]), what changes while serving ([`xds`]), and the demonstration that runs without arguments ([`demo`]).
 
 mod boot;
+mod check;
 mod cli;
 mod demo;
 mod listeners;
@@ -28,6 +29,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.is_empty() {
         return demo::run();
+    }
+    if arguments.first().is_some_and(|first| first == "check") {
+        return check::main(&arguments[1..]);
     }
     match cli::parse(arguments) {
         Ok(Command::Print(text)) => {

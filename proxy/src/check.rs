@@ -1,0 +1,412 @@
+//! `sampan check FILE…`: whether configuration would be taken, without a proxy that takes it.
+//!
+//! A file holds a bootstrap, a `DiscoveryResponse` (as control planes send it or as a watched file), what
+//! `/config_dump` printed, one resource with its `@type`, or a list of such. Each resource goes the way that one of a
+//! control plane goes, so that what is said of it is what the control plane would read in the NACK.
+//!
+//! Clusters that routes name are looked for in all files together; where no file has one, every name is taken.
+//! What `/config_dump` has redacted cannot be checked beyond its message: its keys are not there.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::admin::v3 as admin;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, UpstreamTlsContext, common_tls_context,
+};
+use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryResponse, Resource as Wrapper};
+use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeLayer;
+use envoy_types::pb::google::protobuf::Any;
+use prost::{Message, Name};
+use sampan_config::schema::Message as Schema;
+use sampan_config::{CheckOptions, Format, LoadOptions, UnknownFields, check as constraints, load_text};
+use sampan_core::runtime::Runtime;
+use sampan_core::stats::Store;
+use sampan_http::filter::{HttpFilterContext, HttpFilterRegistry};
+use sampan_http::route::{RouteContext, RouteTable};
+use sampan_listener::{
+    FactoryContext, ListenerConfig, NetworkFilterRegistry, NodeInfo, Server, TrafficDirection,
+};
+use sampan_tls::{ClientContext, ServerContext, StaticSecrets};
+use sampan_upstream::{ClusterConfig, ClusterManager, LoadAssignment};
+use tokio::task::LocalSet;
+
+use crate::cli::{Mode, Options};
+use crate::{boot, server};
+
+/// What is to be checked, and how.
+#[derive(Debug, Default)]
+pub struct Request {
+    files: Vec<PathBuf>,
+    reject_unknown: bool,
+    allow_unknown_static: bool,
+}
+
+/// What a file holds.
+enum Content {
+    Bootstrap,
+    Resources(Vec<Any>),
+}
+
+/// What was found: a line for each file or for each thing that is wrong.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// The lines.
+    pub text: String,
+    /// Whether all would be taken.
+    pub good: bool,
+}
+
+const USAGE: &str =
+    "usage: sampan check [--reject-unknown-dynamic-fields] [--allow-unknown-static-fields] FILE...";
+
+/// Does what stands behind `check`; a closed pipe is nobody's error.
+pub fn main(arguments: &[String]) -> ExitCode {
+    let Some(request) = Request::parse(arguments) else {
+        let _ = writeln!(std::io::stderr(), "{USAGE}");
+        return ExitCode::from(2);
+    };
+    let verdict = request.run();
+    let _ = write!(std::io::stdout(), "{}", verdict.text);
+    if verdict.good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Request {
+    /// Reads what stands behind `check`; none: it is no request.
+    pub fn parse(arguments: &[String]) -> Option<Self> {
+        let mut out = Self::default();
+        for argument in arguments {
+            match argument.as_str() {
+                "--reject-unknown-dynamic-fields" => out.reject_unknown = true,
+                "--allow-unknown-static-fields" => out.allow_unknown_static = true,
+                flag if flag.starts_with("--") => return None,
+                file => out.files.push(file.into()),
+            }
+        }
+        (!out.files.is_empty()).then_some(out)
+    }
+
+    /// Checks all files.
+    pub fn run(&self) -> Verdict {
+        let contents: Vec<_> = self.files.iter().map(|file| (file, read(file))).collect();
+        let resources = contents.iter().filter_map(|(_, content)| match content {
+            Ok(Content::Resources(resources)) => Some(resources),
+            _ => None,
+        });
+        let mut clusters = HashSet::new();
+        for any in resources.flatten() {
+            if name_of(any) == Cluster::full_name()
+                && let Ok(cluster) = Cluster::decode(any.value.as_slice())
+            {
+                clusters.insert(cluster.name);
+            }
+        }
+        let mut verdict = Verdict { good: true, ..Verdict::default() };
+        for (file, content) in contents {
+            let wrong = match content {
+                Ok(Content::Bootstrap) => self.bootstrap(file).err().into_iter().collect(),
+                Ok(Content::Resources(all)) => self.resources(&all, &clusters),
+                Err(reason) => vec![reason],
+            };
+            verdict.good &= wrong.is_empty();
+            let file = file.display();
+            if wrong.is_empty() {
+                // Writing to a text cannot fail.
+                let _ = writeln!(verdict.text, "{file}: OK");
+            }
+            for reason in wrong {
+                let _ = writeln!(verdict.text, "{file}: {reason}");
+            }
+        }
+        verdict
+    }
+
+    fn bootstrap(&self, file: &Path) -> Result<(), String> {
+        let options = Options {
+            config_path: Some(file.to_path_buf()),
+            mode: Mode::Validate,
+            allow_unknown_static: self.allow_unknown_static,
+            ..Options::default()
+        };
+        server::validate(&options).map_err(|e| e.to_string())
+    }
+
+    fn resources(&self, all: &[Any], clusters: &HashSet<String>) -> Vec<String> {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+            return vec!["no runtime".to_owned()];
+        };
+        LocalSet::new().block_on(&runtime, async {
+            let checker = Checker::new(self.reject_unknown, clusters.clone());
+            all.iter().filter_map(|any| checker.any(any).err()).collect()
+        })
+    }
+}
+
+fn name_of(any: &Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
+/// The members at the top of a text, as far as they tell what it is.
+fn read(file: &Path) -> Result<Content, String> {
+    let bytes = std::fs::read(file).map_err(|e| format!("cannot be read: {e}"))?;
+    let format = Format::of_file(file);
+    if format == Format::Binary {
+        // Both kinds are protobuf; a bootstrap's fields do not make a response whose resources have types.
+        return Ok(match DiscoveryResponse::decode(bytes.as_slice()) {
+            Ok(response) if response.resources.iter().any(|any| any.type_url.contains('/')) => {
+                Content::Resources(response.resources)
+            }
+            _ => Content::Bootstrap,
+        });
+    }
+    let text = String::from_utf8(bytes).map_err(|e| e.to_string())?;
+    let options = LoadOptions { unknown: UnknownFields::Warn, skip_any: true, ..LoadOptions::default() };
+    let start = text.trim_start();
+    if start.starts_with('[') || start.starts_with("- ") {
+        // A list of resources is a response without its envelope.
+        let text = match format {
+            Format::Yaml if start.starts_with('-') => format!("resources:\n{text}"),
+            _ => format!("{{\"resources\": {text}}}"),
+        };
+        let response = load_text::<DiscoveryResponse>(format, &text, &options).and_then(|r| r.decode());
+        return response.map(|r| Content::Resources(r.resources)).map_err(|e| e.to_string());
+    }
+    match kind(&text) {
+        Kind::Bootstrap => Ok(Content::Bootstrap),
+        Kind::Response => {
+            let response = load_text::<DiscoveryResponse>(format, &text, &options).and_then(|r| r.decode());
+            response.map(|r| Content::Resources(r.resources)).map_err(|e| e.to_string())
+        }
+        Kind::Resource => {
+            let any = load_text::<Any>(format, &text, &options).and_then(|any| any.decode());
+            any.map(|any| Content::Resources(vec![any])).map_err(|e| e.to_string())
+        }
+        Kind::Dump => {
+            let dump = load_text::<admin::ConfigDump>(format, &text, &options).and_then(|d| d.decode());
+            dump.map(|d| Content::Resources(dumped(&d))).map_err(|e| e.to_string())
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    Bootstrap,
+    Response,
+    Resource,
+    Dump,
+}
+
+/// By the members at the top. A text that cannot be read is a bootstrap, whose errors say why.
+fn kind(text: &str) -> Kind {
+    let keys: Vec<String> = match serde_json::from_str(text) {
+        Ok(serde_json::Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
+        _ => text
+            .lines()
+            .filter(|line| !line.starts_with([' ', '\t', '#', '-']))
+            .filter_map(|line| line.trim_start_matches('{').split_once(':'))
+            .map(|(key, _)| key.trim().trim_matches(['"', '\'']).to_owned())
+            .collect(),
+    };
+    let has = |key: &str| keys.iter().any(|k| k == key);
+    if has("@type") {
+        Kind::Resource
+    } else if has("resources") {
+        Kind::Response
+    } else if has("configs") {
+        Kind::Dump
+    } else {
+        Kind::Bootstrap
+    }
+}
+
+/// The resources of a dump that came from a control plane or a bootstrap; what was refused then is not among them.
+fn dumped(dump: &admin::ConfigDump) -> Vec<Any> {
+    let mut out = Vec::new();
+    fn section<M: Message + Default + Name>(any: &Any) -> Option<M> {
+        (name_of(any) == M::full_name()).then(|| M::decode(any.value.as_slice()).ok()).flatten()
+    }
+    for any in &dump.configs {
+        if let Some(m) = section::<admin::ClustersConfigDump>(any) {
+            out.extend(m.static_clusters.into_iter().filter_map(|c| c.cluster));
+            out.extend(m.dynamic_active_clusters.into_iter().filter_map(|c| c.cluster));
+            out.extend(m.dynamic_warming_clusters.into_iter().filter_map(|c| c.cluster));
+        } else if let Some(m) = section::<admin::ListenersConfigDump>(any) {
+            out.extend(m.static_listeners.into_iter().filter_map(|l| l.listener));
+            let states = m.dynamic_listeners.into_iter().flat_map(|l| [l.active_state, l.warming_state]);
+            out.extend(states.flatten().filter_map(|s| s.listener));
+        } else if let Some(m) = section::<admin::RoutesConfigDump>(any) {
+            out.extend(m.static_route_configs.into_iter().filter_map(|r| r.route_config));
+            out.extend(m.dynamic_route_configs.into_iter().filter_map(|r| r.route_config));
+        } else if let Some(m) = section::<admin::ScopedRoutesConfigDump>(any) {
+            out.extend(m.inline_scoped_route_configs.into_iter().flat_map(|s| s.scoped_route_configs));
+            out.extend(m.dynamic_scoped_route_configs.into_iter().flat_map(|s| s.scoped_route_configs));
+        } else if let Some(m) = section::<admin::EcdsConfigDump>(any) {
+            out.extend(m.ecds_filters.into_iter().filter_map(|f| f.ecds_filter));
+        } else if let Some(m) = section::<admin::EndpointsConfigDump>(any) {
+            out.extend(m.static_endpoint_configs.into_iter().filter_map(|e| e.endpoint_config));
+            out.extend(m.dynamic_endpoint_configs.into_iter().filter_map(|e| e.endpoint_config));
+        }
+    }
+    out
+}
+
+/// What resources are checked with.
+struct Checker {
+    reject_unknown: bool,
+    server: Arc<Server>,
+    clusters: ClusterManager,
+    http: HttpFilterRegistry,
+    network: NetworkFilterRegistry,
+}
+
+impl Checker {
+    fn new(reject_unknown: bool, known: HashSet<String>) -> Self {
+        let stats = Store::new();
+        let clusters = ClusterManager::new(&stats.root(), StaticSecrets::default());
+        let has = Arc::new(move |name: &str| known.is_empty() || known.contains(name));
+        let node = NodeInfo { id: "check".into(), cluster: "check".into(), ..NodeInfo::default() };
+        let server = Server::new(stats, Runtime::default(), StaticSecrets::default(), node, has);
+        let mut http = HttpFilterRegistry::default();
+        sampan_http::filters::register(&mut http);
+        Self { reject_unknown, server: Arc::new(server), clusters, http, network: boot::network_filters() }
+    }
+
+    /// The error names the resource and the reason.
+    fn any(&self, any: &Any) -> Result<(), String> {
+        let name = name_of(any);
+        if name == Wrapper::full_name() {
+            let wrapper = Wrapper::decode(any.value.as_slice()).map_err(|e| e.to_string())?;
+            return wrapper.resource.as_ref().map_or(Ok(()), |inner| self.any(inner));
+        }
+        macro_rules! by_type {
+            ($($message:ty: $what:literal $field:ident $check:ident),* $(,)?) => {
+                $(if name == <$message>::full_name() {
+                    let message: $message = self.decode(any)?;
+                    let named = &message.$field;
+                    return self.$check(&message).map_err(|reason| format!("{} '{named}': {reason}", $what));
+                })*
+            };
+        }
+        by_type! {
+            Cluster: "cluster" name cluster,
+            ClusterLoadAssignment: "endpoints" cluster_name endpoints,
+            Listener: "listener" name listener,
+            RouteConfiguration: "route table" name routes,
+            ScopedRouteConfiguration: "scope" name scope,
+            VirtualHost: "virtual host" name virtual_host,
+            Secret: "secret" name secret,
+            TypedExtensionConfig: "extension" name extension,
+            RuntimeLayer: "runtime layer" name layer,
+        }
+        Err(format!("{name}: no such resource is known"))
+    }
+
+    fn decode<M: Message + Name + Default>(&self, any: &Any) -> Result<M, String> {
+        let name = M::full_name();
+        let schema = Schema::find(&name).ok_or_else(|| format!("unknown message type {name}"))?;
+        let unknown = if self.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
+        let options = CheckOptions { unknown, ..CheckOptions::default() };
+        constraints(schema, &any.value, &options).map_err(|e| e.to_string())?;
+        M::decode(any.value.as_slice()).map_err(|e| format!("Unable to unpack as {name}: {e}"))
+    }
+
+    fn cluster(&self, message: &Cluster) -> Result<(), String> {
+        let config = ClusterConfig::from_proto(message, true).map_err(|e| e.to_string())?;
+        self.clusters.add(config).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn endpoints(&self, message: &ClusterLoadAssignment) -> Result<(), String> {
+        LoadAssignment::from_proto(message, false).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn listener(&self, message: &Listener) -> Result<(), String> {
+        ListenerConfig::from_proto(message, &self.server, &self.network).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn routes(&self, message: &RouteConfiguration) -> Result<(), String> {
+        let (registry, clusters) = (&self.http, &*self.server.clusters);
+        let context = RouteContext { registry, clusters, validate_clusters: false };
+        RouteTable::from_proto(message, &context).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn scope(&self, message: &ScopedRouteConfiguration) -> Result<(), String> {
+        message.route_configuration.as_ref().map_or(Ok(()), |routes| self.routes(routes))
+    }
+
+    fn virtual_host(&self, message: &VirtualHost) -> Result<(), String> {
+        self.routes(&RouteConfiguration { virtual_hosts: vec![message.clone()], ..Default::default() })
+    }
+
+    /// As a listener or a cluster uses it.
+    fn secret(&self, message: &Secret) -> Result<(), String> {
+        let mut secrets = StaticSecrets::default();
+        secrets.0.insert(message.name.clone(), Arc::new(message.clone()));
+        let wanted = SdsSecretConfig { name: message.name.clone(), sds_config: None };
+        let scope = self.server.stats.root();
+        let mut common = CommonTlsContext::default();
+        let made = match &message.r#type {
+            Some(SecretType::TlsCertificate(_)) => {
+                common.tls_certificate_sds_secret_configs = vec![wanted];
+                let context = DownstreamTlsContext { common_tls_context: Some(common), ..Default::default() };
+                ServerContext::from_proto(&context, &secrets, &scope).map(drop)
+            }
+            Some(SecretType::ValidationContext(_)) => {
+                common.validation_context_type =
+                    Some(common_tls_context::ValidationContextType::ValidationContextSdsSecretConfig(wanted));
+                let context = UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() };
+                ClientContext::from_proto(&context, &secrets, &scope).map(drop)
+            }
+            _ => Ok(()),
+        };
+        made.map_err(|e| e.reason().to_owned())
+    }
+
+    fn extension(&self, message: &TypedExtensionConfig) -> Result<(), String> {
+        let given = message.typed_config.clone().unwrap_or_default();
+        let (type_url, value) =
+            sampan_config::any::resolve(&given.type_url, &given.value).map_err(|e| e.to_string())?;
+        let config = Any { type_url: type_url.into_owned(), value: value.into_owned() };
+        let factory = self.context();
+        let type_name = name_of(&config);
+        let made = if let Some(known) = self.network.factory(type_name) {
+            known(&config, &factory).map(drop)
+        } else {
+            let filter_name = &message.name;
+            let context = HttpFilterContext { factory: &factory, stat_prefix: "http.check", filter_name };
+            self.http.make(&config, &context).map(drop)
+        };
+        made.map_err(|e| e.to_string())
+    }
+
+    fn layer(&self, message: &RuntimeLayer) -> Result<(), String> {
+        self.server.runtime.set_layer(0, message.layer.as_ref()).map_err(|e| e.to_string())
+    }
+
+    fn context(&self) -> FactoryContext {
+        FactoryContext {
+            server: self.server.clone(),
+            listener_name: "check".into(),
+            listener_scope: self.server.stats.root().scope("listener.check"),
+            listener_metadata: None,
+            traffic_direction: TrafficDirection::Unspecified,
+            filter_chain: "".into(),
+            tls: false,
+            buffer_limit: 1024 * 1024,
+            overload: None,
+            wants: Default::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
