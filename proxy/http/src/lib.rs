@@ -10,3 +10,4 @@ pub mod route;
 pub mod router;
 pub mod stream;
 pub mod timer;
+pub mod tracing;

@@ -13,6 +13,7 @@ use crate::filter::RouteConfig;
 use crate::manager::{Manager, NamedFilter};
 use crate::route::{Redirected, Selected, SharedTable};
 use crate::timer::Timer;
+use crate::tracing::Context;
 
 /// A request under way.
 pub struct Stream {
@@ -42,6 +43,10 @@ pub struct Stream {
     pub connect_port: Option<u16>,
     /// When the stream last went on after a filter had waited.
     pub resumed: Option<Instant>,
+    /// This proxy's span in a trace, where one is made.
+    pub trace: Option<Box<Context>>,
+    /// The caller has named the operation: the response does not.
+    pub operation_set: bool,
     /// How often and where the request was redirected inside of this proxy.
     pub redirected: Option<Box<Redirected>>,
 }

@@ -27,6 +27,7 @@ use super::stats::{ListenerStats, ManagerStats};
 use crate::filter::{HttpFilter, HttpFilterContext, HttpFilterKind, HttpFilterRegistry};
 use crate::route::{HeaderMutations, RouteSource};
 use crate::router::RouterConfig;
+use crate::tracing::Tracing;
 
 /// A connection manager, ready to serve; shared by all workers.
 pub struct Manager {
@@ -49,6 +50,8 @@ pub struct Manager {
     pub limits: Limits,
     /// What is done to a request's headers.
     pub request: RequestOptions,
+    /// `tracing`
+    pub tracing: Option<Tracing>,
     /// `early_header_mutation_extensions`
     pub early_mutations: Vec<HeaderMutations>,
     /// `server_name`
@@ -296,6 +299,7 @@ impl Manager {
             h2_stats: Lazy::new(context.root_scope().clone(), |scope| Arc::new(h2::CodecStats::new(scope))),
             limits: limits(message, &common),
             request: request_options(message, context)?,
+            tracing: tracing(message, context, &prefix)?,
             early_mutations: early_mutations(&message.early_header_mutation_extensions)?,
             server_name: if message.server_name.is_empty() {
                 "envoy".to_owned()
@@ -350,7 +354,6 @@ impl Manager {
 
 #[allow(deprecated)] // `access_log_flush_interval` is deprecated and still known.
 fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
-    refuse(message.tracing.as_ref().is_some_and(|t| t.provider.is_some()), "tracing.provider")?;
     refuse(message.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher")?;
     refuse(message.path_normalization_options.is_some(), "path_normalization_options")?;
     refuse(message.proxy_status_config.is_some(), "proxy_status_config")?;
@@ -545,7 +548,7 @@ fn request_options(
     {
         return Err(ConfigError::new("skip_xff_append can only be used with use_remote_address"));
     }
-    let (generate, pack) = request_id(message)?;
+    let request_id = request_id(message)?;
     Ok(RequestOptions {
         use_remote_address: flag(message.use_remote_address, false),
         xff_num_trusted_hops: message.xff_num_trusted_hops,
@@ -561,9 +564,9 @@ fn request_options(
         },
         user_agent: flag(message.add_user_agent, false).then(|| node.cluster.clone()),
         node: node.id.clone(),
-        generate_request_id: generate,
+        generate_request_id: request_id.generate,
         preserve_external_request_id: message.preserve_external_request_id,
-        pack_trace_reason: pack,
+        pack_trace_reason: request_id.pack,
         xfcc: message.forward_client_cert_details(),
         xfcc_details: XfccDetails {
             subject: flag(details.subject, false),
@@ -593,9 +596,28 @@ fn request_options(
     })
 }
 
-fn request_id(message: &pb::HttpConnectionManager) -> ConfigResult<(bool, bool)> {
+fn tracing(
+    message: &pb::HttpConnectionManager,
+    context: &FactoryContext,
+    prefix: &str,
+) -> ConfigResult<Option<Tracing>> {
+    let Some(tracing) = &message.tracing else { return Ok(None) };
+    let request_id = request_id(message)?;
+    let made =
+        Tracing::from_proto(tracing, context, prefix, (request_id.pack, request_id.samples)).at("tracing")?;
+    Ok(Some(made))
+}
+
+/// What is done about `x-request-id`.
+struct RequestId {
+    generate: bool,
+    pack: bool,
+    samples: bool,
+}
+
+fn request_id(message: &pb::HttpConnectionManager) -> ConfigResult<RequestId> {
     use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
-    let mut pack = true;
+    let (mut pack, mut samples) = (true, true);
     if let Some(any) = message.request_id_extension.as_ref().and_then(|e| e.typed_config.as_ref()) {
         if crate::filter::message_name(any) != "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" {
             return Err(ConfigError::unsupported(format!("request id type {:?}", any.type_url))
@@ -604,8 +626,9 @@ fn request_id(message: &pb::HttpConnectionManager) -> ConfigResult<(bool, bool)>
         }
         let config: UuidRequestIdConfig = crate::filter::decode(any)?;
         pack = flag(config.pack_trace_reason, true);
+        samples = flag(config.use_request_id_for_trace_sampling, true);
     }
-    Ok((flag(message.generate_request_id, true), pack))
+    Ok(RequestId { generate: flag(message.generate_request_id, true), pack, samples })
 }
 
 fn chain(

@@ -330,6 +330,8 @@ pub(super) fn stream(
         upgrade: None,
         connect_port: None,
         resumed: None,
+        trace: None,
+        operation_set: false,
         redirected: None,
         routes: manager.routes.table(&request),
         route: None,

@@ -129,6 +129,9 @@ impl Exchange {
         count_begin(stream);
         request::normalize(&stream.manager, &mut stream.request, &stream.info, stream.grpc)?;
         stream.refresh_route();
+        if let Some(tracing) = &stream.manager.clone().tracing {
+            tracing.begin(stream);
+        }
         if stream.manager.log_on_new_request {
             self.log(AccessLogType::DownstreamStart);
         }
@@ -187,6 +190,9 @@ impl Exchange {
         )
         .inspect_err(|_| manager.stats.downstream_rq_rejected_via_ip_detection.inc())?;
         stream.refresh_route();
+        if let Some(tracing) = &manager.tracing {
+            tracing.begin(stream);
+        }
         if manager.log_on_new_request {
             self.log(AccessLogType::DownstreamStart);
         }
@@ -553,6 +559,9 @@ impl Exchange {
         let forced = manager.request_id_in_response || stream.request.contains(HeaderId::X_ENVOY_FORCE_TRACE);
         if forced && let Some(id) = stream.request.get(HeaderId::X_REQUEST_ID) {
             headers.set(HeaderId::X_REQUEST_ID, id);
+        }
+        if let Some(tracing) = &manager.tracing {
+            tracing.respond(stream, headers);
         }
         if !manager.via.is_empty() {
             headers.append_to_value(HeaderId::VIA, ", ", manager.via.as_bytes());

@@ -405,6 +405,8 @@ fn request_id(options: &RequestOptions, headers: &mut HeaderMap, edge: bool, ran
     let foreign = edge && !options.preserve_external_request_id;
     if foreign || !headers.contains(HeaderId::X_REQUEST_ID) {
         headers.set(HeaderId::X_REQUEST_ID, uuid(random(), random()));
+    } else if edge && options.pack_trace_reason {
+        crate::tracing::forget_reason(headers);
     }
 }
 

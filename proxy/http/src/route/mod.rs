@@ -62,6 +62,7 @@ pub use weighted::{ClusterChoice, WeightedCluster};
 
 use crate::filters::cors::Policy as CorsPolicy;
 use crate::manager::split_port;
+use crate::tracing::{Decorator, Sampling};
 use host::Hosts;
 use matching::RouteMatch;
 use mutations::Mutations;
@@ -118,6 +119,10 @@ pub struct Route {
     pub metadata: Option<Arc<Metadata>>,
     /// `request_body_buffer_limit`, `per_request_buffer_limit_bytes`
     pub buffer_limit: Option<u64>,
+    /// `decorator`
+    pub decorator: Option<Decorator>,
+    /// `tracing`
+    pub sampling: Option<Sampling>,
     /// What counts its requests: `stat_prefix`.
     pub counted: Option<Arc<Counted>>,
 }
@@ -314,6 +319,8 @@ impl Route {
                 .request_body_buffer_limit
                 .map(|l| l.value)
                 .or(message.per_request_buffer_limit_bytes.map(|l| u64::from(l.value))),
+            decorator: message.decorator.as_ref().map(Decorator::from_proto),
+            sampling: message.tracing.as_ref().map(Sampling::of_route),
             counted: None,
         })
     }

@@ -37,6 +37,9 @@ impl Forward<'_> {
         }
         // A tunnel over HTTP/1 has no end but the connection's.
         let end = upload.is_empty() && (self.stream.upgrade.is_none() || matches!(lease, HttpLease::H2(_)));
+        if let Some(trace) = &self.stream.trace {
+            trace.inject(&mut self.stream.request);
+        }
         let first = self.proxy_header(&lease);
         let exchange = Exchange::start(lease, &self.stream.request, end, &first);
         let mut exchange = exchange.map_err(|reason| reset(reason, false))?;
