@@ -1,7 +1,11 @@
 //! The overload manager's side of the process: the heap's figures from the allocator, and the refresh at each interval.
 
+use std::rc::Rc;
+use std::time::Duration;
+
 use sampan_core::overload::{Heap, Overload};
 use tikv_jemalloc_ctl::{Access, AsName, arenas, epoch, stats};
+use tokio::sync::Notify;
 
 /// jemalloc, as [`tikv_jemallocator`] puts it under the program.
 pub struct Jemalloc;
@@ -48,6 +52,25 @@ impl Heap for Jemalloc {
                     let _ = name.write(before);
                 }
             }
+        }
+    }
+}
+
+/// What the allocator may keep for itself when a configuration was taken in.
+const KEPT: u64 = 4 << 20;
+
+/// How long after an update its memory is given back: what comes in quick succession is one.
+const SETTLING: Duration = Duration::from_secs(3);
+
+/// Gives back what updates left behind. jemalloc does so by itself only while a thread goes on allocating, and after a
+/// great update the control thread does not.
+pub async fn give_back(updated: Rc<Notify>) {
+    loop {
+        updated.notified().await;
+        tokio::time::sleep(SETTLING).await;
+        let Figures { active, resident, .. } = figures();
+        if resident.saturating_sub(active) > KEPT {
+            Jemalloc.shrink();
         }
     }
 }

@@ -53,6 +53,7 @@ use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::stats::Scope;
 use sampan_listener::{ListenerConfig, Server};
 use sampan_upstream::{ClusterManager, Discovery};
+use tokio::sync::Notify;
 use xds_client::{Client, Pause};
 
 use crate::listeners::ListenerManager;
@@ -157,6 +158,8 @@ pub struct Context {
     /// `--reject-unknown-dynamic-fields`
     reject_unknown: bool,
     control: grpc::ControlPlanes,
+    /// Something was taken.
+    updated: Rc<Notify>,
     /// The stream of `ads_config`.
     ads: Option<Client>,
 }
@@ -230,12 +233,14 @@ impl Xds {
         });
         let context = Rc::new(Context {
             control,
+            updated: Rc::default(),
             ads,
             clusters: clusters.clone(),
             root: root.clone(),
             watcher: Watcher::new().inspect_err(|e| log_error(&format!("inotify: {e}"))).ok(),
             reject_unknown,
         });
+        tokio::task::spawn_local(crate::overload::give_back(context.updated.clone()));
         let secrets = Rc::new(Secrets::new(context.clone()));
         let eds = Rc::new(Eds::new(context.clone(), secrets.clone()));
         for cluster in clusters.clusters().all() {

@@ -8,6 +8,7 @@ use sampan_config::{DiscoveryFile, LoadOptions, UnknownFields, load_discovery_fi
 use sampan_core::config_source::{Api, ApiSource, ConfigSource, SourceKind};
 use sampan_core::log::{Component, Level};
 use sampan_core::stats::{Counter, Gauge, Histogram, Scope, TextReadout, Unit};
+use tokio::sync::Notify;
 use xds_client::{Client, Decoded, Failure, Resource, Update, Watcher, types};
 
 use super::Context;
@@ -107,7 +108,7 @@ impl Source {
                 File::start(context, path, watched_directory.as_deref(), stats, subscriber)
             }
             SourceKind::Ads => match &context.ads {
-                Some(client) => Self::Stream(Stream::start(client, source, stats, subscriber), None),
+                Some(client) => Self::Stream(Stream::start(context, client, source, stats, subscriber), None),
                 None => nothing("ADS must be configured to support an ADS config source", &*subscriber),
             },
             SourceKind::Api(api) => Self::api(context, source, api, stats, subscriber),
@@ -129,7 +130,7 @@ impl Source {
         };
         match context.control.client(api, path, &stats.scope) {
             Some(client) => {
-                let watch = Stream::start(&client, source, stats, subscriber);
+                let watch = Stream::start(context, &client, source, stats, subscriber);
                 client.start();
                 Self::Stream(watch, Some(client))
             }
@@ -146,12 +147,14 @@ fn nothing(why: &str, subscriber: &dyn Subscriber) -> Source {
 
 /// A subscription that a control plane serves.
 struct Stream {
+    updated: Rc<Notify>,
     stats: SubscriptionStats,
     subscriber: Rc<dyn Subscriber>,
 }
 
 impl Stream {
     fn start(
+        context: &Context,
         client: &Client,
         source: &ConfigSource,
         stats: SubscriptionStats,
@@ -161,7 +164,7 @@ impl Stream {
         let name = subscriber.name().map(str::to_owned);
         let names: Vec<_> = name.iter().map(String::as_str).collect();
         let type_url = subscriber.type_url();
-        let stream = Rc::new(Self { stats, subscriber });
+        let stream = Rc::new(Self { updated: context.updated.clone(), stats, subscriber });
         client.watch(type_url, &names, stream, source.initial_fetch_timeout)
     }
 }
@@ -182,6 +185,7 @@ impl Watcher for Stream {
             self.stats.update_attempt.inc();
         }
         self.stats.accepted(version, since);
+        self.updated.notify_one();
         Ok(())
     }
 

@@ -71,7 +71,7 @@ impl Input<RequestView<'_>> for RequestInput {
             Self::Header(name) => request.headers.joined(name),
             Self::FilterState(key) => {
                 let state = request.info.filter_state.as_deref();
-                state.and_then(|state| state.get(&**key)?.plain()).map(|text| match text {
+                state.and_then(|state| state.get(key)?.plain()).map(|text| match text {
                     Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
                     Cow::Owned(text) => Cow::Owned(text.into_bytes()),
                 })
