@@ -1,13 +1,20 @@
-//! Fuzzing of what reads bytes from strangers: the HTTP/1 parser, the PROXY protocol, the substitution formatter.
+//! Fuzzing of what reads bytes from strangers: HTTP/1's heads and chunks, HTTP/2's frames and heads, what listener
+//! filters look at, the PROXY protocol, the substitution formatter.
 //!
-//! Each target takes seeds apart and puts them together in new ways for `FUZZ_SECONDS` (5 by default); nothing may
-//! panic. The generator is seeded by `FUZZ_SEED` (the clock by default) and a failure prints seed and input, so that
+//! Each target takes seeds apart and puts them together in new ways for `FUZZ_SECONDS` (5 by default). Nothing may
+//! panic, and what was read of a part must hold for the whole. A target tells what it did, and an input with a new
+//! outcome becomes a seed: that leads the search without instrumented code, which libFuzzer would need (of every
+//! crate, in a build of its own, and with a C++ compiler). The generator is seeded by `FUZZ_SEED` (the clock by default) and a failure prints seed and input, so that
 //! it can be run again.
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime};
 
 use sampan_core::format::{Extensions, Formatter};
+
+/// So many inputs are kept as seeds.
+const MAX_SEEDS: usize = 2000;
 
 /// splitmix64
 struct Random(u64);
@@ -53,8 +60,8 @@ const INTERESTING: &[&[u8]] = &[
     b"HTTP/9.9",
 ];
 
-fn mutate(random: &mut Random, seeds: &[&[u8]]) -> Vec<u8> {
-    let mut bytes = seeds[random.below(seeds.len())].to_vec();
+fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = seeds[random.below(seeds.len())].clone();
     for _ in 0..=random.below(6) {
         let at = random.below(bytes.len() + 1);
         match random.below(6) {
@@ -68,7 +75,7 @@ fn mutate(random: &mut Random, seeds: &[&[u8]]) -> Vec<u8> {
                 bytes.splice(at..at, piece.iter().copied());
             }
             3 => {
-                let other = seeds[random.below(seeds.len())];
+                let other = &seeds[random.below(seeds.len())];
                 let from = random.below(other.len() + 1);
                 bytes.splice(at..at, other[from..].iter().copied());
             }
@@ -80,24 +87,33 @@ fn mutate(random: &mut Random, seeds: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// Runs a target until the time is over; a panic fails with the input.
-fn fuzz(seeds: &[&[u8]], target: impl Fn(&[u8])) {
+/// Runs a target until the time is over; a panic fails with the input. The target is given a place to cut the input at
+/// and tells by a number what it did: an input that did something new is a seed from then on.
+fn fuzz(seeds: &[&[u8]], target: impl Fn(&[u8], usize) -> u64) {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     let seconds = number("FUZZ_SECONDS").unwrap_or(5);
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
     let seed = number("FUZZ_SEED").unwrap_or(clock);
     let mut random = Random(seed);
     let end = Instant::now() + Duration::from_secs(seconds);
+    let mut seeds: Vec<Vec<u8>> = seeds.iter().map(|seed| seed.to_vec()).collect();
+    let mut outcomes: HashSet<u64> = seeds.iter().map(|seed| target(seed, seed.len())).collect();
     let mut runs = 0u64;
     while runs == 0 || Instant::now() < end {
         for _ in 0..100 {
-            let input = mutate(&mut random, seeds);
-            let outcome = catch_unwind(AssertUnwindSafe(|| target(&input)));
-            assert!(outcome.is_ok(), "FUZZ_SEED={seed}, run {runs}: {}", input.escape_ascii());
+            let input = mutate(&mut random, &seeds);
+            let cut = random.below(input.len() + 1);
+            let outcome = catch_unwind(AssertUnwindSafe(|| target(&input, cut)));
+            let Ok(outcome) = outcome else {
+                panic!("FUZZ_SEED={seed}, run {runs}, cut at {cut}: {}", input.escape_ascii());
+            };
+            if seeds.len() < MAX_SEEDS && outcomes.insert(outcome) {
+                seeds.push(input);
+            }
             runs += 1;
         }
     }
-    assert!(runs >= 100);
+    assert!(runs >= 100 && outcomes.len() > 1, "{runs} runs, {} outcomes", outcomes.len());
 }
 
 #[test]
@@ -115,6 +131,65 @@ fn http1() {
 }
 
 #[test]
+fn http1_chunks() {
+    let seeds: &[&[u8]] = &[
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"1;a=b\r\nx\r\n00\r\nx: y\r\nz: 1\r\n\r\n",
+        b"a ;x\r\n0123456789\n1\r\n.\r\n0\r\n\r\nGET / HTTP/1.1\r\n",
+        b"ffffffffffffffff\r\n",
+    ];
+    fuzz(seeds, |input, _| sampan_codec::h1::fuzz_chunks(input));
+}
+
+#[test]
+fn http2_heads() {
+    let seeds: &[&[u8]] = &[
+        b"GET\nhttp://a/b?c\n\nx:y\ncookie:a=b\ncookie:c=d",
+        b"CONNECT\na:443\n\nhost:a",
+        b"CONNECT\nhttps://a/chat\nwebsocket\nsec-websocket-version:13\nx_y:z",
+        b"POST\n/only/path\n\nhost:b\nte:trailers\ncontent-length:5\nx-request-id:1",
+    ];
+    fuzz(seeds, |input, _| sampan_codec::h2::fuzz_head(input));
+}
+
+#[test]
+fn http2_frames() {
+    let seeds: &[&[u8]] = &[
+        b"\0\0\0\x04\0\0\0\0\0\0\0\x06\x01\x05\0\0\0\x01\x82\x84\x86A\x01a",
+        b"\0\0\x03\0\x08\0\0\0\x01\x02\0\0\0\0\x01\0\x01\0\0\0\x01x",
+        b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08\0\0\x08\x06\x01\0\0\0\0\x0001234567",
+        b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01\0\0\x05\x02\0\0\0\0\x01\0\0\0\0\x10",
+    ];
+    fuzz(seeds, sampan_codec::h2::fuzz_frames);
+}
+
+#[test]
+fn tls_inspector() {
+    let mut hello = b"\x03\x0301234567890123456789012345678901\0\0\x02\x13\x01\x01\0".to_vec();
+    let name = b"\0\0\0\x0b\0\x09\0\0\x06a.test";
+    let alpn = b"\0\x10\0\x0e\0\x0c\x02h2\x08http/1.1";
+    hello.extend(((name.len() + alpn.len()) as u16).to_be_bytes());
+    hello.extend(name.iter().chain(alpn));
+    let mut message = vec![1, 0, 0, hello.len() as u8];
+    message.extend(&hello);
+    let record = |payload: &[u8]| [&[22, 3, 1, 0, payload.len() as u8], payload].concat();
+    let whole = record(&message);
+    let split = [record(&message[..7]), record(&message[7..])].concat();
+    fuzz(&[&whole, &split, b"\x15\x03\x03\0\x02\x02\x28"], sampan_listener::fuzz_tls_inspector);
+}
+
+#[test]
+fn http_inspector() {
+    let seeds: &[&[u8]] = &[
+        b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.0\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /old\r\n",
+    ];
+    fuzz(seeds, sampan_listener::fuzz_http_inspector);
+}
+
+#[test]
 fn proxy_protocol() {
     let seeds: &[&[u8]] = &[
         b"PROXY TCP4 1.2.3.4 5.6.7.8 1000 2000\r\nGET / HTTP/1.1\r\n",
@@ -124,7 +199,7 @@ fn proxy_protocol() {
         b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x2b0123456789abcdef0123456789abcdef\0\x01\0\x02\x01\0\x04h2tt",
         b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
     ];
-    fuzz(seeds, sampan_listener::fuzz_proxy_protocol);
+    fuzz(seeds, |input, _| sampan_listener::fuzz_proxy_protocol(input));
 }
 
 #[test]
@@ -135,9 +210,9 @@ fn formatter() {
         b"%DYNAMIC_METADATA(a:b:c):5% %FILTER_STATE(k:PLAIN):3% %ENVIRONMENT(HOME)% %%",
         b"%DOWNSTREAM_PEER_CERT_V_START(%b %d %H:%M:%S %Y %Z)% %TRAILER(grpc-status)%",
     ];
-    fuzz(seeds, |input| {
-        let text = String::from_utf8_lossy(input);
-        // The verdict does not matter here, only that there is one.
-        let _ = Formatter::parse(&text, &Extensions::NONE);
+    fuzz(seeds, |input, _| match Formatter::parse(&String::from_utf8_lossy(input), &Extensions::NONE) {
+        Ok(_) => 0,
+        // Which mistake it was, without the text that it names.
+        Err(error) => 1 + error.to_string().bytes().take(12).map(u64::from).sum::<u64>(),
     });
 }

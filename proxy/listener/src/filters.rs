@@ -23,9 +23,11 @@ mod predicate;
 mod proxy_protocol;
 mod tls_inspector;
 
+pub use http_inspector::fuzz as fuzz_http_inspector;
 pub(crate) use original_dst::OriginalDst;
 use predicate::Predicate;
 pub use proxy_protocol::fuzz_parse as fuzz_proxy_protocol;
+pub use tls_inspector::fuzz as fuzz_tls_inspector;
 
 /// What listener filters find out about a connection.
 pub(crate) struct Accepted {

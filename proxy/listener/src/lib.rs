@@ -29,7 +29,7 @@ pub use accept::Listeners;
 pub use config::ListenerConfig;
 pub use context::{FactoryContext, KnownClusters, NodeInfo, Server, TrafficDirection, Want, Wants, Worker};
 pub use discovered::{ExtensionSlot, ExtensionUser, Stage, WantedExtension};
-pub use filters::fuzz_proxy_protocol;
+pub use filters::{fuzz_http_inspector, fuzz_proxy_protocol, fuzz_tls_inspector};
 pub use network::{
     ConnectionFilter, Downstream, Held, NetworkFilter, NetworkFilterFactory, NetworkFilterRegistry, Observer,
     TerminalFilter, Verdict,

@@ -184,6 +184,44 @@ fn take_trailers(io: &mut Io, limits: &Limits) -> Result<Option<HeaderMap>, Body
     }))
 }
 
+/// For the fuzz target: takes bytes apart as a chunked body, as [`Decoder`] does. Returns what tells one outcome from
+/// another: how many chunks there were and how it ended.
+pub fn fuzz_chunks(bytes: &[u8]) -> u64 {
+    let mut rest = bytes;
+    let mut chunks = 0;
+    loop {
+        let (size, used) = match chunk_size(rest) {
+            Ok(Some(found)) => found,
+            Ok(None) => return chunks * 8,
+            Err(_) => return chunks * 8 + 1,
+        };
+        rest = &rest[used..];
+        if size == 0 {
+            let limits = Limits {
+                max_bytes: 1 << 14,
+                max_headers: 100,
+                spelling: sampan_core::header::Spelling::Unknown,
+                allow_custom_methods: false,
+            };
+            return match parse::trailers(rest, &limits) {
+                Err(_) => chunks * 8 + 2,
+                Ok(None) => chunks * 8 + 3,
+                Ok(Some((trailers, len))) => {
+                    assert!(len <= rest.len(), "trailers end behind what came");
+                    chunks * 8 + 4 + u64::from(!trailers.is_empty())
+                }
+            };
+        }
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let Some(behind) = rest.get(size..) else { return chunks * 8 + 6 };
+        rest = match line_end(behind) {
+            Ok(Some(used)) => &behind[used..],
+            Ok(None) | Err(_) => return chunks * 8 + 7,
+        };
+        chunks = (chunks + 1).min(64);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,7 @@ mod server;
 mod stats;
 
 pub use client::{ClientConnection, ClientOptions, ResponseHead};
+pub use decode::fuzz_chunks;
 pub use encode::HeaderCase;
 pub use parse::fuzz_parse;
 pub(crate) use parse::has_token;

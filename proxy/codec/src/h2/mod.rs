@@ -29,7 +29,8 @@ pub use h2::Reason;
 
 pub use client::{ClientConnection, ClientStream, Driver, DriverEnd, connect};
 pub use keepalive::KeepaliveOptions;
-pub use server::{Accepted, End, Responder, ServerConnection};
+pub use scan::fuzz_frames;
+pub use server::{Accepted, End, Responder, ServerConnection, fuzz_head};
 pub use stats::CodecStats;
 pub use wire::{Flood, FrameLimits, Meter};
 

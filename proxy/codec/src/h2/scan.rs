@@ -175,6 +175,27 @@ impl Scanner {
     }
 }
 
+/// For the fuzz target: shows frames of bytes that come whole and in two pieces; they must be the same. Returns what
+/// tells one outcome from another.
+pub fn fuzz_frames(bytes: &[u8], cut: usize) -> u64 {
+    let (first, second) = bytes.split_at(cut.min(bytes.len()));
+    let frames = |pieces: &[&[u8]]| {
+        let mut scanner = Scanner::default();
+        let mut all = Vec::new();
+        for piece in pieces {
+            scanner.scan(piece, |head| {
+                all.push((head.length, head.kind, head.flags, head.stream));
+                true
+            });
+        }
+        (all, scanner.at_boundary())
+    };
+    let whole = frames(&[bytes]);
+    assert_eq!(whole.0, frames(&[first, second]).0, "frames hang on how they are cut");
+    let kinds = whole.0.iter().take(6).fold(0, |sum, (_, kind, ..)| sum * 11 + u64::from(*kind % 11));
+    kinds * 2 + u64::from(whole.1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -217,6 +217,43 @@ fn request_head(request: &Parts, end: bool, limits: &HeadLimits) -> Result<Reque
     Ok(RequestHead { headers, protocol: Protocol::Http2, end, upgrade, bytes, dropped_underscores })
 }
 
+/// For the fuzz target: each line a header as the crate `h2` hands them on, `name:value`, the first three the method,
+/// the URI and the protocol of an extended CONNECT. What was taken in must go out again. Returns what tells one outcome
+/// from another.
+pub fn fuzz_head(bytes: &[u8]) -> u64 {
+    let mut lines = bytes.split(|b| *b == b'\n');
+    let mut next = || lines.next().unwrap_or_default();
+    let (method, uri, protocol) = (next(), next(), next());
+    let text = |bytes| std::str::from_utf8(bytes).unwrap_or_default();
+    let Ok(request) = http::Request::builder().method(method).uri(text(uri)).body(()) else { return 0 };
+    let (mut parts, ()) = request.into_parts();
+    if !protocol.is_empty() {
+        parts.extensions.insert(h2::ext::Protocol::from(text(protocol)));
+    }
+    for line in lines.take(64) {
+        let (name, value) = line.split_at(line.iter().position(|b| *b == b':').unwrap_or(line.len()));
+        let name = http::HeaderName::from_bytes(name);
+        let value = http::HeaderValue::from_bytes(value.get(1..).unwrap_or_default());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            parts.headers.append(name, value);
+        }
+    }
+    let underscores =
+        if protocol.is_empty() { crate::h1::Underscores::Drop } else { crate::h1::Underscores::Reject };
+    let limits = HeadLimits { bytes: 4096, count: 32, field: 512, underscores };
+    match request_head(&parts, false, &limits) {
+        Err(error) => 1 + error.details.len() as u64,
+        Ok(head) => {
+            let mut out = http::HeaderMap::new();
+            convert::give_headers(&head.headers, &mut out);
+            assert!(out.len() <= head.headers.len(), "a header came from nowhere");
+            64 + head.headers.len() as u64 * 4
+                + u64::from(head.upgrade) * 2
+                + u64::from(head.dropped_underscores > 0)
+        }
+    }
+}
+
 fn response(status: u16, headers: &HeaderMap) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_GATEWAY);

@@ -275,9 +275,9 @@ impl VirtualHost {
         })
     }
 
-    /// What counts the requests of the virtual cluster that a request belongs to.
-    pub fn virtual_cluster(&self, headers: &HeaderMap) -> Option<&Arc<Counted>> {
-        self.virtual_clusters.iter().find(|one| one.takes(headers)).map(|one| &one.counted)
+    /// The virtual cluster that a request counts for.
+    pub fn virtual_cluster(&self, headers: &HeaderMap) -> Option<&VirtualCluster> {
+        self.virtual_clusters.iter().find(|one| one.takes(headers))
     }
 
     fn requires_redirect(&self, request: &RequestView<'_>) -> bool {

@@ -60,6 +60,11 @@ impl VirtualCluster {
         Ok(all)
     }
 
+    /// Its name; none for the one that takes all other requests, which only its counters name.
+    pub fn name(&self) -> Option<&Arc<str>> {
+        (!self.headers.is_empty()).then_some(&self.counted.name)
+    }
+
     /// Whether a request belongs to it.
     pub(super) fn takes(&self, headers: &HeaderMap) -> bool {
         all_headers_match(&self.headers, headers)

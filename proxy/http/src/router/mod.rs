@@ -200,9 +200,9 @@ impl<'s> Forward<'s> {
         };
         let internal = stream.request.get(HeaderId::X_ENVOY_INTERNAL) == Some(b"true");
         let virtual_cluster = selected.virtual_host().virtual_cluster(&stream.request);
-        stream.info.virtual_cluster = virtual_cluster.map(|one| one.name.clone());
+        stream.info.virtual_cluster = virtual_cluster.and_then(|one| one.name().cloned());
         let counted = selected.route().and_then(|route| route.counted.as_ref());
-        let counters = RequestCounters::new(virtual_cluster, counted, &config.root);
+        let counters = RequestCounters::new(virtual_cluster.map(|one| &one.counted), counted, &config.root);
         Self {
             stream,
             config,

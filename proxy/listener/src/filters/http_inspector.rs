@@ -66,6 +66,15 @@ enum Found {
     Unclear,
 }
 
+/// For the fuzz target: what is found in bytes, and in their beginning, which must not say something else. Returns
+/// what tells one outcome from another.
+pub fn fuzz(bytes: &[u8], cut: usize) -> u64 {
+    let whole = inspect(bytes);
+    let part = inspect(&bytes[..cut.min(bytes.len())]);
+    assert!(part == Found::Unclear || part == whole || cut == 0, "{part:?} became {whole:?}");
+    whole as u64
+}
+
 fn inspect(data: &[u8]) -> Found {
     let common = data.len().min(PREFACE.len());
     if data[..common] == PREFACE[..common] {

@@ -252,13 +252,18 @@ impl ProxyProtocol {
     }
 }
 
-/// For the fuzz target: reads bytes as either version, as the filter does.
-pub fn fuzz_parse(bytes: &[u8]) {
-    // The verdict does not matter here, only that there is one.
-    let _ = parse_v1(bytes);
-    if bytes.len() >= V2_HEADER {
-        let _ = parse_v2(bytes);
-    }
+/// For the fuzz target: reads bytes as either version, as the filter does. Returns what tells one outcome from another.
+pub fn fuzz_parse(bytes: &[u8]) -> u64 {
+    let outcome = |parsed: Parsed<'_>| match parsed {
+        Parsed::Header(header) => {
+            assert!(header.len <= bytes.len(), "a header ends behind what came");
+            2 + u64::from(header.addresses.is_some()) + header.tlvs.len().min(16) as u64 * 2
+        }
+        Parsed::Malformed => 0,
+        _ => 1,
+    };
+    let old = outcome(parse_v1(bytes));
+    old * 64 + if bytes.len() >= V2_HEADER { outcome(parse_v2(bytes)) } else { 0 }
 }
 
 /// `PROXY TCP4 source destination source-port destination-port\r\n`

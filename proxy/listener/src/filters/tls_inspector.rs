@@ -128,6 +128,21 @@ struct Hello {
     bytes: usize,
 }
 
+/// For the fuzz target: what is found in bytes, and in their beginning, which must not say something else. Returns
+/// what tells one outcome from another.
+pub fn fuzz(bytes: &[u8], cut: usize) -> u64 {
+    let whole = inspect(bytes);
+    let part = inspect(&bytes[..cut.min(bytes.len())]);
+    assert!(part == Found::Unclear || part == whole, "{part:?} became {whole:?}");
+    match whole {
+        Found::Unclear => 0,
+        Found::No { looked_at } => 1 + (looked_at as u64).min(64),
+        Found::Hello(hello) => {
+            100 + u64::from(hello.server_name.is_some()) * 8 + hello.alpn.len().min(7) as u64
+        }
+    }
+}
+
 /// Puts the records' payloads together until the ClientHello is whole.
 fn inspect(data: &[u8]) -> Found {
     let mut message = Vec::new();

@@ -1,6 +1,6 @@
 //! Runs suites in the format of Envoy's route checker: `NAME.yaml` is a `RouteConfiguration`,
-//! `NAME.golden.proto.json` lists requests and what shall become of them. Our own stand in `tables`, each tried
-//! beside Envoy 1.40; `SAMPAN_ROUTER_CHECK` names a folder with others.
+//! `NAME.golden.proto.json` lists requests and what shall become of them. Our own stand in `tables`, tried
+//! beside Envoy 1.40 but for random numbers and metadata; `SAMPAN_ROUTER_CHECK` names a folder with others.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -99,7 +99,8 @@ fn run(table: &RouteTable, config: &pb::RouteConfiguration, input: &Value) -> Ou
     let found = table.find(&view);
     if let Some(found) = found {
         let (host, route) = table.levels(found);
-        let virtual_cluster = host.virtual_cluster(&headers).map(|c| c.name.to_string()).unwrap_or_default();
+        let virtual_cluster =
+            host.virtual_cluster(&headers).map(|c| c.counted.name.to_string()).unwrap_or_default();
         match route.map(|r| &r.action) {
             Some(Action::Cluster(action)) => {
                 let weighted = action.pick(|| random, &headers, &info, &runtime);
