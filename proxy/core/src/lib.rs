@@ -3,11 +3,12 @@
 //! Nothing here opens a socket of the data path or knows a filter. In the order of a request:
 //! [`address`] and [`header`] are what it is made of, [`stream_info`] is what becomes known about it on its
 //! way, [`matcher`], [`rbac`] and [`mod@format`] read it, [`state_values`] adds to it, [`stats`] and [`access_log`] tell of it afterwards.
-//! [`error`] is how a wrong configuration is refused, [`runtime`] what an operator may change while it serves,
+//! [`cel`] evaluates expressions over it; [`error`] is how a wrong configuration is refused, [`runtime`] what an operator may change while it serves,
 //! [`peer`] what Istio tells of the workload at the other end, [`clock`] what time it is, [`drain`] how it ends, [`overload`] what it does when there is too much of it.
 
 pub mod access_log;
 pub mod address;
+pub mod cel;
 pub mod clock;
 pub mod config_source;
 pub mod drain;

@@ -41,6 +41,11 @@ pub type StateObject = Rc<dyn FilterStateObject>;
 pub struct FilterState(BTreeMap<Box<str>, StateObject>);
 
 impl FilterState {
+    /// All objects, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &StateObject)> {
+        self.0.iter().map(|(key, object)| (&**key, object))
+    }
+
     /// The object of a key.
     pub fn get(&self, key: &str) -> Option<&StateObject> {
         self.0.get(key)
@@ -72,6 +77,14 @@ impl ConnectionInfo {
 }
 
 impl StreamInfo {
+    /// Calls `f` with each object of the connection and then of the stream.
+    pub fn each_state(&self, mut f: impl FnMut(&str, &StateObject)) {
+        if let Some(state) = self.connection.slots.get::<RefCell<FilterState>>() {
+            state.borrow().iter().for_each(|(key, object)| f(key, object));
+        }
+        self.filter_state.iter().flat_map(|state| state.iter()).for_each(|(key, object)| f(key, object));
+    }
+
     /// An object of the stream or of its connection.
     pub fn state(&self, key: &str) -> Option<StateObject> {
         let own = self.filter_state.as_deref().and_then(|state| state.get(key).cloned());

@@ -62,6 +62,11 @@ impl ResponseFlags {
         }
     }
 
+    /// The flags as bits by their numbers.
+    pub fn legacy_bits(self) -> i64 {
+        self.bits as i64
+    }
+
     /// Whether a flag is there.
     pub fn has(self, flag: ResponseFlag) -> bool {
         self.bits & (1 << flag as u8) != 0

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use sampan_core::format::FormatContext;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::peer::{self, Outcome, SharedPeer};
 use sampan_core::stream_info::{Metadata, ResponseFlags, StreamInfo, TlsInfo};
@@ -76,6 +77,8 @@ pub(super) struct Facts<'a> {
     pub(super) code: u16,
     pub(super) grpc_status: Option<i64>,
     pub(super) flags: ResponseFlags,
+    /// What the expressions of the overrides evaluate to.
+    pub(super) values: Vec<String>,
 }
 
 /// The same to be kept.
@@ -93,6 +96,7 @@ pub(super) struct OwnedFacts {
     code: u16,
     grpc_status: Option<i64>,
     flags: ResponseFlags,
+    values: Vec<String>,
 }
 
 fn first_san(tls: Option<&TlsInfo>, peer: bool) -> &str {
@@ -121,10 +125,10 @@ impl<'a> Facts<'a> {
     pub(super) fn new(
         stats: &'a IstioStats,
         shape: Shape,
-        request: Option<&'a HeaderMap>,
-        info: &'a StreamInfo,
+        context: &FormatContext<'a>,
         grpc_status: Option<i64>,
     ) -> Self {
+        let (request, info) = (context.request, context.info);
         let mut facts = Self {
             stats,
             shape,
@@ -139,6 +143,7 @@ impl<'a> Facts<'a> {
             code: info.response_code,
             grpc_status,
             flags: info.flags,
+            values: stats.overrides.values(context),
         };
         facts.find_service(request, info);
         match stats.reporter {
@@ -174,11 +179,13 @@ impl<'a> Facts<'a> {
             self.behind = peer_of(info, false);
         }
         // Who ended TLS before us may have said whom it saw.
-        if let Some(state) = info.filter_state.as_deref() {
-            let text = |key| state.get(key).and_then(|object| object.plain()).unwrap_or_default();
-            self.peer_san = text("io.istio.peer_principal");
-            self.local_san = text("io.istio.local_principal");
-        }
+        let said = |key| {
+            let object = info.state(key);
+            let text = object.as_ref().and_then(|object| object.plain());
+            text.map_or(Cow::Borrowed(""), |text| Cow::Owned(text.into_owned()))
+        };
+        self.peer_san = said("io.istio.peer_principal");
+        self.local_san = said("io.istio.local_principal");
         if self.peer_san.is_empty() && self.local_san.is_empty() {
             let tls = info.connection.tls.as_deref();
             (self.peer_san, self.local_san) = (first_san(tls, true).into(), first_san(tls, false).into());
@@ -203,6 +210,7 @@ impl<'a> Facts<'a> {
     pub(super) fn hash(&self) -> u64 {
         let mut hasher = foldhash::fast::FixedState::default().build_hasher();
         (self.stats.number, self.shape, self.code, self.grpc_status, self.flags).hash(&mut hasher);
+        self.values.hash(&mut hasher);
         (&*self.peer_san, &*self.local_san, self.host, self.special, self.service_number()).hash(&mut hasher);
         match &self.far {
             Far::Unknown => 0,
@@ -230,6 +238,7 @@ impl<'a> Facts<'a> {
             && self.stats.number == kept.stats
             && (self.shape, self.code, self.grpc_status) == (kept.shape, kept.code, kept.grpc_status)
             && self.flags == kept.flags
+            && self.values == kept.values
             && (self.mutual_tls, self.special) == (kept.mutual_tls, kept.special)
             && self.service_number() == kept.service
             && *self.peer_san == *kept.peer_san
@@ -252,6 +261,7 @@ impl<'a> Facts<'a> {
             code: self.code,
             grpc_status: self.grpc_status,
             flags: self.flags,
+            values: self.values.clone(),
         }
     }
 }

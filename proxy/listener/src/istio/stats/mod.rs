@@ -14,8 +14,7 @@
 //! that a stream whose like was seen before costs a hash of a few words and names, and no allocation. Stats live as long
 //! as the process, as Istio's do.
 //!
-//! Metric overrides: `drop`, `tags_to_remove`, and `dimensions` whose expression is a constant. Other CEL expressions
-//! are refused by name.
+//! Metric overrides with CEL expressions cost their evaluation for every stream.
 
 mod facts;
 pub mod network;
@@ -93,7 +92,7 @@ impl IstioStats {
             host_fallback: !message.disable_host_header_fallback,
             report_every: every,
             own: own_labels(node),
-            overrides: Overrides::new(message)?,
+            overrides: Overrides::new(message),
             store,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
         })
@@ -105,7 +104,7 @@ impl IstioStats {
         let grpc = sampan_core::format::is_grpc_request(context);
         let shape = if grpc { Shape::Grpc } else { Shape::Http };
         let status = if grpc { sampan_core::format::grpc_status_of(context) } else { None };
-        let set = Facts::new(self, shape, context.request, info, status).set();
+        let set = Facts::new(self, shape, context, status).set();
         set.count(0, 1);
         if let Some(end) = info.end {
             let duration = end.saturating_duration_since(info.start).as_millis();
@@ -113,26 +112,26 @@ impl IstioStats {
         }
         set.record(1, info.bytes.wire_received);
         set.record(2, info.bytes.wire_sent);
-        set.count_custom();
+        self.overrides.count(&set.custom, context);
     }
 
     /// Counts messages of a gRPC stream.
     pub fn record_messages(&self, context: &FormatContext<'_>, requests: u64, responses: u64) {
-        let set = Facts::new(self, Shape::Messages, context.request, context.info, None).set();
+        let set = Facts::new(self, Shape::Messages, context, None).set();
         set.count(0, requests);
         set.count(1, responses);
     }
 
     /// The counters of a connection, whose labels are fixed with its first report.
     fn tcp(&self, info: &StreamInfo) -> Rc<Set> {
-        Facts::new(self, Shape::Tcp, None, info, None).set()
+        Facts::new(self, Shape::Tcp, &FormatContext::new(info), None).set()
     }
 
     /// Makes the counters of facts that were not met before.
     fn make(&self, facts: &Facts<'_>) -> Set {
         let base = tags::all(facts);
         let scope = |metric: &str| {
-            let tags = self.overrides.apply(metric, &base)?;
+            let tags = self.overrides.apply(metric, &base, &facts.values)?;
             Some(self.store.tagged(NAMESPACE, tags))
         };
         let counter = |metric: &str| scope(metric).map(|scope| scope.counter(&["istio_", metric].concat()));
@@ -152,7 +151,7 @@ impl IstioStats {
             },
             custom: match facts.shape {
                 Shape::Messages => Vec::new(),
-                _ => self.overrides.custom(&self.store),
+                _ => self.overrides.custom(&self.store, &facts.values),
             },
         }
     }
@@ -204,10 +203,6 @@ impl Set {
         if let Some(Some(histogram)) = self.histograms.get(index) {
             histogram.record(value);
         }
-    }
-
-    fn count_custom(&self) {
-        self.custom.iter().for_each(overrides::Custom::count);
     }
 }
 

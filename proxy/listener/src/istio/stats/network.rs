@@ -12,6 +12,7 @@ use std::time::Duration;
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::future::LocalBoxFuture;
 use sampan_core::error::ConfigResult;
+use sampan_core::format::FormatContext;
 use sampan_core::peer::{Outcome, PeerCell};
 use sampan_core::stream_info::StreamInfo;
 
@@ -97,7 +98,7 @@ impl Observer for Connection {
         set.count(3, received.saturating_sub(self.received.replace(received)));
         if end {
             set.count(1, 1);
-            set.count_custom();
+            self.stats.overrides.count(&set.custom, &FormatContext::new(info));
         }
     }
 }

@@ -1,12 +1,15 @@
 //! Metric overrides: metrics that are not made, labels that are left out, replaced or added, metrics of one's own.
 //!
-//! Expressions are CEL; those that are a constant (`'a'`, `1`, `true`) are taken, all others are refused by name.
-//! Istio passes over names of metrics and labels that it does not know, and so does this.
+//! Values are CEL expressions, evaluated when a stream is over (or a connection first reports); one that cannot be
+//! evaluated is `unknown`. Istio logs what it cannot parse and passes over it, as over names of metrics and labels that
+//! it does not know: a label whose expression does not parse is left out.
 
 use std::collections::HashMap;
 
 use sampan_config::istio::{MetricType, PluginConfig};
-use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::cel::Expression;
+use sampan_core::format::FormatContext;
+use sampan_core::log::{Component, Level};
 use sampan_core::stats::{Counter, Gauge, Histogram, Store, Tag, Unit};
 
 const METRICS: [&str; 10] = [
@@ -54,16 +57,16 @@ const TAGS: [&str; 25] = [
 #[derive(Default)]
 struct Change {
     drop: bool,
-    /// Standard labels: another value, or none.
-    tags: HashMap<String, Option<String>>,
+    /// Standard labels: another value, or none. Values are numbers of expressions.
+    tags: HashMap<String, Option<usize>>,
     /// Labels behind the standard ones.
-    more: Vec<(String, String)>,
+    more: Vec<(String, usize)>,
 }
 
 /// A metric of one's own, by its name.
 struct Definition {
     name: String,
-    value: u64,
+    value: Expression,
     kind: MetricType,
 }
 
@@ -72,43 +75,46 @@ struct Definition {
 pub(super) struct Overrides {
     changes: HashMap<String, Change>,
     definitions: Vec<Definition>,
+    /// Of labels.
+    expressions: Vec<Expression>,
 }
 
 /// A metric of one's own, made.
 pub(super) enum Custom {
-    Counter(Counter, u64),
-    Gauge(Gauge, u64),
-    Histogram(Histogram, u64),
+    Counter(Counter),
+    Gauge(Gauge),
+    Histogram(Histogram),
 }
 
 impl Custom {
-    pub(super) fn count(&self) {
+    pub(super) fn count(&self, n: u64) {
         match self {
-            Self::Counter(counter, n) => counter.add(*n),
-            // Every worker sets the same constant.
-            Self::Gauge(gauge, n) if gauge.value() != *n => gauge.set(*n),
-            Self::Gauge(..) => {}
-            Self::Histogram(histogram, n) => histogram.record(*n),
+            Self::Counter(counter) => counter.add(n),
+            Self::Gauge(gauge) => gauge.set(n),
+            Self::Histogram(histogram) => histogram.record(n),
         }
     }
 }
 
+/// Parses; what does not parse is logged.
+fn parse(source: &str) -> Option<Expression> {
+    let parsed = Expression::parse(source);
+    parsed.map_err(|e| sampan_core::log!(Component::Filter, Level::Info, "istio.stats: {e}")).ok()
+}
+
 impl Overrides {
-    pub(super) fn new(message: &PluginConfig) -> ConfigResult<Self> {
+    pub(super) fn new(message: &PluginConfig) -> Self {
         let mut overrides = Self::default();
-        for (index, definition) in message.definitions.iter().enumerate() {
+        for definition in &message.definitions {
             // A standard metric cannot be defined anew.
             if METRICS.contains(&definition.name.as_str()) {
                 continue;
             }
-            let value = constant(&definition.value).at("value").at_index("definitions", index)?;
-            overrides.definitions.push(Definition {
-                name: definition.name.clone(),
-                value: value.parse().unwrap_or_default(),
-                kind: definition.r#type(),
-            });
+            let Some(value) = parse(&definition.value) else { continue };
+            let (name, kind) = (definition.name.clone(), definition.r#type());
+            overrides.definitions.push(Definition { name, value, kind });
         }
-        for (index, metric) in message.metrics.iter().enumerate() {
+        for metric in &message.metrics {
             if metric.drop {
                 if METRICS.contains(&metric.name.as_str()) {
                     overrides.change(&metric.name).drop = true;
@@ -121,12 +127,20 @@ impl Overrides {
                 }
             }
             for (tag, expression) in &metric.dimensions {
-                let value = constant(expression)
-                    .map_err(|e| e.at(tag).at("dimensions").index(index).at("metrics"))?;
-                overrides.add(&metric.name, tag, &value);
+                let number = overrides.expression(expression);
+                overrides.add(&metric.name, tag, number);
             }
         }
-        Ok(overrides)
+        overrides
+    }
+
+    /// The number of an expression; none where it does not parse.
+    fn expression(&mut self, source: &str) -> Option<usize> {
+        let known = self.expressions.iter().position(|expression| expression.source() == source);
+        known.or_else(|| {
+            self.expressions.push(parse(source)?);
+            Some(self.expressions.len() - 1)
+        })
     }
 
     fn change(&mut self, metric: &str) -> &mut Change {
@@ -139,78 +153,63 @@ impl Overrides {
         METRICS.iter().filter(means).map(|metric| (*metric).to_owned()).collect()
     }
 
-    fn add(&mut self, metric: &str, tag: &str, value: &str) {
+    fn add(&mut self, metric: &str, tag: &str, value: Option<usize>) {
         for name in self.standard(metric) {
             let change = self.change(&name);
             if TAGS.contains(&tag) {
-                change.tags.insert(tag.to_owned(), Some(value.to_owned()));
+                change.tags.insert(tag.to_owned(), value);
             } else {
-                change.more.push((tag.to_owned(), value.to_owned()));
+                change.more.extend(value.map(|value| (tag.to_owned(), value)));
             }
         }
         let own = self.definitions.iter().map(|definition| definition.name.clone());
         let own: Vec<_> = own.filter(|name| metric.is_empty() || name == metric).collect();
         for name in own {
-            self.change(&name).more.push((tag.to_owned(), value.to_owned()));
+            self.change(&name).more.extend(value.map(|value| (tag.to_owned(), value)));
         }
     }
 
     /// The labels of a metric; none where it is dropped.
-    pub(super) fn apply(&self, metric: &str, base: &[Tag]) -> Option<Vec<Tag>> {
+    pub(super) fn apply(&self, metric: &str, base: &[Tag], values: &[String]) -> Option<Vec<Tag>> {
         let Some(change) = self.changes.get(metric) else { return Some(base.to_vec()) };
+        let of = |number: &usize| -> Box<str> { values.get(*number).map_or("", String::as_str).into() };
         if change.drop {
             return None;
         }
         let kept = base.iter().filter_map(|(tag, value)| match change.tags.get(&**tag) {
             None => Some((tag.clone(), value.clone())),
-            Some(other) => other.as_ref().map(|value| (tag.clone(), value.as_str().into())),
+            Some(other) => other.as_ref().map(|number| (tag.clone(), of(number))),
         });
-        let more = change.more.iter().map(|(tag, value)| (tag.clone().into(), value.as_str().into()));
+        let more = change.more.iter().map(|(tag, number)| (tag.clone().into(), of(number)));
         Some(kept.chain(more).collect())
     }
 
     /// The metrics of one's own.
-    pub(super) fn custom(&self, store: &Store) -> Vec<Custom> {
+    pub(super) fn custom(&self, store: &Store, values: &[String]) -> Vec<Custom> {
         let make = |definition: &Definition| {
-            let scope = store.tagged(super::NAMESPACE, self.apply(&definition.name, &[])?);
-            let (name, value) = (["istio_", &definition.name].concat(), definition.value);
-            Some(match definition.kind {
-                MetricType::Counter => Custom::Counter(scope.counter(&name), value),
-                MetricType::Gauge => Custom::Gauge(scope.gauge(&name), value),
-                MetricType::Histogram => Custom::Histogram(scope.histogram(&name, Unit::Bytes), value),
-            })
+            let tags = self.apply(&definition.name, &[], values).unwrap_or_default();
+            let (scope, name) = (store.tagged(super::NAMESPACE, tags), ["istio_", &definition.name].concat());
+            match definition.kind {
+                MetricType::Counter => Custom::Counter(scope.counter(&name)),
+                MetricType::Gauge => Custom::Gauge(scope.gauge(&name)),
+                MetricType::Histogram => Custom::Histogram(scope.histogram(&name, Unit::Bytes)),
+            }
         };
-        self.definitions.iter().filter_map(make).collect()
+        self.definitions.iter().map(make).collect()
     }
-}
 
-/// The value of a constant expression as a label prints it.
-fn constant(expression: &str) -> ConfigResult<String> {
-    let text = expression.trim();
-    let quoted = ['\'', '"'].into_iter().find_map(|q| text.strip_prefix(q)?.strip_suffix(q));
-    if let Some(inner) = quoted
-        && !inner.contains(['\'', '"', '\\'])
-    {
-        return Ok(inner.to_owned());
-    }
-    if text.parse::<i64>().is_ok() || matches!(text, "true" | "false") {
-        return Ok(text.to_owned());
-    }
-    Err(ConfigError::unsupported(format_args!("CEL expression {expression:?}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn constants() {
-        assert_eq!(constant("'a b'").unwrap(), "a b");
-        assert_eq!(constant(" \"x\" ").unwrap(), "x");
-        assert_eq!(constant("-3").unwrap(), "-3");
-        assert_eq!(constant("true").unwrap(), "true");
-        for expression in ["request.host", "'a' + 'b'", "'", ""] {
-            assert!(constant(expression).unwrap_err().to_string().contains("CEL expression"), "{expression}");
+    /// Counts the metrics of one's own; what has no value that is a number counts 0.
+    pub(super) fn count(&self, custom: &[Custom], context: &FormatContext<'_>) {
+        for (definition, custom) in self.definitions.iter().zip(custom) {
+            let value = definition.value.text(context).and_then(|text| text.parse().ok());
+            custom.count(value.unwrap_or(0));
         }
+    }
+
+    /// The values of the labels' expressions for a stream.
+    pub(super) fn values(&self, context: &FormatContext<'_>) -> Vec<String> {
+        let value =
+            |expression: &Expression| expression.text(context).unwrap_or_else(|| "unknown".to_owned());
+        self.expressions.iter().map(value).collect()
     }
 }

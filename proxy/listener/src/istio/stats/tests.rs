@@ -22,9 +22,9 @@ fn dimension(name: &str, tag: &str, value: &str) -> MetricConfig {
 fn an_override_without_a_name_means_all_metrics() {
     let removed = MetricConfig { tags_to_remove: vec!["source_app".into()], ..MetricConfig::default() };
     let message = config(vec![removed, dimension("", "zone", "'z'")]);
-    let overrides = Overrides::new(&message).unwrap();
+    let overrides = Overrides::new(&message);
     for metric in ["requests_total", "tcp_sent_bytes_total"] {
-        let tags = overrides.apply(metric, &base()).unwrap();
+        let tags = overrides.apply(metric, &base(), &["z".to_owned()]).unwrap();
         let expected: Vec<Tag> = vec![("reporter".into(), "source".into()), ("zone".into(), "z".into())];
         assert_eq!(tags, expected);
     }
@@ -33,9 +33,9 @@ fn an_override_without_a_name_means_all_metrics() {
 #[test]
 fn a_dropped_metric_and_one_that_nobody_knows() {
     let drop = |name: &str| MetricConfig { name: name.into(), drop: true, ..MetricConfig::default() };
-    let overrides = Overrides::new(&config(vec![drop("request_bytes"), drop("nonsense")])).unwrap();
-    assert!(overrides.apply("request_bytes", &base()).is_none());
-    assert_eq!(overrides.apply("response_bytes", &base()).unwrap(), base());
+    let overrides = Overrides::new(&config(vec![drop("request_bytes"), drop("nonsense")]));
+    assert!(overrides.apply("request_bytes", &base(), &[]).is_none());
+    assert_eq!(overrides.apply("response_bytes", &base(), &[]).unwrap(), base());
 }
 
 #[test]
@@ -55,12 +55,12 @@ fn metrics_of_ones_own() {
         metrics: vec![dimension("mine", "source_app", "'b'")],
         ..PluginConfig::default()
     };
-    let overrides = Overrides::new(&message).unwrap();
+    let overrides = Overrides::new(&message);
     let store = Store::new();
-    let custom = overrides.custom(&store);
+    let custom = overrides.custom(&store, &["b".to_owned()]);
     assert_eq!(custom.len(), 2);
     for _ in 0..2 {
-        custom.iter().for_each(overrides::Custom::count);
+        custom.iter().for_each(|custom| custom.count(2));
     }
     let text = prometheus(&store, &Params::default());
     assert!(text.contains("istio_mine{source_app=\"b\"} 4\n"), "{text}");
