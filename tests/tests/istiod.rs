@@ -82,7 +82,12 @@ async fn all(world: &World, istiod: &Path) -> Result<usize> {
         workload(address, body).await?;
     }
     let names = Names::default();
-    names.set("control_plane", 15030);
+    // Fixed, because those that the harness picks may be what the mesh listens to.
+    for (name, port) in
+        [("control_plane", 15030), ("control_plane.other", 15031), ("control_plane.control", 15032)]
+    {
+        names.set(name, port);
+    }
     names.set("certs", world.certs.dir().display());
     let secrets = ControlPlane {
         mode: Mode::Xds,
