@@ -1,5 +1,7 @@
 //! The process as its admin interface shows it.
 
+mod endpoints;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, ScopedRoutes, http_connection_manager::RouteSpecifier,
@@ -341,6 +344,11 @@ impl AdminSource for View {
             Section::ScopedRoutes => Some(packed(&self.scoped_routes())),
             Section::Secrets => Some(packed(&self.secrets())),
         }
+    }
+
+    fn endpoints(&self) -> Vec<(bool, ClusterLoadAssignment)> {
+        let clusters = self.process.boot.clusters.clusters().all();
+        clusters.iter().map(|c| (c.origin().is_some(), endpoints::assignment(c))).collect()
     }
 
     fn fail_health_check(&self, fail: bool) {
