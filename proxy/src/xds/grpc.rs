@@ -22,7 +22,7 @@ use xds_client::{Call, Client, Config, End, LocalFuture, Observer, RateLimit, Tr
 pub struct ControlPlanes {
     manager: Arc<ClusterManager>,
     clusters: WorkerClusters,
-    node: Bytes,
+    node: Node,
 }
 
 /// The variant that a source speaks.
@@ -36,7 +36,7 @@ impl ControlPlanes {
         Self {
             manager: manager.clone(),
             clusters: WorkerClusters::new(manager.clusters()),
-            node: node.encode_to_vec().into(),
+            node: node.clone(),
         }
     }
 
@@ -46,7 +46,7 @@ impl ControlPlanes {
         let config = Config {
             path: path.to_owned(),
             variant: variant(*delta),
-            node: self.node.clone(),
+            node: self.node.encode_to_vec().into(),
             node_on_first_message_only: source.node_on_first_message_only,
             backoff: service.backoff,
             rate_limit: source.rate_limit.map(|(max_tokens, fill_rate)| RateLimit { max_tokens, fill_rate }),
@@ -54,6 +54,21 @@ impl ControlPlanes {
         let transport =
             Grpc { manager: self.manager.clone(), clusters: self.clusters.clone(), service: service.clone() };
         Some(Client::new(config, Rc::new(transport), Rc::new(ControlPlaneStats::new(scope, path, service))))
+    }
+
+    /// Who we are.
+    pub fn node(&self) -> Node {
+        self.node.clone()
+    }
+
+    /// The clusters as the control thread uses them.
+    pub fn clusters(&self) -> &WorkerClusters {
+        &self.clusters
+    }
+
+    /// A random number; not for secrets.
+    pub fn random(&self) -> u64 {
+        self.clusters.random()
     }
 
     /// Closes the connections of clusters that lost their slot.

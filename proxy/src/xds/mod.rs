@@ -9,6 +9,7 @@
 //!
 //! ```text
 //!   source   file (inotify), or part of a stream         delivers responses to a Subscriber, counts them
+//!   rest     control planes that are polled
 //!   grpc     streams to control planes (xds-client), over our own clusters
 //!   types    clusters (CDS), endpoints (EDS), …          resources -> models -> slots; the error is the NACK
 //! ```
@@ -37,6 +38,7 @@ mod file;
 mod grpc;
 mod listeners;
 mod resource;
+mod rest;
 mod routes;
 mod runtime;
 mod scopes;

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use prost::bytes::Bytes;
 use sampan_config::{DiscoveryFile, LoadOptions, UnknownFields, load_discovery_file};
 use sampan_core::config_source::{Api, ApiSource, ConfigSource, SourceKind};
 use sampan_core::log::{Component, Level};
@@ -11,8 +12,8 @@ use sampan_core::stats::{Counter, Gauge, Histogram, Scope, TextReadout, Unit};
 use tokio::sync::Notify;
 use xds_client::{Client, Decoded, Failure, Resource, Update, Watcher, types};
 
-use super::Context;
 use super::file::Watch;
+use super::{Context, rest};
 
 /// One type's side of a subscription.
 pub trait Subscriber {
@@ -74,7 +75,23 @@ impl SubscriptionStats {
         }
     }
 
-    fn accepted(&self, version: &str, since: Instant) {
+    pub(super) fn attempted(&self) {
+        self.update_attempt.inc();
+    }
+
+    pub(super) fn unreachable(&self) {
+        self.update_failure.inc();
+    }
+
+    pub(super) fn rejected(&self) {
+        self.update_rejected.inc();
+    }
+
+    pub(super) fn timed_out(&self) {
+        self.init_fetch_timeout.inc();
+    }
+
+    pub(super) fn accepted(&self, version: &str, since: Instant) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.update_success.inc();
         self.update_time.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
@@ -91,6 +108,8 @@ pub enum Source {
     File(Option<Watch>),
     /// Part of a stream; with its client where the stream carries nothing else.
     Stream(xds_client::Watch, Option<Client>),
+    /// A control plane that is polled.
+    Poll(rest::Poll),
     /// Nobody delivers.
     Nothing,
 }
@@ -122,8 +141,20 @@ impl Source {
         stats: SubscriptionStats,
         subscriber: Rc<dyn Subscriber>,
     ) -> Self {
-        let Api::Grpc { delta, .. } = &api.api else {
-            return nothing("REST is not supported", &*subscriber);
+        let delta = match &api.api {
+            Api::Grpc { delta, .. } => delta,
+            Api::Rest { cluster, refresh_delay, timeout } => {
+                let question = rest::Question {
+                    cluster: cluster.clone(),
+                    delay: *refresh_delay,
+                    timeout: *timeout,
+                    initial: source.initial_fetch_timeout,
+                };
+                return match rest::start(context, question, stats, &subscriber) {
+                    Some(poll) => Self::Poll(poll),
+                    None => nothing("this type has no path of its own", &*subscriber),
+                };
+            }
         };
         let Some(path) = types::alone(subscriber.type_url(), super::grpc::variant(*delta)) else {
             return nothing("this type has no service of its own", &*subscriber);
@@ -268,22 +299,26 @@ impl File {
     }
 
     fn take(&self, version: &str, resources: Vec<sampan_config::Resource>) -> Result<(), String> {
-        let decode = |resource: sampan_config::Resource| {
-            let resource = Resource {
-                name: String::new(),
-                version: version.to_owned(),
-                type_url: resource.type_url,
-                value: Some(resource.value),
-                aliases: Vec::new(),
-                ttl: None,
-            };
-            self.subscriber.decode(resource).map(Rc::new)
-        };
-        let resources = resources.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
-        self.subscriber.update(version, &resources)
+        take(&*self.subscriber, version, resources.into_iter().map(|r| (r.type_url, r.value)))
     }
 }
 
-fn warn(text: &str) {
+/// Gives a whole response, types and values, to its subscriber.
+pub(super) fn take(
+    subscriber: &dyn Subscriber,
+    version: &str,
+    resources: impl Iterator<Item = (String, Bytes)>,
+) -> Result<(), String> {
+    let decode = |(type_url, value)| {
+        let (name, version) = (String::new(), version.to_owned());
+        let resource =
+            Resource { name, version, type_url, value: Some(value), aliases: Vec::new(), ttl: None };
+        subscriber.decode(resource).map(Rc::new)
+    };
+    let resources = resources.map(decode).collect::<Result<Vec<_>, _>>()?;
+    subscriber.update(version, &resources)
+}
+
+pub(super) fn warn(text: &str) {
     sampan_core::log!(Component::Config, Level::Warn, "{text}");
 }

@@ -98,6 +98,11 @@ impl WorkerClusters {
         Some(cluster)
     }
 
+    /// A random number; not for secrets.
+    pub fn random(&self) -> u64 {
+        self.0.random.next()
+    }
+
     /// Closes the connections of clusters that lost their slot and were not asked for since; called when one did.
     pub fn prune(&self) {
         self.0.used.borrow_mut().retain(|_, cluster| {

@@ -9,6 +9,7 @@
 
 mod attempt;
 mod body;
+pub mod callout;
 mod codes;
 mod config;
 mod exchange;

@@ -1,0 +1,170 @@
+//! REST: a control plane that is asked again and again, a `DiscoveryRequest` in JSON for a `DiscoveryResponse` in JSON.
+//! There is no answer to a response; the next request names the version that was accepted.
+//! Source: `docs/root/api-docs/xds_protocol.rst`, "REST-JSON polling subscriptions".
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use prost::bytes::Bytes;
+use prost::{Message, Name};
+use sampan_config::schema::Message as Schema;
+use sampan_config::{Format, LoadOptions, PrintOptions, UnknownFields, load_text, to_json};
+use sampan_core::HeaderMap;
+use sampan_core::header::HeaderId;
+use sampan_http::router::callout;
+use tokio::task::AbortHandle;
+use xds_client::types;
+
+use super::Context;
+use super::source::{Subscriber, SubscriptionStats, take, warn};
+
+/// The greatest answer that is read.
+const LIMIT: usize = 256 << 20;
+
+/// Ends the polling when it is dropped.
+pub struct Poll(Vec<AbortHandle>);
+
+impl Drop for Poll {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// What is asked, and whom.
+pub struct Question {
+    /// `cluster_names`
+    pub cluster: std::sync::Arc<str>,
+    /// `refresh_delay`; as much again at random is added.
+    pub delay: Duration,
+    /// `request_timeout`
+    pub timeout: Duration,
+    /// `initial_fetch_timeout`
+    pub initial: Option<Duration>,
+}
+
+struct Rest {
+    context: Rc<Context>,
+    question: Question,
+    path: &'static str,
+    stats: SubscriptionStats,
+    subscriber: Rc<dyn Subscriber>,
+    answered: std::cell::Cell<bool>,
+}
+
+/// Where a type is asked for; none where the API has no such path.
+fn path(type_url: &str) -> Option<&'static str> {
+    Some(match type_url {
+        types::CLUSTER => "/v3/discovery:clusters",
+        types::ENDPOINTS => "/v3/discovery:endpoints",
+        types::LISTENER => "/v3/discovery:listeners",
+        types::ROUTES => "/v3/discovery:routes",
+        types::SCOPED_ROUTES => "/v3/discovery:scoped-routes",
+        types::SECRET => "/v3/discovery:secrets",
+        types::RUNTIME => "/v3/discovery:runtime",
+        types::EXTENSION => "/v3/discovery:extension_configs",
+        _ => return None,
+    })
+}
+
+/// Begins to ask; none where the type is not served so.
+pub fn start(
+    context: &Rc<Context>,
+    question: Question,
+    stats: SubscriptionStats,
+    subscriber: &Rc<dyn Subscriber>,
+) -> Option<Poll> {
+    let path = path(subscriber.type_url())?;
+    let (context, subscriber) = (context.clone(), subscriber.clone());
+    let rest = Rc::new(Rest { context, question, path, stats, subscriber, answered: false.into() });
+    let mut tasks = Vec::new();
+    if let Some(after) = rest.question.initial {
+        let rest = rest.clone();
+        let late = async move {
+            tokio::time::sleep(after).await;
+            if !rest.answered.get() {
+                warn(&format!("REST config: initial fetch timeout for {}", rest.path));
+                rest.stats.timed_out();
+                rest.subscriber.failed();
+            }
+        };
+        tasks.push(tokio::task::spawn_local(late).abort_handle());
+    }
+    tasks.push(tokio::task::spawn_local(rest.poll()).abort_handle());
+    Some(Poll(tasks))
+}
+
+impl Rest {
+    async fn poll(self: Rc<Self>) {
+        self.context.clusters.settled(&self.question.cluster).await;
+        let mut version = String::new();
+        loop {
+            self.stats.attempted();
+            let asked = tokio::time::timeout(self.question.timeout, self.ask(&version));
+            match asked.await.unwrap_or_else(|_| Err("timeout".to_owned())) {
+                Ok(Some(text)) => self.take(&text, &mut version),
+                Ok(None) => {}
+                Err(reason) => {
+                    warn(&format!("REST update for {} failed: {reason}", self.path));
+                    self.stats.unreachable();
+                }
+            }
+            let delay = u64::try_from(self.question.delay.as_millis()).unwrap_or(u64::MAX).max(1);
+            let jitter = Duration::from_millis(self.context.control.random() % delay);
+            tokio::time::sleep(self.question.delay + jitter).await;
+        }
+    }
+
+    /// None: nothing is new.
+    async fn ask(&self, version: &str) -> Result<Option<String>, String> {
+        let request = DiscoveryRequest {
+            version_info: version.to_owned(),
+            node: Some(self.context.control.node()),
+            resource_names: self.subscriber.name().map(str::to_owned).into_iter().collect(),
+            ..DiscoveryRequest::default()
+        };
+        let schema = Schema::find(&DiscoveryRequest::full_name()).ok_or("no schema")?;
+        let body =
+            to_json(schema, &request.encode_to_vec(), PrintOptions::default()).map_err(|e| e.to_string())?;
+        let mut headers = HeaderMap::with_capacity(256, 8);
+        headers.append(HeaderId::METHOD, "POST");
+        headers.append(HeaderId::SCHEME, "http");
+        headers.append(HeaderId::PATH, self.path);
+        headers.append(HeaderId::AUTHORITY, &*self.question.cluster);
+        headers.append_lower(b"content-type", b"application/json");
+        headers.append_lower(b"content-length", body.len().to_string().as_bytes());
+        let clusters = self.context.control.clusters();
+        let answer =
+            callout::call(clusters, &self.question.cluster, &headers, Bytes::from(body), LIMIT).await?;
+        match answer.status {
+            200 => String::from_utf8(answer.body).map(Some).map_err(|e| e.to_string()),
+            304 => Ok(None),
+            status => Err(format!("status {status}")),
+        }
+    }
+
+    fn take(&self, text: &str, version: &mut String) {
+        let since = Instant::now();
+        self.answered.set(true);
+        let unknown = if self.context.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
+        let options = LoadOptions { unknown, skip_any: true, ..LoadOptions::default() };
+        let loaded =
+            load_text::<DiscoveryResponse>(Format::Json, text, &options).and_then(|loaded| loaded.decode());
+        let taken = loaded.map_err(|error| error.to_string()).and_then(|response| {
+            let resources = response.resources.into_iter().map(|any| (any.type_url, any.value.into()));
+            take(&*self.subscriber, &response.version_info, resources)?;
+            Ok(response.version_info)
+        });
+        match taken {
+            Ok(accepted) => {
+                self.stats.accepted(&accepted, since);
+                *version = accepted;
+            }
+            Err(reason) => {
+                warn(&format!("REST config for {} rejected: {reason}", self.path));
+                self.stats.rejected();
+                self.subscriber.failed();
+            }
+        }
+    }
+}
