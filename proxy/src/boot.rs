@@ -21,6 +21,7 @@ use sampan_core::stats::{StatsModel, Store};
 use sampan_http::filter::HttpFilterRegistry;
 use sampan_listener::{ListenerConfig, NetworkFilterRegistry, NodeInfo, Server};
 use sampan_tls::StaticSecrets;
+use sampan_upstream::config::BindConfig;
 use sampan_upstream::{ClusterConfig, ClusterManager};
 use thiserror::Error;
 
@@ -89,7 +90,11 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
         Runtime::from_bootstrap(bootstrap.layered_runtime.as_ref(), &stats.root(), service_cluster)?;
     let secrets = secrets(&parts.secrets)?;
     let node = Arc::new(own_node(&bootstrap));
-    let clusters = Arc::new(ClusterManager::new(&stats.root(), secrets.clone()).with_node(node));
+    let bind = bootstrap.cluster_manager.as_ref().and_then(|m| m.upstream_bind_config.as_ref());
+    let bind =
+        bind.map(BindConfig::from_proto).transpose().at("upstream_bind_config").at("cluster_manager")?;
+    let manager = ClusterManager::new(&stats.root(), secrets.clone()).with_node(node).with_bind(bind);
+    let clusters = Arc::new(manager);
     for (i, bytes) in parts.clusters.iter().enumerate() {
         add_cluster(&clusters, bytes).map_err(|e| e.index(i).at("clusters").at("static_resources"))?;
     }

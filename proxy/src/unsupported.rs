@@ -10,11 +10,14 @@ use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 
+/// It prepares internal listeners; those themselves, and addresses that lead to them, are refused by name.
+const INTERNAL_LISTENER: &str = "envoy.extensions.bootstrap.internal_listener.v3.InternalListener";
+
 /// Refuses the first of them.
 pub fn refuse(b: &Bootstrap) -> ConfigResult<()> {
     whole_fields(b)?;
     for (i, extension) in b.bootstrap_extensions.iter().enumerate() {
-        typed("bootstrap extension", extension, &[]).at_index("bootstrap_extensions", i)?;
+        typed("bootstrap extension", extension, &[INTERNAL_LISTENER]).at_index("bootstrap_extensions", i)?;
     }
     if let Some(sink) = b.stats_sinks.first() {
         use envoy_types::pb::envoy::config::metrics::v3::stats_sink::ConfigType::TypedConfig;
@@ -42,12 +45,19 @@ pub fn refuse(b: &Bootstrap) -> ConfigResult<()> {
 fn whole_fields(b: &Bootstrap) -> ConfigResult<()> {
     let dynamic = b.dynamic_resources.clone().unwrap_or_default();
     let manager = b.cluster_manager.clone().unwrap_or_default();
+    let outlier = manager.outlier_detection.as_ref();
     for (set, field) in [
         (!dynamic.lds_resources_locator.is_empty(), "dynamic_resources.lds_resources_locator"),
         (!dynamic.cds_resources_locator.is_empty(), "dynamic_resources.cds_resources_locator"),
         (manager.load_stats_config.is_some(), "cluster_manager.load_stats_config"),
-        (manager.upstream_bind_config.is_some(), "cluster_manager.upstream_bind_config"),
-        (manager.outlier_detection.is_some(), "cluster_manager.outlier_detection"),
+        (
+            outlier.is_some_and(|o| !o.event_log_path.is_empty()),
+            "cluster_manager.outlier_detection.event_log_path",
+        ),
+        (
+            outlier.is_some_and(|o| o.event_service.is_some()),
+            "cluster_manager.outlier_detection.event_service",
+        ),
         // It switches zone aware routing on.
         (!manager.local_cluster_name.is_empty(), "cluster_manager.local_cluster_name"),
         (b.hds_config.is_some(), "hds_config"),

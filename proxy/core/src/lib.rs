@@ -25,6 +25,7 @@ pub mod runtime;
 pub mod state_values;
 pub mod stats;
 pub mod stream_info;
+pub mod xxhash;
 
 pub use address::Address;
 pub use error::{ConfigError, ConfigResult};

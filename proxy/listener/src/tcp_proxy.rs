@@ -21,6 +21,7 @@ use sampan_core::state_values::{TCP_PROXY_CLUSTER, TextKind, TextState};
 use sampan_core::stream_info::{
     DetectedClose, Metadata, ResponseFlag, StateObject, StreamInfo, UpstreamAttempt,
 };
+use sampan_core::xxhash::xxh64;
 use sampan_tls::Transport;
 use sampan_upstream::circuit::Priority;
 use sampan_upstream::pool::{PoolError, TcpLease};
@@ -302,7 +303,9 @@ impl Session {
                 return self.fail(ResponseFlag::UpstreamOverflow, FAILED[2]);
             }
             let destination = cluster.destination(None, &self.info.borrow());
-            let Some(host) = cluster.pick(&LbContext { destination, ..LbContext::default() }) else {
+            let Some(host) =
+                cluster.pick(&LbContext { destination, hash: self.hash(), ..LbContext::default() })
+            else {
                 return self.fail(ResponseFlag::NoHealthyUpstream, FAILED[1]);
             };
             if let Some(transport) = self.attempt(&host).await {
@@ -314,6 +317,11 @@ impl Session {
             // The other connections of this worker get their turn before the next attempt.
             tokio::task::yield_now().await;
         }
+    }
+
+    fn hash(&self) -> Option<u64> {
+        let ip = self.proxy.config.hash_source_ip.then(|| self.info.borrow().remote.ip()).flatten()?;
+        Some(xxh64(ip.to_string().as_bytes(), 0))
     }
 
     fn fail(&self, flag: ResponseFlag, reason: &'static str) -> Option<Transport> {

@@ -18,9 +18,10 @@ use tokio::task::AbortHandle;
 use crate::circuit::{Breakers, Priority};
 use crate::config::{ClusterConfig, Discovery, LoadAssignment, Thresholds, TransportSocketConfig};
 use crate::host::{Health, Host, HostSet};
+use crate::lb::Size;
 use crate::manager::Warming;
 use crate::outlier::{Detector, OutlierStats, SuccessRates};
-use crate::stats::{ClusterStats, TimeoutBudgetStats};
+use crate::stats::{ClusterStats, TableStats, TimeoutBudgetStats};
 
 use building::{Building, Kept};
 use destinations::Destinations;
@@ -84,6 +85,8 @@ struct Used {
     breakers: [Arc<Breakers>; 2],
     timeout_budget: Option<Arc<TimeoutBudgetStats>>,
     outlier: Option<Box<OutlierStats>>,
+    /// The gauges of a hashing policy; a set must not meet another.
+    table: Option<Mutex<TableStats>>,
     /// `total_match_count` of each transport socket.
     socket_matches: Vec<Counter>,
     /// Stats of the HTTP/2 codec, made with the first such connection.
@@ -228,6 +231,13 @@ impl Cluster {
         self.outlier.as_ref().map(|detector| detector.rates())
     }
 
+    /// Shows the size of a hashing policy's table.
+    pub(crate) fn show_table(&self, size: Size) {
+        if let Some(table) = &self.used().table {
+            table.lock().unwrap_or_else(PoisonError::into_inner).show(size);
+        }
+    }
+
     /// The limits of a priority.
     pub fn thresholds(&self, priority: Priority) -> Thresholds {
         let breakers = self.config.circuit_breakers.as_ref();
@@ -286,6 +296,7 @@ impl Cluster {
             Used {
                 stats,
                 h2: Lazy::new(self.scope.clone(), |scope| Arc::new(CodecStats::new(scope))),
+                table: TableStats::new(&self.config.lb.policy, &self.scope).map(Mutex::new),
                 outlier: self.outlier.as_ref().map(|_| Box::new(OutlierStats::new(&self.scope))),
                 socket_matches,
                 breakers: [breakers(Priority::Default, "default"), breakers(Priority::High, "high")],

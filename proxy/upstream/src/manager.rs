@@ -15,7 +15,7 @@ use sampan_tls::StaticSecrets;
 use tokio::sync::watch;
 
 use crate::cluster::{Cluster, Origin, destinations};
-use crate::config::{ClusterConfig, Discovery, ExchangeConfig};
+use crate::config::{BindConfig, ClusterConfig, Discovery, ExchangeConfig};
 use crate::dns;
 use crate::outlier;
 
@@ -29,6 +29,7 @@ pub struct ClusterManager {
     scope: Scope,
     secrets: StaticSecrets,
     resolver: dns::SharedResolver,
+    bind: Option<Box<BindConfig>>,
     node: Arc<peer::Node>,
     /// What connections of clusters begin with, by configuration: most clusters of a mesh have the same.
     exchanges: Mutex<Vec<(ExchangeConfig, Arc<peer::Exchange>)>>,
@@ -150,6 +151,7 @@ impl ClusterManager {
             secrets,
             scope: scope.clone(),
             resolver: dns::SharedResolver::default(),
+            bind: None,
             node: Arc::default(),
             exchanges: Mutex::default(),
         }
@@ -180,6 +182,11 @@ impl ClusterManager {
         exchange
     }
 
+    /// `cluster_manager.upstream_bind_config`: for clusters that have none of their own.
+    pub fn with_bind(self, bind: Option<BindConfig>) -> Self {
+        Self { bind: bind.map(Box::new), ..self }
+    }
+
     /// The slots, for the workers.
     pub fn clusters(&self) -> Arc<Clusters> {
         self.slots.clusters.clone()
@@ -207,6 +214,10 @@ impl ClusterManager {
         warm: bool,
     ) -> ConfigResult<Arc<Cluster>> {
         let exchange = config.exchange.as_deref().map(|config| self.exchange(config));
+        let mut config = config;
+        if config.bind.is_none() {
+            config.bind.clone_from(&self.bind);
+        }
         let cluster = Arc::new(Cluster::new(config, origin, &self.scope, &self.secrets, exchange)?);
         let slots = &self.slots;
         let mut aside = slots.aside();

@@ -6,6 +6,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::config::LbPolicy;
+use crate::lb::Size;
 use sampan_core::stats::{Counter, Gauge, Histogram, Scope, Unit};
 
 macro_rules! cluster_stats {
@@ -88,6 +90,37 @@ impl TimeoutBudgetStats {
             percent_used: histogram("upstream_rq_timeout_budget_percent_used"),
             per_try_percent_used: histogram("upstream_rq_timeout_budget_per_try_percent_used"),
         }
+    }
+}
+
+/// The gauges of `ring_hash_lb` and `maglev_lb`.
+pub(crate) struct TableStats {
+    all: Option<Gauge>,
+    min: Gauge,
+    max: Gauge,
+}
+
+impl TableStats {
+    /// Those of a policy, if it has any.
+    pub(crate) fn new(policy: &LbPolicy, scope: &Scope) -> Option<Self> {
+        let (scope, all, what) = match policy {
+            LbPolicy::RingHash { .. } => (scope.scope("ring_hash_lb"), true, "hashes"),
+            LbPolicy::Maglev { .. } => (scope.scope("maglev_lb"), false, "entries"),
+            _ => return None,
+        };
+        Some(Self {
+            all: all.then(|| scope.gauge("size")),
+            min: scope.gauge(&format!("min_{what}_per_host")),
+            max: scope.gauge(&format!("max_{what}_per_host")),
+        })
+    }
+
+    pub(crate) fn show(&self, size: Size) {
+        if let Some(all) = &self.all {
+            all.set(size.all);
+        }
+        self.min.set(size.min);
+        self.max.set(size.max);
     }
 }
 

@@ -154,6 +154,11 @@ impl WorkerCluster {
         &self.core.breakers[priority as usize]
     }
 
+    /// Whether [`LbContext::hash`] counts.
+    pub fn hashes(&self) -> bool {
+        self.core.cluster.config().lb.hashes()
+    }
+
     /// Where a request or connection goes if this is an ORIGINAL_DST cluster: for [`LbContext::destination`].
     pub fn destination(&self, headers: Option<&HeaderMap>, info: &StreamInfo) -> Option<SocketAddr> {
         match &self.core.cluster.config().discovery {
@@ -216,6 +221,9 @@ impl WorkerCluster {
             gone.drain();
         }
         self.hosts.replace(now);
+        if let Some(size) = balancer.table_size() {
+            self.core.cluster.show_table(size);
+        }
         self.balancer.replace(balancer);
     }
 

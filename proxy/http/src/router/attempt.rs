@@ -194,6 +194,7 @@ impl Forward<'_> {
             exclude: avoids.then_some(&avoid as &dyn Fn(&Host) -> bool),
             // The first pick is none of the attempts at another, in Envoy's count.
             max_attempts: policy.host_attempts + 1,
+            hash: self.hash,
             destination: self.cluster.destination(Some(&self.stream.request), &self.stream.info),
             ..LbContext::default()
         };

@@ -14,6 +14,7 @@ mod codes;
 mod config;
 mod exchange;
 mod failure;
+mod hash;
 mod hedge;
 mod internal_redirect;
 mod outlier;
@@ -176,6 +177,10 @@ struct Forward<'s> {
     host: Option<Rc<WorkerHost>>,
     /// Whether the attempt had a connection.
     connected: bool,
+    /// What picks the host of a cluster that hashes.
+    hash: Option<u64>,
+    /// `set-cookie` for clients that had no cookie to hash.
+    cookies: Vec<String>,
     internal: bool,
     /// An informational head has come: no other attempt can follow.
     informed: bool,
@@ -216,6 +221,8 @@ impl<'s> Forward<'s> {
             previous_priorities: None,
             host: None,
             connected: false,
+            hash: None,
+            cookies: Vec::new(),
             internal,
             informed: false,
             timed_out: false,
@@ -231,6 +238,7 @@ impl<'s> Forward<'s> {
         let keep_original = !self.config.suppress_envoy_headers;
         self.selected.finalize_request(&mut self.stream.request, &self.stream.info, keep_original);
         self.connect_options = self.connect_options();
+        self.set_hash();
         let Stream { request, worker, .. } = &mut *self.stream;
         let mut retry = RetryState::new(&self.action.retry, request, &self.cluster, self.priority, worker);
         if let Some(retry) = &mut retry {

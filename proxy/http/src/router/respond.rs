@@ -17,7 +17,7 @@ impl Forward<'_> {
     /// The response's head, with what the router adds to it.
     pub(super) fn respond(self, mut head: ResponseHead, mut exchange: Exchange, upload: Upload) -> Response {
         let waits = self.waits_for_tunnel();
-        let Self { stream, config, selected, cluster, timeouts, internal, counters, .. } = self;
+        let Self { stream, config, selected, cluster, timeouts, internal, counters, cookies, .. } = self;
         let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         let host = exchange.host();
         let kind = codes::Kind { internal, canary: canary || host.canary() };
@@ -35,6 +35,9 @@ impl Forward<'_> {
         if !config.suppress_envoy_headers && stream.info.last_downstream_rx.is_some() {
             let mut text = itoa::Buffer::new();
             head.headers.set(HeaderId::X_ENVOY_UPSTREAM_SERVICE_TIME, text.format(took));
+        }
+        for cookie in cookies {
+            head.headers.append(HeaderId::SET_COOKIE, cookie);
         }
         stream.info.details.get_or_insert(Cow::Borrowed("via_upstream"));
         stream.info.bytes.upstream_header_received = head.bytes as u64;

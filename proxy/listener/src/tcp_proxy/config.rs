@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 
 use crate::context::Worker;
@@ -22,6 +23,8 @@ pub(super) struct TcpProxyConfig {
     /// Up to so much of the duration is added, as a share of it.
     jitter: f64,
     clusters: Clusters,
+    /// `hash_policy: [{source_ip: {}}]`
+    pub(super) hash_source_ip: bool,
     /// Log when the client has connected.
     pub(super) log_on_start: bool,
     /// Log when the host has connected.
@@ -61,6 +64,7 @@ impl TcpProxyConfig {
             )?,
             jitter: jitter / 100.0,
             clusters: Clusters::from_proto(m.cluster_specifier.as_ref())?,
+            hash_source_ip: !m.hash_policy.is_empty(),
             log_on_start: options.flush_access_log_on_start,
             log_on_connected: options.flush_access_log_on_connected || m.flush_access_log_on_connected,
             log_interval: nonzero(interval.as_ref(), "access_log_flush_interval")?,
@@ -123,7 +127,10 @@ impl Clusters {
 fn refuse_unsupported(m: &pb::TcpProxy) -> ConfigResult<()> {
     refuse(m.on_demand.is_some(), "on_demand")?;
     refuse(m.metadata_match.is_some(), "metadata_match")?;
-    refuse(!m.hash_policy.is_empty(), "hash_policy")?;
+    for (index, policy) in m.hash_policy.iter().enumerate() {
+        let by_state = matches!(policy.policy_specifier, Some(PolicySpecifier::FilterState(_)));
+        refuse(by_state, "filter_state").map_err(|e| e.index(index).at("hash_policy"))?;
+    }
     refuse(m.tunneling_config.is_some(), "tunneling_config")?;
     refuse(m.backoff_options.is_some(), "backoff_options")?;
     refuse(!m.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs")?;

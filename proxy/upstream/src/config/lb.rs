@@ -24,6 +24,24 @@ pub enum LbPolicy {
     },
     /// `RANDOM`: weights do not count, as in Envoy.
     Random,
+    /// `RING_HASH`
+    RingHash {
+        /// `minimum_ring_size`
+        minimum: u64,
+        /// `maximum_ring_size`
+        maximum: u64,
+        /// `hash_function: MURMUR_HASH_2`, else XXH64.
+        murmur: bool,
+        /// `use_hostname_for_hashing`
+        hostname: bool,
+    },
+    /// `MAGLEV`
+    Maglev {
+        /// `table_size`
+        size: u64,
+        /// `use_hostname_for_hashing`
+        hostname: bool,
+    },
     /// `CLUSTER_PROVIDED`: an ORIGINAL_DST cluster knows its hosts itself.
     ClusterProvided,
 }
@@ -42,6 +60,11 @@ pub struct LbConfig {
 }
 
 impl LbConfig {
+    /// Whether the hash of a request picks its host.
+    pub fn hashes(&self) -> bool {
+        matches!(self.policy, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. })
+    }
+
     /// `provided`: the kind of cluster brings its own balancer.
     pub(super) fn from_proto(m: &Cluster, provided: bool) -> ConfigResult<Self> {
         use cluster::common_lb_config::LocalityConfigSpecifier as L;
@@ -104,6 +127,17 @@ impl LbConfig {
                 )?;
                 m.locality_lb_config
             }
+            "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash" => {
+                return self.typed_ring(&unpack(Some(any))?);
+            }
+            "envoy.extensions.load_balancing_policies.maglev.v3.Maglev" => {
+                let m: ext::maglev::v3::Maglev = unpack(Some(any))?;
+                let hostname = consistent(m.consistent_hashing_lb_config.as_ref())?;
+                self.policy = maglev(m.table_size.map(|v| v.value), hostname)?;
+                self.fail_traffic_on_panic = false;
+                self.locality_weighted = m.locality_weighted_lb_config.is_some();
+                return Ok(());
+            }
             "envoy.extensions.load_balancing_policies.random.v3.Random" => {
                 let m: ext::random::v3::Random = unpack(Some(any))?;
                 self.policy = LbPolicy::Random;
@@ -116,6 +150,21 @@ impl LbConfig {
             name => return Err(ConfigError::unsupported(name)),
         };
         self.locality(locality.as_ref()).at("locality_lb_config")
+    }
+
+    #[allow(deprecated, reason = "Envoy 1.40 still takes use_hostname_for_hashing")]
+    fn typed_ring(&mut self, m: &ext::ring_hash::v3::RingHash) -> ConfigResult<()> {
+        refuse(m.hash_balance_factor.is_some_and(|f| f.value > 0), "hash_balance_factor")?;
+        let hostname = match &m.consistent_hashing_lb_config {
+            Some(config) => consistent(Some(config))?,
+            None => m.use_hostname_for_hashing,
+        };
+        let murmur = m.hash_function() == ext::ring_hash::v3::ring_hash::HashFunction::MurmurHash2;
+        let sizes = (m.minimum_ring_size.map(|v| v.value), m.maximum_ring_size.map(|v| v.value));
+        self.policy = ring_hash(sizes, murmur, hostname)?;
+        self.fail_traffic_on_panic = false;
+        self.locality_weighted = m.locality_weighted_lb_config.is_some();
+        Ok(())
     }
 
     #[allow(deprecated, reason = "refused by name")]
@@ -157,6 +206,53 @@ fn least_request(
     Ok(LbPolicy::LeastRequest { choices, bias, full_scan })
 }
 
+/// `use_hostname_for_hashing`, where nothing else is asked for.
+fn consistent(m: Option<&ext::common::v3::ConsistentHashingLbConfig>) -> ConfigResult<bool> {
+    let Some(m) = m else { return Ok(false) };
+    let balanced = m.hash_balance_factor.is_some_and(|f| f.value > 0);
+    refuse(balanced, "hash_balance_factor").at("consistent_hashing_lb_config")?;
+    refuse(!m.hash_policy.is_empty(), "hash_policy").at("consistent_hashing_lb_config")?;
+    Ok(m.use_hostname_for_hashing)
+}
+
+fn ring_hash(sizes: (Option<u64>, Option<u64>), murmur: bool, hostname: bool) -> ConfigResult<LbPolicy> {
+    const LARGEST: u64 = 8 * 1024 * 1024;
+    let (minimum, maximum) = (sizes.0.unwrap_or(1024), sizes.1.unwrap_or(LARGEST));
+    for (size, field) in [(minimum, "minimum_ring_size"), (maximum, "maximum_ring_size")] {
+        if size > LARGEST {
+            return Err(ConfigError::new("value must be less than or equal to 8388608").at(field));
+        }
+    }
+    if minimum > maximum {
+        return Err(ConfigError::new(format!(
+            "ring hash: minimum_ring_size ({minimum}) > maximum_ring_size ({maximum})"
+        ))
+        .at("minimum_ring_size"));
+    }
+    Ok(LbPolicy::RingHash { minimum, maximum, murmur, hostname })
+}
+
+fn maglev(size: Option<u64>, hostname: bool) -> ConfigResult<LbPolicy> {
+    let size = size.unwrap_or(65537);
+    if size > 5_000_011 {
+        return Err(ConfigError::new("value must be less than or equal to 5000011").at("table_size"));
+    }
+    let prime = size > 1 && (2..).take_while(|d| d * d <= size).all(|d| !size.is_multiple_of(d));
+    if !prime {
+        return Err(ConfigError::new("The table size of maglev must be prime number").at("table_size"));
+    }
+    Ok(LbPolicy::Maglev { size, hostname })
+}
+
+/// `common_lb_config.consistent_hashing_lb_config`
+fn common_hashing(m: &Cluster) -> ConfigResult<bool> {
+    let common = m.common_lb_config.as_ref().and_then(|c| c.consistent_hashing_lb_config.as_ref());
+    let Some(config) = common else { return Ok(false) };
+    let balanced = config.hash_balance_factor.is_some_and(|f| f.value > 0);
+    refuse(balanced, "hash_balance_factor").at("common_lb_config.consistent_hashing_lb_config")?;
+    Ok(config.use_hostname_for_hashing)
+}
+
 fn from_enum(m: &Cluster) -> ConfigResult<LbPolicy> {
     use cluster::{LbConfig as C, LbPolicy as P};
     let matches_policy = match (&m.lb_config, m.lb_policy()) {
@@ -182,11 +278,27 @@ fn from_enum(m: &Cluster) -> ConfigResult<LbPolicy> {
             _ => least_request(None, None, false),
         },
         P::Random => Ok(LbPolicy::Random),
+        P::RingHash => {
+            let hostname = common_hashing(m)?;
+            let ring = match &m.lb_config {
+                Some(C::RingHashLbConfig(c)) => *c,
+                _ => cluster::RingHashLbConfig::default(),
+            };
+            let murmur = ring.hash_function() == cluster::ring_hash_lb_config::HashFunction::MurmurHash2;
+            let sizes = (ring.minimum_ring_size.map(|v| v.value), ring.maximum_ring_size.map(|v| v.value));
+            ring_hash(sizes, murmur, hostname).at("ring_hash_lb_config")
+        }
+        P::Maglev => {
+            let size = match &m.lb_config {
+                Some(C::MaglevLbConfig(c)) => c.table_size.map(|v| v.value),
+                _ => None,
+            };
+            maglev(size, common_hashing(m)?).at("maglev_lb_config")
+        }
         P::ClusterProvided => Ok(LbPolicy::ClusterProvided),
         P::LoadBalancingPolicyConfig => Err(ConfigError::new(
             "cluster: LB policy LOAD_BALANCING_POLICY_CONFIG needs load_balancing_policy",
         )
         .at("lb_policy")),
-        other => Err(ConfigError::unsupported(other.as_str_name()).at("lb_policy")),
     }
 }

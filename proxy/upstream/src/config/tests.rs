@@ -1,6 +1,5 @@
 //! What is taken and what is refused.
 
-use envoy_types::pb::envoy::config::cluster::v3 as cluster_pb;
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration};
 
 use super::*;

@@ -15,19 +15,22 @@ use crate::host::{Health, Host, HostSet};
 use crate::worker::WorkerHost;
 
 mod edf;
+mod hash;
 mod previous;
 mod priority;
 #[cfg(test)]
 mod tests;
 
 use edf::Edf;
+pub(crate) use hash::Size;
+use hash::Table;
 pub use previous::PreviousPriorities;
 use priority::Loads;
 
 /// What a request brings to the choice.
 #[derive(Default, Clone, Copy)]
 pub struct LbContext<'a> {
-    /// The route's hash policy; none: a random number.
+    /// The number of the hash policy; none: a random number.
     pub hash: Option<u64>,
     /// Priority of the route: which circuit breakers and pools.
     pub priority: Priority,
@@ -90,6 +93,8 @@ pub(crate) struct LoadBalancer {
     fail_on_panic: bool,
     levels: Vec<Level>,
     loads: Loads,
+    /// Of a hashing policy: one for each level.
+    tables: Vec<Table>,
     random: Rc<Random>,
 }
 
@@ -111,12 +116,14 @@ impl LoadBalancer {
     ) -> Self {
         let builder = Builder { policy: config.policy, random };
         let mut levels = Vec::with_capacity(set.priorities.len());
+        let mut all = Vec::with_capacity(set.priorities.len());
         for localities in &set.priorities {
             let hosts: Vec<(u32, Vec<Rc<WorkerHost>>)> = localities
                 .iter()
                 .map(|l| (l.weight, l.hosts.iter().map(&mut worker_host).collect()))
                 .collect();
             levels.push(builder.level(&hosts, config.locality_weighted, overprovisioning));
+            all.push(hosts);
         }
         let loads = Loads::new(
             levels.iter().map(|l| priority::Availability {
@@ -130,7 +137,11 @@ impl LoadBalancer {
             overprovisioning,
             config.panic_threshold,
         );
+        let tables = all.iter().enumerate().map_while(|(i, localities)| {
+            Table::new(&config.policy, localities, loads.panic(i), config.locality_weighted)
+        });
         Self {
+            tables: tables.collect(),
             policy: config.policy,
             fail_on_panic: config.fail_traffic_on_panic,
             levels,
@@ -147,6 +158,9 @@ impl LoadBalancer {
                 return found.map(|host| Pick { host, panic: false });
             }
         }
+        if !self.tables.is_empty() {
+            return self.pick_hashed(context);
+        }
         let Some(exclude) = context.exclude else { return self.pick_once(context) };
         let mut attempts = context.max_attempts.max(1);
         loop {
@@ -156,6 +170,27 @@ impl LoadBalancer {
                 return Some(pick);
             }
         }
+    }
+
+    /// A hashing policy looks at healthy hosts only, and tries other places of the table for another host.
+    fn pick_hashed(&self, context: &LbContext<'_>) -> Option<Pick> {
+        let hash = context.hash.unwrap_or_else(|| self.random.next());
+        let (level, _) = self.loads.only().or_else(|| self.loads.choose(hash))?;
+        let table = self.tables.get(level)?;
+        let mut attempt = 0;
+        loop {
+            let host = table.host(hash, attempt)?;
+            attempt += 1;
+            let wanted = context.exclude.is_none_or(|exclude| !exclude(&host.host));
+            if wanted || attempt >= context.max_attempts {
+                return Some(Pick { host: host.clone(), panic: self.loads.panic(level) });
+            }
+        }
+    }
+
+    /// What the gauges of a hashing policy show: its last priority's table.
+    pub(crate) fn table_size(&self) -> Option<Size> {
+        self.tables.last().map(|table| table.size)
     }
 
     fn find(&self, address: &str) -> Option<Rc<WorkerHost>> {
@@ -209,7 +244,10 @@ impl LoadBalancer {
                 source.next.set(if next + 1 >= count { 0 } else { next + 1 });
                 next
             }
-            LbPolicy::Random | LbPolicy::ClusterProvided => (self.random.next() % count as u64) as usize,
+            LbPolicy::Random
+            | LbPolicy::ClusterProvided
+            | LbPolicy::RingHash { .. }
+            | LbPolicy::Maglev { .. } => (self.random.next() % count as u64) as usize,
             LbPolicy::LeastRequest { full_scan: true, .. } => self.least_of_all(source),
             LbPolicy::LeastRequest { choices, .. } => {
                 // Choices are drawn with replacement; the first of equals stays.
@@ -317,7 +355,9 @@ impl Builder<'_> {
         let start = self.random.next() % count;
         let equal = hosts.iter().all(|h| h.host.weight() == hosts[0].host.weight());
         let full_scan = matches!(self.policy, LbPolicy::LeastRequest { full_scan: true, .. });
-        let scheduled = !equal && !full_scan && self.policy != LbPolicy::Random;
+        let scheduled = !equal
+            && !full_scan
+            && matches!(self.policy, LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. });
         let schedule = scheduled.then(|| {
             let weight = |i: usize| weight(&self.policy, &hosts[i].host);
             let mut schedule = Edf::new((0..hosts.len()).map(weight));
