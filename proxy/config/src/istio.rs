@@ -187,6 +187,27 @@ pub struct MetadataExchange {
     pub additional_labels: Vec<String>,
 }
 
+/// `istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig`: what TLS to the upstream offers.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Alpn {
+    /// By the protocol that is spoken with the upstream.
+    #[prost(message, repeated, tag = "1")]
+    pub alpn_override: Vec<AlpnOverride>,
+}
+
+/// The protocols to offer in place of the TLS context's.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AlpnOverride {
+    /// The protocol spoken with the upstream: `HTTP10`, `HTTP11`, `HTTP2`.
+    #[prost(int32, tag = "1")]
+    pub upstream_protocol: i32,
+    /// What to offer.
+    #[prost(string, repeated, tag = "2")]
+    pub alpn_override: Vec<String>,
+}
+
+/// Full name of [`Alpn`].
+pub const ALPN: &str = "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig";
 /// Full name of [`PluginConfig`].
 pub const PLUGIN_CONFIG: &str = "stats.PluginConfig";
 /// Full name of [`PeerMetadata`].

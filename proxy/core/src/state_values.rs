@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3 as pb;
 
@@ -20,21 +21,31 @@ pub enum TextKind {
     String,
     /// `envoy.tcp_proxy.cluster`: where `tcp_proxy` sends the connection.
     TcpProxyCluster,
+    /// `envoy.network.upstream_server_name`: the server name of TLS to the upstream.
+    UpstreamServerName,
+    /// `envoy.network.application_protocols`: what that TLS offers by ALPN, a list.
+    ApplicationProtocols,
+    /// `envoy.network.upstream_subject_alt_names`: names one of which its certificate must carry, a list.
+    UpstreamSubjectAltNames,
 }
+
+/// The keys under which the router and `tcp_proxy` look for what TLS to the upstream is to do.
+pub const UPSTREAM_SERVER_NAME: &str = "envoy.network.upstream_server_name";
+/// See [`UPSTREAM_SERVER_NAME`].
+pub const APPLICATION_PROTOCOLS: &str = "envoy.network.application_protocols";
+/// See [`UPSTREAM_SERVER_NAME`].
+pub const UPSTREAM_SUBJECT_ALT_NAMES: &str = "envoy.network.upstream_subject_alt_names";
 
 /// The key under which `tcp_proxy` looks for its cluster.
 pub const TCP_PROXY_CLUSTER: &str = "envoy.tcp_proxy.cluster";
 
 /// Factories of Envoy's whose objects Sampan has no reader for.
-const OTHERS: [&str; 13] = [
+const OTHERS: [&str; 10] = [
     "envoy.filters.listener.original_dst.local_ip",
     "envoy.filters.listener.original_dst.remote_ip",
-    "envoy.network.application_protocols",
     "envoy.network.ip",
     "envoy.network.network_namespace",
     "envoy.network.transport_socket.original_dst_address",
-    "envoy.network.upstream_server_name",
-    "envoy.network.upstream_subject_alt_names",
     "envoy.ratelimit.hits_addend",
     "envoy.tcp_proxy.disable_tunneling",
     "envoy.tcp_proxy.per_connection_idle_timeout_ms",
@@ -68,6 +79,32 @@ impl FilterStateObject for TextState {
 
     fn typed(&self) -> Option<serde_json::Value> {
         (self.kind == TextKind::String).then(|| self.text.clone().into())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A list of texts, shared with whoever makes the object; the log shows nothing of it, as in Envoy.
+pub struct ListState(TextKind, Arc<[Vec<u8>]>);
+
+impl ListState {
+    /// An object for the filter state.
+    pub fn object(kind: TextKind, list: Arc<[Vec<u8>]>) -> StateObject {
+        Rc::new(Self(kind, list))
+    }
+
+    /// The list of an object if a factory of that kind has made it.
+    pub fn read(object: &dyn FilterStateObject, kind: TextKind) -> Option<&Arc<[Vec<u8>]>> {
+        let this = object.as_any().downcast_ref::<Self>()?;
+        (this.0 == kind).then_some(&this.1)
+    }
+}
+
+impl FilterStateObject for ListState {
+    fn plain(&self) -> Option<Cow<'_, str>> {
+        None
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -114,7 +151,14 @@ impl StateValues {
             return None;
         }
         let text = String::from_utf8_lossy(&text).into_owned();
-        Some((&value.key, TextState::object(value.kind, text)))
+        let object = match value.kind {
+            TextKind::ApplicationProtocols | TextKind::UpstreamSubjectAltNames => {
+                let parts = text.split(',').filter(|part| !part.is_empty());
+                ListState::object(value.kind, parts.map(|part| part.as_bytes().to_vec()).collect())
+            }
+            kind => TextState::object(kind, text),
+        };
+        Some((&value.key, object))
     }
 }
 
@@ -129,6 +173,9 @@ impl StateValue {
         let kind = match factory.as_str() {
             "envoy.string" | "envoy.hashable_string" => TextKind::String,
             TCP_PROXY_CLUSTER => TextKind::TcpProxyCluster,
+            UPSTREAM_SERVER_NAME => TextKind::UpstreamServerName,
+            APPLICATION_PROTOCOLS => TextKind::ApplicationProtocols,
+            UPSTREAM_SUBJECT_ALT_NAMES => TextKind::UpstreamSubjectAltNames,
             other if OTHERS.contains(&other) => {
                 return Err(ConfigError::unsupported(format_args!("the filter state factory {other}")));
             }

@@ -350,7 +350,8 @@ impl Session {
                 (!host.host.locality.zone.is_empty()).then(|| host.host.locality.zone.clone());
             upstream.connect_start.get_or_insert_with(Instant::now);
         }
-        let made = host.tcp(Priority::Default, &ConnectOptions::default()).await;
+        let options = ConnectOptions::of(&self.info.borrow()).unwrap_or_default();
+        let made = host.tcp(Priority::Default, &options).await;
         let mut info = self.info.borrow_mut();
         let mut lease = match made {
             Ok(lease) => lease,

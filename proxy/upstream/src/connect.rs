@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use sampan_core::Address;
 use sampan_core::peer::PeerCell;
-use sampan_core::stream_info::{Protocol, TlsInfo};
+use sampan_core::state_values::{
+    APPLICATION_PROTOCOLS, ListState, TextKind, TextState, UPSTREAM_SERVER_NAME, UPSTREAM_SUBJECT_ALT_NAMES,
+};
+use sampan_core::stream_info::{Protocol, StreamInfo, TlsInfo};
 use sampan_tls::{ClientOptions, Transport};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, UnixStream};
@@ -26,7 +29,27 @@ pub struct ConnectOptions {
     /// Names one of which the certificate must carry (`auto_san_validation`).
     pub verify_sans: Vec<String>,
     /// ALPN protocols in place of the context's (Istio's `alpn` filter).
-    pub alpn: Vec<Vec<u8>>,
+    pub alpn: Arc<[Vec<u8>]>,
+}
+
+impl ConnectOptions {
+    /// What filters have left for the upstream connections of a stream; `None` are the default ones.
+    pub fn of(info: &StreamInfo) -> Option<Self> {
+        let sni = info.state(UPSTREAM_SERVER_NAME);
+        let sni = sni.as_deref().and_then(|o| TextState::read(o, TextKind::UpstreamServerName));
+        let list = |key, kind| info.state(key).and_then(|o| ListState::read(&*o, kind).cloned());
+        let alpn = list(APPLICATION_PROTOCOLS, TextKind::ApplicationProtocols);
+        let sans = list(UPSTREAM_SUBJECT_ALT_NAMES, TextKind::UpstreamSubjectAltNames);
+        if sni.is_none() && alpn.is_none() && sans.is_none() {
+            return None;
+        }
+        let text = |name: &Vec<u8>| String::from_utf8_lossy(name).into_owned();
+        Some(Self {
+            sni: sni.map(Into::into),
+            verify_sans: sans.map(|sans| sans.iter().map(text).collect()).unwrap_or_default(),
+            alpn: alpn.unwrap_or_default(),
+        })
+    }
 }
 
 /// What is known of a connection.
@@ -163,7 +186,7 @@ async fn connect_inner(
                 alpn: if fallback {
                     fallback_alpn.iter().map(|p| p.to_vec()).collect()
                 } else {
-                    options.alpn.clone()
+                    options.alpn.to_vec()
                 },
             };
             let (transport, tls) = context

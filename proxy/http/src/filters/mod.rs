@@ -1,8 +1,10 @@
 //! The HTTP filters, one file each, and the registry's lines.
 
+mod alpn;
 mod buffer;
 pub(crate) mod cors;
 mod fault;
+mod grpc_stats;
 mod header_mutation;
 mod health_check;
 mod istio_stats;
@@ -25,7 +27,7 @@ type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [Line; 12] = [
+    let lines: [Line; 14] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
@@ -44,6 +46,8 @@ pub fn register(registry: &mut HttpFilterRegistry) {
         ),
         (peer_metadata::TYPE, peer_metadata::make, None),
         (wasm::TYPE, wasm::make, None),
+        (alpn::TYPE, alpn::make, None),
+        (grpc_stats::TYPE, grpc_stats::make, None),
         (rbac::TYPE, rbac::make, Some((rbac::ROUTE_TYPE, rbac::make_route))),
         (
             set_filter_state::TYPE,

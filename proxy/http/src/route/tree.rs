@@ -70,11 +70,8 @@ impl Input<RequestView<'_>> for RequestInput {
         let value = match self {
             Self::Header(name) => request.headers.joined(name),
             Self::FilterState(key) => {
-                let state = request.info.filter_state.as_deref();
-                state.and_then(|state| state.get(key)?.plain()).map(|text| match text {
-                    Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-                    Cow::Owned(text) => Cow::Owned(text.into_bytes()),
-                })
+                let text = request.info.state(key).and_then(|object| object.plain().map(Cow::into_owned));
+                text.map(|text| Cow::Owned(text.into_bytes()))
             }
         };
         value.map_or(Datum::Missing, Datum::Bytes)

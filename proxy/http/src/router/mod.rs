@@ -334,22 +334,28 @@ impl<'s> Forward<'s> {
     /// Server name and subject names that follow the request's host.
     fn connect_options(&self) -> Option<ConnectOptions> {
         let http = &self.cluster.cluster().config().http;
+        let left = ConnectOptions::of(&self.stream.info);
         if !http.auto_sni && !http.auto_san_validation {
-            return None;
+            return left;
         }
         let headers = &self.stream.request;
         let named = (!http.auto_sni_header.is_empty())
             .then(|| headers.get_name(&sampan_core::HeaderName::new(&http.auto_sni_header)))
             .flatten()
             .filter(|v| !v.is_empty());
-        let value = named.or_else(|| headers.get(HeaderId::AUTHORITY))?;
-        let host = std::str::from_utf8(split_port(value).0).ok()?.trim_matches(['[', ']']);
+        let value = named.or_else(|| headers.get(HeaderId::AUTHORITY));
+        let host = value.and_then(|value| std::str::from_utf8(split_port(value).0).ok());
+        let Some(host) = host.map(|host| host.trim_matches(['[', ']'])) else { return left };
         let is_ip = host.parse::<std::net::IpAddr>().is_ok();
-        Some(ConnectOptions {
-            sni: (http.auto_sni && !is_ip).then(|| host.into()),
-            verify_sans: if http.auto_san_validation { vec![host.to_owned()] } else { Vec::new() },
-            alpn: Vec::new(),
-        })
+        // What filters have left comes before what follows from the host.
+        let mut options = left.unwrap_or_default();
+        if options.sni.is_none() && http.auto_sni && !is_ip {
+            options.sni = Some(host.into());
+        }
+        if options.verify_sans.is_empty() && http.auto_san_validation {
+            options.verify_sans.push(host.to_owned());
+        }
+        Some(options)
     }
 
     fn set_attempt_headers(&mut self, attempt: u32) {
