@@ -185,7 +185,7 @@ async fn load(to: &str, client: usize) -> Result<Vec<String>> {
 }
 
 async fn ask(wire: &mut Wire, path: &str, n: usize, faults: &mut Vec<String>) {
-    let request = if n % 2 == 0 {
+    let request = if n.is_multiple_of(2) {
         format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")
     } else {
         format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx")
