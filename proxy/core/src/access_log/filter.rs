@@ -4,8 +4,11 @@ use envoy_types::pb::envoy::config::accesslog::v3 as pb;
 use envoy_types::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier as S;
 use envoy_types::pb::envoy::config::accesslog::v3::comparison_filter::Op;
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
+use envoy_types::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
+use prost::{Message, Name};
 
+use crate::cel::Expression;
 use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::format::{FormatContext, grpc_status_of};
 use crate::header::HeaderMap;
@@ -53,6 +56,7 @@ enum What {
         types: Vec<AccessLogType>,
         exclude: bool,
     },
+    Cel(Box<Expression>),
 }
 
 struct Comparison {
@@ -162,11 +166,23 @@ impl What {
                 }
             }
             S::LogTypeFilter(f) => Self::LogType { types: f.types().collect(), exclude: f.exclude },
-            S::ExtensionFilter(f) => {
-                let e = ConfigError::unsupported(format!("access log filter extension '{}'", f.name));
-                return Err(e.at("extension_filter"));
-            }
+            S::ExtensionFilter(f) => Self::extension(f).at("extension_filter")?,
         })
+    }
+
+    fn extension(message: &pb::ExtensionFilter) -> ConfigResult<Self> {
+        let any = message.config_type.as_ref().map(|pb::extension_filter::ConfigType::TypedConfig(any)| any);
+        match any.filter(|any| any.type_url.ends_with(&format!("/{}", ExpressionFilter::full_name()))) {
+            Some(any) => {
+                let filter = ExpressionFilter::decode(any.value.as_slice())
+                    .map_err(|e| ConfigError::new(format!("malformed message: {e}")).at("typed_config"))?;
+                let expression = Expression::parse(&filter.expression).at("expression").at("typed_config")?;
+                Ok(Self::Cel(Box::new(expression)))
+            }
+            None => {
+                Err(ConfigError::unsupported(format_args!("access log filter extension '{}'", message.name)))
+            }
+        }
     }
 
     fn runtime(message: &pb::RuntimeFilter, runtime: &Runtime) -> ConfigResult<Self> {
@@ -209,6 +225,7 @@ impl What {
             Self::And(all) => all.iter().all(|f| f.passes(context)),
             Self::Or(all) => all.iter().any(|f| f.passes(context)),
             Self::Header(matcher) => matcher.matches(context.request.unwrap_or(&NO_HEADERS)),
+            Self::Cel(expression) => expression.is_true(context),
             Self::Flags(flags) if flags.is_empty() => !info.flags.is_empty(),
             Self::Flags(flags) => info.flags.intersects(*flags),
             Self::Grpc { statuses, exclude } => {
