@@ -214,7 +214,7 @@ impl Inner {
 impl Type {
     fn receive_world(&self, response: DiscoveryResponse) {
         let now = Instant::now();
-        if self.watches.borrow().all().is_empty() {
+        if self.watches.borrow().is_empty() {
             if let Machine::World(machine) = &mut *self.machine.borrow_mut() {
                 machine.unwatched(response);
             }
@@ -269,8 +269,7 @@ impl Type {
         resources: Vec<Resource>,
         lives: &mut Vec<(String, Option<Duration>)>,
     ) -> Result<Vec<Rc<Decoded>>, String> {
-        let all = self.watches.borrow().all();
-        let Some(first) = all.first() else { return Ok(Vec::new()) };
+        let Some(first) = self.watches.borrow().first() else { return Ok(Vec::new()) };
         let decode = |resource: Resource| {
             let ttl = resource.ttl;
             let decoded = first.watcher.decode(resource)?;

@@ -119,6 +119,15 @@ impl Watches {
         self.all.values().rev().cloned().collect()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The one that decodes for all.
+    pub(super) fn first(&self) -> Option<Rc<Entry>> {
+        self.all.values().next().cloned()
+    }
+
     fn interested(&self, name: &str) -> impl Iterator<Item = &Rc<Entry>> {
         let named = self.by_name.get(name).into_iter().flatten();
         named.chain(self.by_name.get(WILDCARD).into_iter().flatten())
