@@ -7,9 +7,8 @@ use bytes::Bytes;
 use sampan_codec::{Body, BodyError, BodyStream, Frame};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_listener::Worker;
-use sampan_upstream::{LbContext, Priority};
 
-use super::exchange::Exchange;
+use super::callout;
 use crate::manager::{append_ip, split_port};
 use crate::route::ClusterAction;
 use crate::stream::Stream;
@@ -130,40 +129,9 @@ impl BodyStream for Tee {
 impl Shadow {
     fn send(self, body: Vec<Bytes>, trailers: Option<HeaderMap>) {
         tokio::task::spawn_local(async move {
+            let request = callout::Request { headers: &self.headers, body, trailers, internal: false };
             // Nobody waits for it; what goes wrong shows in the cluster's counters.
-            let _ = self.run(body, trailers).await;
+            let _ = callout::send(&self.worker.clusters, &self.cluster, request, |_| Ok(())).await;
         });
-    }
-
-    async fn run(self, body: Vec<Bytes>, trailers: Option<HeaderMap>) -> Option<()> {
-        let cluster = self.worker.clusters.get(&self.cluster)?;
-        let host = cluster.pick(&LbContext::default())?;
-        let lease = host.http(Priority::Default, false, None).await.ok()?;
-        let empty = body.is_empty() && trailers.is_none();
-        let mut exchange = Exchange::start(lease, &self.headers, empty, b"").ok()?;
-        let last = body.len();
-        for (i, data) in body.into_iter().enumerate() {
-            std::future::poll_fn(|cx| exchange.poll_ready(cx)).await.ok()?;
-            exchange.send_frame(Some(Frame::Data(data)), i + 1 == last && trailers.is_none()).ok()?;
-        }
-        if let Some(trailers) = trailers {
-            exchange.send_frame(Some(Frame::Trailers(trailers)), true).ok()?;
-        }
-        std::future::poll_fn(|cx| exchange.poll_flush(cx)).await.ok()?;
-        let head = loop {
-            let head = std::future::poll_fn(|cx| exchange.poll_head(cx)).await.ok()?;
-            if head.status >= 200 {
-                break head;
-            }
-        };
-        let kind = super::codes::Kind { internal: false, canary: false };
-        super::codes::charge(cluster.cluster(), head.status, kind);
-        if !head.end {
-            while let Some(frame) = std::future::poll_fn(|cx| exchange.poll_frame(cx)).await {
-                frame.ok()?;
-            }
-        }
-        exchange.finish(true);
-        Some(())
     }
 }
