@@ -59,23 +59,9 @@ fn admin_stream(id: u64, entry: &AccessEntry<'_>) -> StreamInfo {
     let remote = entry.peer.map_or_else(unix, Address::from);
     let start_system = SystemTime::now() - entry.start.elapsed();
     let connection = ConnectionInfo {
-        id,
-        local: entry.local.map_or_else(unix, Address::from),
-        direct_remote: remote.clone(),
-        remote,
-        local_restored: false,
-        listener: "admin".into(),
-        filter_chain: "".into(),
-        requested_server_name: None,
-        transport_protocol: "raw_buffer",
-        application_protocols: Vec::new(),
-        tls: None,
-        proxy_tlvs: Vec::new(),
         start: entry.start,
         start_system,
-        handshake_done: None,
-        transport_failure: None,
-        slots: Default::default(),
+        ..ConnectionInfo::accepted(id, "admin".into(), entry.local.map_or_else(unix, Address::from), remote)
     };
     let mut info = StreamInfo::new(id, Rc::new(connection), Some(entry.protocol));
     info.start = entry.start;

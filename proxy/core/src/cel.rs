@@ -387,23 +387,12 @@ mod tests {
         let local: std::net::SocketAddr = "127.0.0.1:80".parse().unwrap();
         let now = std::time::Instant::now();
         let connection = ConnectionInfo {
-            id: 7,
-            local: local.into(),
-            direct_remote: local.into(),
-            remote: local.into(),
-            local_restored: false,
-            listener: "".into(),
             filter_chain: "chain".into(),
             requested_server_name: Some("sni".into()),
             transport_protocol: "",
-            application_protocols: Vec::new(),
-            tls: None,
-            proxy_tlvs: Vec::new(),
             start: now,
             start_system: std::time::SystemTime::now(),
-            handshake_done: None,
-            transport_failure: None,
-            slots: Default::default(),
+            ..ConnectionInfo::accepted(7, "".into(), local.into(), local.into())
         };
         let mut info = StreamInfo::new(1, Rc::new(connection), Some(Protocol::Http11));
         info.response_code = 404;

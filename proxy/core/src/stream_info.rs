@@ -143,6 +143,31 @@ pub struct ConnectionInfo {
     pub slots: Slots,
 }
 
+impl ConnectionInfo {
+    /// A connection accepted now, of which nothing but its ends is known.
+    pub fn accepted(id: u64, listener: Arc<str>, local: Address, peer: Address) -> Self {
+        Self {
+            id,
+            local,
+            direct_remote: peer.clone(),
+            remote: peer,
+            local_restored: false,
+            listener,
+            filter_chain: "".into(),
+            requested_server_name: None,
+            transport_protocol: "raw_buffer",
+            application_protocols: Vec::new(),
+            tls: None,
+            proxy_tlvs: Vec::new(),
+            start: Instant::now(),
+            start_system: SystemTime::now(),
+            handshake_done: None,
+            transport_failure: None,
+            slots: Slots::default(),
+        }
+    }
+}
+
 /// The upstream of a stream, known once a host was picked.
 #[derive(Debug, Clone, Default)]
 pub struct UpstreamInfo {

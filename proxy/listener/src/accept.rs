@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use sampan_core::Address;
 use sampan_core::overload::OverloadState;
@@ -291,25 +291,7 @@ fn on_accept(listener: &Rc<WorkerListener>, transport: Transport, local: Address
         config.stats.counters.downstream_cx_overflow.inc();
         return;
     }
-    let info = ConnectionInfo {
-        id: server.connection_id(),
-        local,
-        remote: peer.clone(),
-        direct_remote: peer,
-        local_restored: false,
-        listener: config.name.clone(),
-        filter_chain: "".into(),
-        requested_server_name: None,
-        transport_protocol: "raw_buffer",
-        application_protocols: Vec::new(),
-        tls: None,
-        proxy_tlvs: Vec::new(),
-        start: Instant::now(),
-        start_system: SystemTime::now(),
-        handshake_done: None,
-        transport_failure: None,
-        slots: Default::default(),
-    };
+    let info = ConnectionInfo::accepted(server.connection_id(), config.name.clone(), local, peer);
     let accepted = Accepted { info, metadata: Metadata::new() };
     connection::start(Open::new(listener, admitted), transport, accepted);
 }

@@ -19,25 +19,7 @@ use crate::stream_info::{ConnectionInfo, Protocol, ResponseFlag, StreamInfo};
 
 fn stream() -> StreamInfo {
     let address = Address::Ip("127.0.0.1:1".parse().unwrap());
-    let connection = ConnectionInfo {
-        id: 1,
-        local: address.clone(),
-        direct_remote: address.clone(),
-        remote: address,
-        local_restored: false,
-        listener: "l".into(),
-        filter_chain: "".into(),
-        requested_server_name: None,
-        transport_protocol: "raw_buffer",
-        application_protocols: Vec::new(),
-        tls: None,
-        proxy_tlvs: Vec::new(),
-        start: Instant::now(),
-        start_system: SystemTime::now(),
-        handshake_done: None,
-        transport_failure: None,
-        slots: Default::default(),
-    };
+    let connection = ConnectionInfo::accepted(1, "l".into(), address.clone(), address);
     let mut info = StreamInfo::new(1, Rc::new(connection), Some(Protocol::Http11));
     info.start_system = SystemTime::UNIX_EPOCH;
     info.end = Some(info.start + Duration::from_millis(5));

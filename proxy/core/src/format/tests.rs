@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
 
@@ -16,23 +16,8 @@ use crate::stream_info::{
 fn connection() -> ConnectionInfo {
     let address = |text: &str| Address::Ip(text.parse().unwrap());
     ConnectionInfo {
-        id: 7,
-        local: address("127.0.0.1:21803"),
-        direct_remote: address("10.1.2.3:4567"),
-        remote: address("10.1.2.3:4567"),
-        local_restored: false,
-        listener: "l".into(),
         filter_chain: "fc".into(),
-        requested_server_name: None,
-        transport_protocol: "raw_buffer",
-        application_protocols: Vec::new(),
-        tls: None,
-        proxy_tlvs: Vec::new(),
-        start: Instant::now(),
-        start_system: SystemTime::now(),
-        handshake_done: None,
-        transport_failure: None,
-        slots: Default::default(),
+        ..ConnectionInfo::accepted(7, "l".into(), address("127.0.0.1:21803"), address("10.1.2.3:4567"))
     }
 }
 

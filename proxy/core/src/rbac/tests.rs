@@ -1,5 +1,4 @@
 use std::rc::Rc;
-use std::time::{Instant, SystemTime};
 
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
 use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
@@ -10,28 +9,13 @@ use pb::principal::Identifier as Principal;
 use super::*;
 use crate::Address;
 use crate::header::HeaderId;
-use crate::stream_info::{CertInfo, ConnectionInfo, Slots, TlsInfo};
+use crate::stream_info::{CertInfo, ConnectionInfo, TlsInfo};
 
 fn connection() -> ConnectionInfo {
     let address = |text: &str| Address::Ip(text.parse().unwrap());
     ConnectionInfo {
-        id: 1,
-        local: address("10.0.0.2:8080"),
-        direct_remote: address("10.0.0.9:5000"),
         remote: address("10.0.0.1:4000"),
-        local_restored: false,
-        listener: "l".into(),
-        filter_chain: "".into(),
-        requested_server_name: None,
-        transport_protocol: "raw_buffer",
-        application_protocols: Vec::new(),
-        tls: None,
-        proxy_tlvs: Vec::new(),
-        start: Instant::now(),
-        start_system: SystemTime::now(),
-        handshake_done: None,
-        transport_failure: None,
-        slots: Slots::default(),
+        ..ConnectionInfo::accepted(1, "l".into(), address("10.0.0.2:8080"), address("10.0.0.9:5000"))
     }
 }
 

@@ -6,7 +6,6 @@ mod lookup;
 mod router_check;
 
 use std::rc::Rc;
-use std::time::{Instant, SystemTime};
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use sampan_config::{Format, LoadOptions, load_text};
@@ -43,25 +42,8 @@ pub(super) fn with_routes(lines: &[&str]) -> String {
 
 pub(super) fn info() -> StreamInfo {
     let address = |text: &str| Address::Ip(text.parse().unwrap());
-    let connection = ConnectionInfo {
-        id: 1,
-        local: address("127.0.0.1:80"),
-        direct_remote: address("127.0.0.1:4567"),
-        remote: address("127.0.0.1:4567"),
-        local_restored: false,
-        listener: "l".into(),
-        filter_chain: "".into(),
-        requested_server_name: None,
-        transport_protocol: "raw_buffer",
-        application_protocols: Vec::new(),
-        tls: None,
-        proxy_tlvs: Vec::new(),
-        start: Instant::now(),
-        start_system: SystemTime::now(),
-        handshake_done: None,
-        transport_failure: None,
-        slots: Default::default(),
-    };
+    let connection =
+        ConnectionInfo::accepted(1, "l".into(), address("127.0.0.1:80"), address("127.0.0.1:4567"));
     StreamInfo::new(1, Rc::new(connection), None)
 }
 

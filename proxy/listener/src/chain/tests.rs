@@ -1,5 +1,3 @@
-use std::time::{Instant, SystemTime};
-
 use envoy_types::pb::google::protobuf::UInt32Value;
 
 use super::*;
@@ -13,25 +11,12 @@ fn cidr(text: &str) -> CidrRange {
 }
 
 fn connection(local: &str, remote: &str) -> ConnectionInfo {
-    ConnectionInfo {
-        id: 0,
-        local: Address::Ip(local.parse().unwrap()),
-        direct_remote: Address::Ip(remote.parse().unwrap()),
-        remote: Address::Ip(remote.parse().unwrap()),
-        local_restored: false,
-        listener: "".into(),
-        filter_chain: "".into(),
-        requested_server_name: None,
-        transport_protocol: "raw_buffer",
-        application_protocols: Vec::new(),
-        tls: None,
-        proxy_tlvs: Vec::new(),
-        start: Instant::now(),
-        start_system: SystemTime::now(),
-        handshake_done: None,
-        transport_failure: None,
-        slots: Default::default(),
-    }
+    ConnectionInfo::accepted(
+        0,
+        "".into(),
+        Address::Ip(local.parse().unwrap()),
+        Address::Ip(remote.parse().unwrap()),
+    )
 }
 
 fn compile(chains: &[FilterChainMatch]) -> ConfigResult<ChainMatcher> {

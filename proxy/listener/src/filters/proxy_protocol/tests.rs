@@ -1,5 +1,3 @@
-use std::time::{Instant, SystemTime};
-
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::proxy_protocol::Rule;
 use sampan_core::stats::Store;
 use sampan_core::stream_info::{ConnectionInfo, Metadata};
@@ -8,25 +6,7 @@ use super::*;
 
 fn accepted() -> Accepted {
     let peer = Address::Ip("127.0.0.1:5".parse().unwrap());
-    let info = ConnectionInfo {
-        id: 0,
-        local: Address::Ip("127.0.0.1:80".parse().unwrap()),
-        direct_remote: peer.clone(),
-        remote: peer,
-        local_restored: false,
-        listener: "".into(),
-        filter_chain: "".into(),
-        requested_server_name: None,
-        transport_protocol: "raw_buffer",
-        application_protocols: Vec::new(),
-        tls: None,
-        proxy_tlvs: Vec::new(),
-        start: Instant::now(),
-        start_system: SystemTime::now(),
-        handshake_done: None,
-        transport_failure: None,
-        slots: Default::default(),
-    };
+    let info = ConnectionInfo::accepted(0, "".into(), Address::Ip("127.0.0.1:80".parse().unwrap()), peer);
     Accepted { info, metadata: Metadata::new() }
 }
 
