@@ -126,6 +126,18 @@ pub struct Upstream {
     pub conns: bool,
     /// The HTTP/2 server's limit of concurrent streams.
     pub max_streams: Option<u32>,
+    /// It serves gRPC: the messages of what is asked and of what is answered.
+    pub grpc: Option<Grpc>,
+}
+
+/// The full names of a gRPC method's messages.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grpc {
+    /// What is asked; shown as `messages`.
+    pub request: String,
+    /// What an act `message` answers.
+    pub response: String,
 }
 
 /// What an upstream speaks.
@@ -179,6 +191,8 @@ pub struct Rule {
 pub enum Act {
     /// A well-formed response.
     Reply(Reply),
+    /// A gRPC response of this message, with status 0.
+    Message(Value),
     /// Raw bytes; each character is one byte.
     Send(String),
     /// So many times the letter x.

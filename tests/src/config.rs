@@ -45,6 +45,17 @@ const ALIASES: &[(&str, &str, &str)] = &[
         "envoy.filters.http.health_check",
         "envoy.extensions.filters.http.health_check.v3.HealthCheck",
     ),
+    ("ext_authz", "envoy.filters.http.ext_authz", "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"),
+    (
+        "ext_authz_route",
+        "envoy.filters.http.ext_authz",
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+    ),
+    (
+        "ext_authz_network",
+        "envoy.filters.network.ext_authz",
+        "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
+    ),
     ("rbac", "envoy.filters.http.rbac", "envoy.extensions.filters.http.rbac.v3.RBAC"),
     ("rbac_route", "envoy.filters.http.rbac", "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"),
     ("rbac_network", "envoy.filters.network.rbac", "envoy.extensions.filters.network.rbac.v3.RBAC"),

@@ -11,6 +11,7 @@ pub mod config;
 pub mod conformance;
 pub mod control_plane;
 pub mod error;
+pub mod grpc;
 pub mod http1;
 pub mod istiod;
 pub mod names;

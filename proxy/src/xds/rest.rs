@@ -137,7 +137,7 @@ impl Rest {
         let answer =
             callout::call(clusters, &self.question.cluster, &headers, Bytes::from(body), LIMIT).await?;
         match answer.status {
-            200 => String::from_utf8(answer.body).map(Some).map_err(|e| e.to_string()),
+            200 => String::from_utf8(answer.body.into()).map(Some).map_err(|e| e.to_string()),
             304 => Ok(None),
             status => Err(format!("status {status}")),
         }

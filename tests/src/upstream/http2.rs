@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 use super::{Seen, Upstream, script};
 use crate::case::{Act, Reply};
+use crate::grpc;
 use crate::http1::fields;
 use crate::net::{Wire, raw, shown, text};
 
@@ -88,6 +89,7 @@ async fn answer(
     for act in acts {
         match act {
             Act::Reply(r) => send_reply(&mut respond, &r),
+            Act::Message(message) => send_message(&upstream, &mut respond, &message),
             Act::Sleep(ms) => sleep(Duration::from_millis(ms)).await,
             Act::ReadBody => read_body(&upstream, &mut body, index).await,
             Act::Reset | Act::Close => respond.send_reset(Reason::CANCEL),
@@ -124,8 +126,12 @@ async fn read_body(upstream: &Upstream, body: &mut RecvStream, index: usize) {
         }
     }
     let trailers = body.trailers().await.ok().flatten().map(|t| lines(&t)).unwrap_or_default();
+    let grpc = upstream.script.grpc.as_ref();
     upstream.update(index, |seen| {
-        seen.body = shown(&bytes);
+        match grpc {
+            Some(grpc) => seen.messages = grpc::messages(&grpc.request, &bytes),
+            None => seen.body = shown(&bytes),
+        }
         seen.trailers = trailers;
         seen.truncated = truncated;
     });
@@ -133,6 +139,19 @@ async fn read_body(upstream: &Upstream, body: &mut RecvStream, index: usize) {
 
 fn send_reply(respond: &mut SendResponse<Bytes>, r: &Reply) {
     reply(respond, r.status, header_map(&r.headers), script::reply_body(r).into(), header_map(&r.trailers));
+}
+
+/// A message that cannot be made shows in the status.
+fn send_message(upstream: &Upstream, respond: &mut SendResponse<Bytes>, message: &Value) {
+    let mut headers = HeaderMap::new();
+    headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let name = upstream.script.grpc.as_ref().map_or("", |grpc| &grpc.response);
+    match grpc::framed(name, message) {
+        Ok(body) => reply(respond, 200, headers, body.into(), trailers),
+        Err(error) => reply(respond, 500, HeaderMap::new(), error.to_string().into(), HeaderMap::new()),
+    }
 }
 
 fn reply(

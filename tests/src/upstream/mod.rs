@@ -33,6 +33,8 @@ pub struct Seen {
     pub head: Vec<String>,
     /// Body.
     pub body: String,
+    /// Of a gRPC upstream: the body's messages.
+    pub messages: Vec<Value>,
     /// Trailers.
     pub trailers: Vec<String>,
     /// The body did not come to its end.
@@ -78,6 +80,9 @@ impl Seen {
         };
         if !self.trailers.is_empty() {
             map["trailers"] = self.trailers.clone().into();
+        }
+        if !self.messages.is_empty() {
+            map["messages"] = self.messages.clone().into();
         }
         if self.truncated {
             map["truncated"] = true.into();

@@ -30,7 +30,7 @@ pub async fn run(wire: &mut Wire, acts: &[Act], name: &str) -> bool {
                 .await;
             }
             Act::Read(count) => drop(timeout(PATIENCE, wire.take(*count)).await),
-            Act::ReadBody => {}
+            Act::ReadBody | Act::Message(_) => {}
             Act::HalfClose => wire.half_close().await,
             Act::Close => {
                 wire.half_close().await;

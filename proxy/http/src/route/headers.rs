@@ -84,6 +84,21 @@ impl HeaderMutations {
         Ok(Self { operations, sequential: false })
     }
 
+    /// Headers that take the place of what is there; `field` is their list.
+    pub fn overwriting(values: &[core::HeaderValue], field: &str) -> ConfigResult<Self> {
+        let mut operations = Vec::with_capacity(values.len());
+        for (i, value) in values.iter().enumerate() {
+            let action = HeaderAppendAction::OverwriteIfExistsOrAdd.into();
+            let option = core::HeaderValueOption {
+                header: Some(value.clone()),
+                append_action: action,
+                ..core::HeaderValueOption::default()
+            };
+            operations.push(Operation::add(&option).at_index(field, i)?);
+        }
+        Ok(Self { operations, sequential: false })
+    }
+
     /// The filter `header_mutation`'s list.
     pub fn from_mutations(
         messages: &[envoy_types::pb::envoy::config::common::mutation_rules::v3::HeaderMutation],

@@ -9,9 +9,7 @@ use sampan_codec::BodyError;
 use sampan_codec::h1::ResponseHead;
 use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderName};
-use sampan_upstream::{
-    ConnectOptions, Host, HttpLease, LbContext, Outcome, PoolError, PreviousPriorities, WorkerHost,
-};
+use sampan_upstream::{ConnectOptions, Host, HttpLease, LbContext, Outcome, PreviousPriorities, WorkerHost};
 
 use super::exchange::Exchange;
 use super::failure::{Failure, reset};
@@ -231,10 +229,7 @@ impl Forward<'_> {
         let mut waiting_since = None;
         let lease = poll_fn(|cx| match acquire.as_mut().poll(cx) {
             Poll::Ready(Ok(lease)) => Poll::Ready(Ok(lease)),
-            Poll::Ready(Err(PoolError::Overflow | PoolError::OtherProtocol)) => {
-                Poll::Ready(Err(Failure::Overflow))
-            }
-            Poll::Ready(Err(PoolError::Connect(failure))) => Poll::Ready(Err(Failure::Connect(failure))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::of_pool(error))),
             Poll::Pending => {
                 waiting_since.get_or_insert_with(Instant::now);
                 timeouts.poll(&timer, cx).map(Err)

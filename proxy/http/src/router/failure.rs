@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use sampan_codec::{BodyError, CodecError, ResetReason};
 use sampan_core::header::HeaderId;
 use sampan_core::stream_info::{Protocol, ResponseFlag};
-use sampan_upstream::ConnectFailure;
+use sampan_upstream::{ConnectFailure, PoolError};
 
 use super::{End, Forward, codes};
 use crate::filter::LocalReply;
@@ -33,6 +33,13 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    pub(super) fn of_pool(error: PoolError) -> Self {
+        match error {
+            PoolError::Overflow | PoolError::OtherProtocol => Self::Overflow,
+            PoolError::Connect(failure) => Self::Connect(failure),
+        }
+    }
+
     pub(super) fn request_sent(&self) -> bool {
         !matches!(
             self,

@@ -14,6 +14,7 @@ mod codes;
 mod config;
 mod exchange;
 mod failure;
+pub mod grpc;
 mod hash;
 mod hedge;
 mod internal_redirect;

@@ -129,9 +129,17 @@ impl BodyStream for Tee {
 impl Shadow {
     fn send(self, body: Vec<Bytes>, trailers: Option<HeaderMap>) {
         tokio::task::spawn_local(async move {
-            let request = callout::Request { headers: &self.headers, body, trailers, internal: false };
+            let Self { worker, cluster, headers } = self;
+            let request = callout::Request {
+                body,
+                trailers,
+                limit: None,
+                internal: false,
+                forwarded: false,
+                ..callout::Request::new(&cluster, headers, Bytes::new())
+            };
             // Nobody waits for it; what goes wrong shows in the cluster's counters.
-            let _ = callout::send(&self.worker.clusters, &self.cluster, request, |_| Ok(())).await;
+            let _ = callout::ask(&worker.clusters, request).await;
         });
     }
 }

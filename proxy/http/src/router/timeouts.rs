@@ -54,7 +54,7 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// Sets `grpc-timeout`, in the smallest unit whose eight digits suffice.
-fn set_grpc_timeout(headers: &mut HeaderMap, timeout: Duration) {
+pub(super) fn set_grpc_timeout(headers: &mut HeaderMap, timeout: Duration) {
     let mut number = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     let mut unit = 'm';
     for (larger, factor) in [('S', 1000), ('M', 60), ('H', 60)] {
