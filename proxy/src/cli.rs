@@ -62,6 +62,7 @@ pub struct Options {
     pub skip_deprecated_logs: bool,
     pub stats_tags: Vec<(String, String)>,
     pub cpuset_threads: bool,
+    pub last_good_config_path: Option<PathBuf>,
     /// Flags that were given and have no effect; each becomes a warning in the log.
     pub without_effect: Vec<String>,
 }
@@ -96,6 +97,7 @@ impl Default for Options {
             skip_deprecated_logs: false,
             stats_tags: Vec::new(),
             cpuset_threads: false,
+            last_good_config_path: None,
             without_effect: Vec::new(),
         }
     }
@@ -347,6 +349,14 @@ static FLAGS: &[Flag] = &[
         repeated: true,
         ..flag("stats-tag", Action::Text(add_stats_tag), "tag:value for all stats; may be repeated")
     },
+    flag(
+        "last-good-config-path",
+        Action::Text(|o, v| {
+            o.last_good_config_path = Some(v.into());
+            Ok(())
+        }),
+        "File that keeps what control planes gave and serves at a start without them (Sampan's own)",
+    ),
     flag("cpuset-threads", Action::Switch(|o| o.cpuset_threads = true), "Count workers from the cpuset"),
     flag("enable-fine-grain-logging", Action::NoEffect(false, NOT_HERE), "Logging per file"),
     flag("log-stacktrace-single-entry", Action::NoEffect(false, NOT_HERE), "Form of stack traces"),

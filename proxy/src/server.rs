@@ -20,7 +20,7 @@ use crate::listeners::{ListenerManager, Workers};
 use crate::stats::ServerStats;
 use crate::view::View;
 use crate::worker::{Handle, Order};
-use crate::xds::Xds;
+use crate::xds::{Flags, Xds};
 
 /// What ends or changes the service, from signals and the admin interface.
 pub enum Command {
@@ -216,11 +216,14 @@ async fn start_dynamic(process: &Rc<Process>, inbox: &mut mpsc::UnboundedReceive
 /// Subscribes; returns when all clusters are warm.
 async fn start_xds(process: &Rc<Process>) {
     let boot = &process.boot;
-    let reject_unknown = process.options.reject_unknown_dynamic;
+    let flags = Flags {
+        reject_unknown: process.options.reject_unknown_dynamic,
+        last_good: process.options.last_good_config_path.as_deref(),
+    };
     let node = boot.bootstrap.node.clone().unwrap_or_default();
     let ready = || process.clusters_ready.set(true);
     let (clusters, server, listeners) = (&boot.clusters, &boot.server, &process.listeners);
-    let xds = Xds::start(&boot.xds, clusters, server, listeners, &node, reject_unknown, ready).await;
+    let xds = Xds::start(&boot.xds, clusters, server, listeners, &node, flags, ready).await;
     // Nobody else sets it.
     let _ = process.xds.set(xds);
     let mut replaced = boot.clusters.replaced();
@@ -335,6 +338,7 @@ fn reopen_logs(process: &Process) {
 }
 
 fn finish(process: &Process) {
+    process.xds.get().into_iter().for_each(Xds::keep);
     for worker in process.workers.take() {
         worker.end();
     }

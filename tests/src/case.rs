@@ -280,6 +280,11 @@ pub enum Step {
     Signal(String),
     /// Wait for the subject's exit.
     Exit(String),
+    /// End the subject, if it has not ended, and start it again; whether to wait until it is ready.
+    Restart {
+        /// Otherwise only until its admin interface answers.
+        ready: bool,
+    },
     /// Run lists of steps at once.
     Parallel(Vec<Vec<Step>>),
 }

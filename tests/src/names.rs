@@ -1,7 +1,8 @@
 //! Ports and paths of one run under symbolic names, so that a case file holds none and two runs can be compared.
 //!
 //! `{{listener.X}}`, `{{control_plane}}` and `{{admin}}` are allocated at first use, `{{closed.X}}` is a port that refuses connections,
-//! `{{upstream.X}}` is set when the upstream listens, `{{dir}}`, `{{certs}}` and `{{log}}` are paths,
+//! `{{upstream.X}}` is set when the upstream listens, `{{dir}}`, `{{certs}}` and `{{log}}` are paths, `{{pem.X}}` is the text of
+//! the file X of `{{certs}}`,
 //! `{{host_ip}}` is the machine's own address. After the run every known
 //! number goes back to its name, any other port of a loopback address becomes `PORT`.
 
@@ -47,6 +48,9 @@ impl Names {
     pub fn get(&self, name: &str) -> Result<String> {
         if let Some(value) = self.values.borrow().get(name) {
             return Ok(value.clone());
+        }
+        if let (Some(file), Some(certs)) = (name.strip_prefix("pem."), self.values.borrow().get("certs")) {
+            return std::fs::read_to_string(format!("{certs}/{file}")).trying(format!("read {file}"));
         }
         let port = if name == "admin" || name.starts_with("listener.") || name.starts_with("control_plane") {
             free_port()?

@@ -25,6 +25,9 @@ pub struct Subject {
 /// A started subject. It dies with this value.
 pub struct Running {
     child: Child,
+    subject: Subject,
+    config: PathBuf,
+    args: Vec<String>,
     admin: String,
     stderr: PathBuf,
 }
@@ -49,9 +52,22 @@ impl Subject {
     /// Starts it and waits until its admin interface says it is ready, or only answers where that is enough.
     pub async fn start(&self, config: &Path, admin: String, args: &[String], ready: bool) -> Result<Running> {
         let stderr = config.with_file_name("stderr");
-        let file = std::fs::File::create(&stderr).trying("create the error log")?;
+        let mut running = Running {
+            child: self.spawn(config, args, &stderr)?,
+            subject: self.clone(),
+            config: config.to_path_buf(),
+            args: args.to_vec(),
+            admin,
+            stderr,
+        };
+        running.answers(ready).await?;
+        Ok(running)
+    }
+
+    fn spawn(&self, config: &Path, args: &[String], stderr: &Path) -> Result<Child> {
+        let file = std::fs::File::create(stderr).trying("create the error log")?;
         let again = file.try_clone().trying("create the error log")?;
-        let child = Command::new(&self.binary)
+        Command::new(&self.binary)
             .args([
                 "--concurrency",
                 "1",
@@ -69,29 +85,35 @@ impl Subject {
             .stderr(again)
             .kill_on_drop(true)
             .spawn()
-            .trying(format!("run {}", self.binary.display()))?;
-        let mut running = Running { child, admin, stderr };
+            .trying(format!("run {}", self.binary.display()))
+    }
+}
+
+impl Running {
+    /// Starts it once more, ended or not, as it was started before.
+    pub async fn restart(&mut self, ready: bool) -> Result<()> {
+        let _ = self.child.kill().await;
+        self.child = self.subject.spawn(&self.config, &self.args, &self.stderr)?;
+        self.answers(ready).await
+    }
+
+    async fn answers(&mut self, ready: bool) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            if let Some(status) = running.child.try_wait().trying("wait for the subject")? {
-                return Err(Error::Subject(format!(
-                    "{} ended with {status}:\n{}",
-                    self.name,
-                    running.said()
-                )));
+            let name = self.subject.name;
+            if let Some(status) = self.child.try_wait().trying("wait for the subject")? {
+                return Err(Error::Subject(format!("{name} ended with {status}:\n{}", self.said())));
             }
-            match running.admin_call("GET", "/ready").await {
-                Ok((head, _)) if head.status() == 200 || !ready => return Ok(running),
+            match self.admin_call("GET", "/ready").await {
+                Ok((head, _)) if head.status() == 200 || !ready => return Ok(()),
                 _ if Instant::now() > deadline => {
-                    return Err(Error::Subject(format!("{} is not ready:\n{}", self.name, running.said())));
+                    return Err(Error::Subject(format!("{name} is not ready:\n{}", self.said())));
                 }
                 _ => sleep(Duration::from_millis(10)).await,
             }
         }
     }
-}
 
-impl Running {
     /// What it wrote to stdout and stderr.
     pub fn said(&self) -> String {
         std::fs::read_to_string(&self.stderr).unwrap_or_default()

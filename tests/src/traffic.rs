@@ -44,6 +44,7 @@ impl Run<'_> {
                 let code = self.subject.exit(Duration::from_millis(limit)).await;
                 self.seen.insert("exit".into(), code.into());
             }
+            Step::Restart { ready } => self.subject.restart(*ready).await?,
             Step::Push(snapshot) => peer(&mut self.control_plane)?.push(snapshot, self.names).await?,
             Step::ControlPlane(act) => peer(&mut self.control_plane)?.act(act, self.names).await?,
             Step::WaitControlPlane(wanted) => {
@@ -123,11 +124,12 @@ impl Run<'_> {
                     None
                 }
                 Step::Exit(_)
+                | Step::Restart { .. }
                 | Step::Parallel(_)
                 | Step::Push(_)
                 | Step::ControlPlane(_)
                 | Step::WaitControlPlane(_) => {
-                    return case_error("exit, parallel and the control plane do not nest");
+                    return case_error("exit, restart, parallel and the control plane do not nest");
                 }
             })
         })

@@ -1,5 +1,5 @@
 //! Fuzzing of what reads bytes from strangers: HTTP/1's heads and chunks, HTTP/2's frames and heads, what listener
-//! filters look at, the PROXY protocol, the substitution formatter.
+//! filters look at, the PROXY protocol, the substitution formatter; and of the file of the last good configuration.
 //!
 //! Each target takes seeds apart and puts them together in new ways for `FUZZ_SECONDS` (5 by default). Nothing may
 //! panic, and what was read of a part must hold for the whole. A target tells what it did, and an input with a new
@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime};
 
+use sampan_config::last_good::{KeptResource, LastGood, LastGoodError, Subscription, seal};
 use sampan_core::format::{Extensions, Formatter};
 
 /// So many inputs are kept as seeds.
@@ -214,5 +215,45 @@ fn formatter() {
         Ok(_) => 0,
         // Which mistake it was, without the text that it names.
         Err(error) => 1 + error.to_string().bytes().take(12).map(u64::from).sum::<u64>(),
+    });
+}
+
+/// The header refuses nearly everything, so that each input is tried with a true one too.
+#[test]
+fn last_good() {
+    let resource = |value: &'static [u8]| KeptResource { version: "1".into(), value: value.into() };
+    let subscription = |name: &str, resources| Subscription {
+        source: "ads".into(),
+        type_url: "type.googleapis.com/a.B".into(),
+        name: name.into(),
+        version: "2".into(),
+        resources,
+    };
+    let subscriptions =
+        vec![subscription("", vec![resource(b"x"), resource(b"")]), subscription("a", Vec::new())];
+    let whole = LastGood { node_id: "n".into(), node_cluster: "c".into(), saved_at: 1, subscriptions };
+    let empty = LastGood { node_id: "n".into(), node_cluster: "c".into(), ..LastGood::default() };
+    fuzz(&[&whole.write(), &empty.write(), b"SampanLG"], |input, _| {
+        let read = |file: &[u8]| LastGood::read(file.to_vec().into(), "n", "c");
+        let mut sealed = input.to_vec();
+        seal(&mut sealed);
+        let results = [read(input), read(&sealed)];
+        for kept in results.iter().flatten() {
+            assert_eq!(read(&kept.write()).as_ref(), Ok(kept));
+        }
+        let outcome = |result: &Result<LastGood, LastGoodError>| match result {
+            Ok(kept) => {
+                let resources: usize = kept.subscriptions.iter().map(|s| s.resources.len()).sum();
+                8 + 8 * kept.subscriptions.len().min(20) as u64 + 256 * resources.min(20) as u64
+            }
+            Err(LastGoodError::Foreign) => 0,
+            Err(LastGoodError::Form(_)) => 1,
+            Err(LastGoodError::Length { .. }) => 2,
+            Err(LastGoodError::Large(_)) => 3,
+            Err(LastGoodError::Checksum) => 4,
+            Err(LastGoodError::Decode(_)) => 5,
+            Err(LastGoodError::Node { .. }) => 6,
+        };
+        outcome(&results[0]) << 32 | outcome(&results[1])
     });
 }

@@ -18,6 +18,7 @@ mod error;
 mod group;
 pub mod istio;
 mod json;
+pub mod last_good;
 mod load;
 mod print;
 pub mod schema;

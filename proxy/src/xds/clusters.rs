@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as Message;
+use sampan_config::last_good::KeptResource;
 use sampan_core::error::ConfigResult;
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_upstream::{Cluster, ClusterConfig, Origin};
@@ -15,6 +16,7 @@ use xds_client::{Decoded, Pause, Resource, types};
 
 use super::endpoints::Eds;
 use super::resource::{Checked, checked, decode};
+use super::source::kept;
 use super::{Context, Subscriber};
 
 /// The subscriber of `dynamic_resources.cds_config`.
@@ -188,5 +190,14 @@ impl Subscriber for Cds {
 
     fn failed(&self) {
         self.answered.send_replace(true);
+    }
+
+    fn in_force(&self) -> Vec<KeptResource> {
+        let clusters = &self.context.clusters;
+        let waiting = clusters.waiting();
+        let newer: HashSet<_> = waiting.iter().map(|cluster| cluster.name().clone()).collect();
+        let all = clusters.clusters().all().into_iter().filter(|cluster| !newer.contains(cluster.name()));
+        let all = all.chain(waiting);
+        all.filter_map(|cluster| cluster.origin().map(|o| kept(&o.version, &o.bytes))).collect()
     }
 }

@@ -14,11 +14,13 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use foldhash::fast::FixedState;
 use prost::Message;
 use prost::bytes::Bytes;
+use sampan_config::last_good::KeptResource;
 use sampan_upstream::{Cluster, Discovery, LoadAssignment, Rebuild};
 use tokio::task::AbortHandle;
 use xds_client::{Decoded, Resource, types};
 
 use super::resource::{Checked, checked, decode};
+use super::source::kept;
 use super::{Context, Secrets, Source, Subscriber, SubscriptionStats};
 
 /// The EDS subscriptions of all clusters.
@@ -207,6 +209,10 @@ impl Subscriber for Endpoints {
             cluster.set_assignment(assignment);
         }
         self.settle(&cluster);
+    }
+
+    fn in_force(&self) -> Vec<KeptResource> {
+        self.last.borrow().iter().map(|bytes| kept("", bytes)).collect()
     }
 }
 

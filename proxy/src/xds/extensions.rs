@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::google::protobuf::Any;
 use prost::bytes::Bytes;
+use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::Counter;
 use sampan_listener::{ExtensionUser, ListenerConfig, Stage, WantedExtension};
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
 use super::resource::{Checked, checked, decode};
+use super::source::kept;
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
 /// All ECDS subscriptions.
@@ -212,6 +214,11 @@ impl Subscriber for Extension {
     fn failed(&self) {
         self.config_fail.inc();
         self.answered.send_replace(true);
+    }
+
+    fn in_force(&self) -> Vec<KeptResource> {
+        let current = self.current.borrow();
+        current.iter().map(|now| kept(&now.version, &now.bytes)).collect()
     }
 }
 

@@ -9,11 +9,13 @@ use std::time::SystemTime;
 use envoy_types::pb::envoy::admin::v3::UpdateFailureState;
 use envoy_types::pb::envoy::config::listener::v3::Listener as Message;
 use envoy_types::pb::google::protobuf::{Any, Timestamp};
+use sampan_config::last_good::KeptResource;
 use sampan_upstream::Origin;
 use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
 use super::resource::{Checked, checked, decode};
+use super::source::kept;
 use super::{Context, Dependencies, Subscriber};
 use crate::listeners::ListenerManager;
 
@@ -117,6 +119,14 @@ impl Subscriber for Lds {
 
     fn failed(&self) {
         self.answered.send_replace(true);
+    }
+
+    fn in_force(&self) -> Vec<KeptResource> {
+        let warming = self.listeners.warming();
+        let newer: HashSet<_> = warming.iter().map(|entry| entry.config.name.clone()).collect();
+        let active = self.listeners.active().into_iter().filter(|entry| !newer.contains(&entry.config.name));
+        let all = active.chain(warming);
+        all.filter_map(|entry| entry.origin.as_ref().map(|o| kept(&o.version, &o.bytes))).collect()
     }
 }
 

@@ -11,6 +11,7 @@
 //!   source   file (inotify), or part of a stream         delivers responses to a Subscriber, counts them
 //!   rest     control planes that are polled
 //!   grpc     streams to control planes (xds-client), over our own clusters
+//!   last_good what is kept in a file for a start without control planes
 //!   types    clusters (CDS), endpoints (EDS), …          resources -> models -> slots; the error is the NACK
 //! ```
 //!
@@ -36,6 +37,7 @@ mod endpoints;
 mod extensions;
 mod file;
 mod grpc;
+mod last_good;
 mod listeners;
 mod resource;
 mod rest;
@@ -63,6 +65,7 @@ pub use clusters::Cds;
 use endpoints::Eds;
 pub use extensions::{CurrentExtension, Extensions};
 use file::Watcher;
+use last_good::LastGood;
 pub use listeners::Lds;
 pub use routes::{Current, Rds as Routes};
 pub use scopes::Srds;
@@ -164,6 +167,16 @@ pub struct Context {
     updated: Rc<Notify>,
     /// The stream of `ads_config`.
     ads: Option<Client>,
+    /// What is kept for a start without control planes.
+    last_good: Option<Rc<LastGood>>,
+}
+
+/// What the command line says of it.
+pub struct Flags<'a> {
+    /// `--reject-unknown-dynamic-fields`
+    pub reject_unknown: bool,
+    /// `--last-good-config-path`
+    pub last_good: Option<&'a std::path::Path>,
 }
 
 impl Context {
@@ -224,7 +237,7 @@ impl Xds {
         server: &Arc<Server>,
         listeners: &Rc<ListenerManager>,
         node: &Node,
-        reject_unknown: bool,
+        flags: Flags<'_>,
         clusters_ready: impl FnOnce(),
     ) -> Self {
         let root = &server.stats.root();
@@ -240,7 +253,8 @@ impl Xds {
             clusters: clusters.clone(),
             root: root.clone(),
             watcher: Watcher::new().inspect_err(|e| log_error(&format!("inotify: {e}"))).ok(),
-            reject_unknown,
+            reject_unknown: flags.reject_unknown,
+            last_good: flags.last_good.map(|path| LastGood::open(path, node, root)),
         });
         tokio::task::spawn_local(crate::overload::give_back(context.updated.clone()));
         let secrets = Rc::new(Secrets::new(context.clone()));
@@ -284,7 +298,17 @@ impl Xds {
             listeners.warmed().await;
             this.lds = Some(lds);
         }
+        if let Some(last_good) = &context.last_good {
+            last_good.started();
+        }
         this
+    }
+
+    /// Writes what is kept for a start without control planes.
+    pub fn keep(&self) {
+        if let Some(last_good) = &self.context.last_good {
+            last_good.flush();
+        }
     }
 
     /// Closes the control thread's connections to clusters that lost their slot, and ends what nobody wants any more.

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use xds_client::types;
 
 use super::Context;
+use super::last_good::Keeper;
 use super::source::{Subscriber, SubscriptionStats, take, warn};
 
 /// The greatest answer that is read.
@@ -49,6 +50,7 @@ struct Rest {
     path: &'static str,
     stats: SubscriptionStats,
     subscriber: Rc<dyn Subscriber>,
+    keeper: Option<Keeper>,
     answered: std::cell::Cell<bool>,
 }
 
@@ -76,7 +78,9 @@ pub fn start(
 ) -> Option<Poll> {
     let path = path(subscriber.type_url())?;
     let (context, subscriber) = (context.clone(), subscriber.clone());
-    let rest = Rc::new(Rest { context, question, path, stats, subscriber, answered: false.into() });
+    let keeper = context.last_good.as_ref().map(|kept| kept.keep(&question.cluster, &subscriber));
+    let answered = false.into();
+    let rest = Rc::new(Rest { context, question, path, stats, subscriber, keeper, answered });
     let mut tasks = Vec::new();
     if let Some(after) = rest.question.initial {
         let rest = rest.clone();
@@ -85,7 +89,9 @@ pub fn start(
             if !rest.answered.get() {
                 warn(&format!("REST config: initial fetch timeout for {}", rest.path));
                 rest.stats.timed_out();
-                rest.subscriber.failed();
+                if !rest.keeper.as_ref().is_some_and(|keeper| keeper.late(&rest.stats)) {
+                    rest.subscriber.failed();
+                }
             }
         };
         tasks.push(tokio::task::spawn_local(late).abort_handle());
@@ -107,6 +113,9 @@ impl Rest {
                 Err(reason) => {
                     warn(&format!("REST update for {} failed: {reason}", self.path));
                     self.stats.unreachable();
+                    if let Some(keeper) = &self.keeper {
+                        keeper.unreachable(&self.stats);
+                    }
                 }
             }
             let delay = u64::try_from(self.question.delay.as_millis()).unwrap_or(u64::MAX).max(1);
@@ -146,18 +155,25 @@ impl Rest {
     fn take(&self, text: &str, version: &mut String) {
         let since = Instant::now();
         self.answered.set(true);
+        if let Some(keeper) = &self.keeper {
+            keeper.heard();
+        }
         let unknown = if self.context.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
         let options = LoadOptions { unknown, skip_any: true, ..LoadOptions::default() };
         let loaded =
             load_text::<DiscoveryResponse>(Format::Json, text, &options).and_then(|loaded| loaded.decode());
         let taken = loaded.map_err(|error| error.to_string()).and_then(|response| {
-            let resources = response.resources.into_iter().map(|any| (any.type_url, any.value.into()));
+            let resources = response.resources.into_iter();
+            let resources = resources.map(|any| (any.type_url, String::new(), any.value.into()));
             take(&*self.subscriber, &response.version_info, resources)?;
             Ok(response.version_info)
         });
         match taken {
             Ok(accepted) => {
                 self.stats.accepted(&accepted, since);
+                if let Some(keeper) = &self.keeper {
+                    keeper.accepted(&accepted);
+                }
                 *version = accepted;
             }
             Err(reason) => {

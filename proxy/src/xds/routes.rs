@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use prost::bytes::Bytes;
+use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::{Counter, Gauge};
 use sampan_http::filter::HttpFilterRegistry;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
 use super::resource::{Checked, checked, decode};
+use super::source::kept;
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
 /// All RDS subscriptions.
@@ -199,5 +201,10 @@ impl Subscriber for Table {
 
     fn failed(&self) {
         self.answered.send_replace(true);
+    }
+
+    fn in_force(&self) -> Vec<KeptResource> {
+        let current = self.current.borrow();
+        current.iter().map(|now| kept(&now.version, &now.bytes)).collect()
     }
 }

@@ -1,15 +1,19 @@
 //! RTDS: one subscription for each `rtds_layer` of the runtime; and the roots of its disk layers, which are watched.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use envoy_types::pb::envoy::service::runtime::v3::Runtime as Message;
 use envoy_types::pb::google::protobuf::Struct;
+use prost::bytes::Bytes;
+use sampan_config::last_good::KeptResource;
 use sampan_core::runtime::{Runtime, WantedLayer};
 use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
 use super::file::Watch;
 use super::resource::{checked, decode};
+use super::source::kept;
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
 /// All RTDS subscriptions.
@@ -24,6 +28,8 @@ struct Layer {
     runtime: Runtime,
     wanted: WantedLayer,
     answered: watch::Sender<bool>,
+    /// The message in force.
+    current: RefCell<Option<Bytes>>,
 }
 
 impl Rtds {
@@ -37,7 +43,13 @@ impl Rtds {
             let answered = watch::Sender::new(false);
             answers.push(answered.subscribe());
             let (context, runtime) = (context.clone(), runtime.clone());
-            let layer = Rc::new(Layer { context: context.clone(), runtime, wanted, answered });
+            let layer = Rc::new(Layer {
+                context: context.clone(),
+                runtime,
+                wanted,
+                answered,
+                current: RefCell::default(),
+            });
             layers.push(Source::start(&context, &source, SubscriptionStats::new(&scope), layer));
         }
         for mut answer in answers {
@@ -93,18 +105,28 @@ impl Subscriber for Layer {
         if name != expected {
             return Err(format!("Unexpected RTDS runtime (expecting {expected}): {name}"));
         }
-        self.set(one.message.layer.as_ref())
+        self.set(one.message.layer.as_ref())?;
+        // A copy of its own: a slice would keep the whole response.
+        self.current.replace(Some(one.bytes.to_vec().into()));
+        Ok(())
     }
 
     fn change(&self, _version: &str, added: &[Rc<Decoded>], removed: &[String]) -> Result<(), String> {
         match (added, removed) {
             ([], []) => Ok(()),
             ([first, ..], _) => self.update(&first.version, added),
-            ([], _) => self.set(None),
+            ([], _) => {
+                self.current.replace(None);
+                self.set(None)
+            }
         }
     }
 
     fn failed(&self) {
         self.answered.send_replace(true);
+    }
+
+    fn in_force(&self) -> Vec<KeptResource> {
+        self.current.borrow().iter().map(|bytes| kept("", bytes)).collect()
     }
 }

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::config::route::v3::ScopedRouteConfiguration;
 use prost::bytes::Bytes;
+use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_http::route::{RouteSlot, ScopeSlot, Scopes as Map, WantedRoutes, WantedScopes, scope_key};
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
 use super::resource::{Checked, checked, decode};
+use super::source::kept;
 use super::{Context, Routes, Source, Subscriber, SubscriptionStats};
 
 /// All SRDS subscriptions.
@@ -268,5 +270,9 @@ impl Subscriber for Scopes {
 
     fn failed(&self) {
         self.answered.send_replace(true);
+    }
+
+    fn in_force(&self) -> Vec<KeptResource> {
+        self.all.borrow().values().map(|held| kept("", &held.bytes)).collect()
     }
 }

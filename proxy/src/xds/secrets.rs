@@ -16,6 +16,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use foldhash::fast::FixedState;
 use prost::bytes::Bytes;
+use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::Counter;
 use sampan_listener::ListenerConfig;
@@ -26,6 +27,7 @@ use xds_client::{Decoded, Resource, types};
 
 use super::file::Watch;
 use super::resource::{Checked, checked, decode};
+use super::source::kept;
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
 /// All SDS subscriptions.
@@ -246,6 +248,26 @@ impl Subscriber for Slot {
 
     fn failed(&self) {
         self.answered.send_replace(true);
+    }
+
+    /// No key is written to a disk: certificates are kept whose key is a file's name, and what peers are verified with.
+    fn in_force(&self) -> Vec<KeptResource> {
+        let current = self.current.borrow();
+        let current = current.iter().filter(|now| !holds_key(&now.secret));
+        current.map(|now| kept(&now.version, &now.bytes)).collect()
+    }
+}
+
+/// Whether somebody who has the message could speak in the name of its owner.
+fn holds_key(secret: &Secret) -> bool {
+    let named = |source: &DataSource| matches!(source.specifier, Some(Specifier::Filename(_)));
+    match &secret.r#type {
+        Some(Type::TlsCertificate(c)) => {
+            c.private_key_provider.is_some()
+                || [&c.private_key, &c.password, &c.pkcs12].into_iter().flatten().any(|s| !named(s))
+        }
+        Some(Type::ValidationContext(_)) => false,
+        _ => true,
     }
 }
 

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prost::bytes::Bytes;
+use sampan_config::last_good::KeptResource;
 use sampan_config::{DiscoveryFile, LoadOptions, UnknownFields, load_discovery_file};
 use sampan_core::config_source::{Api, ApiSource, ConfigSource, SourceKind};
 use sampan_core::log::{Component, Level};
@@ -13,6 +14,7 @@ use tokio::sync::Notify;
 use xds_client::{Client, Decoded, Failure, Resource, Update, Watcher, types};
 
 use super::file::Watch;
+use super::last_good::Keeper;
 use super::{Context, rest};
 
 /// One type's side of a subscription.
@@ -42,6 +44,16 @@ pub trait Subscriber {
 
     /// No answer in time, or one that was refused: what is in force stays.
     fn failed(&self);
+
+    /// What is in force, to be kept for a start without a control plane. Default: nothing is.
+    fn in_force(&self) -> Vec<KeptResource> {
+        Vec::new()
+    }
+}
+
+/// A resource as it is kept; an empty version stands for that of the whole.
+pub(super) fn kept(version: &str, value: &Bytes) -> KeptResource {
+    KeptResource { version: version.to_owned(), value: value.clone() }
 }
 
 /// `update_*`, `version`, …: the same for every type.
@@ -127,7 +139,10 @@ impl Source {
                 File::start(context, path, watched_directory.as_deref(), stats, subscriber)
             }
             SourceKind::Ads => match &context.ads {
-                Some(client) => Self::Stream(Stream::start(context, client, source, stats, subscriber), None),
+                Some(client) => {
+                    let watch = Stream::start(context, (client, "ads"), source, stats, subscriber);
+                    Self::Stream(watch, None)
+                }
                 None => nothing("ADS must be configured to support an ADS config source", &*subscriber),
             },
             SourceKind::Api(api) => Self::api(context, source, api, stats, subscriber),
@@ -161,7 +176,7 @@ impl Source {
         };
         match context.control.client(api, path, &stats.scope) {
             Some(client) => {
-                let watch = Stream::start(context, &client, source, stats, subscriber);
+                let watch = Stream::start(context, (&client, api.cluster()), source, stats, subscriber);
                 client.start();
                 Self::Stream(watch, Some(client))
             }
@@ -181,22 +196,37 @@ struct Stream {
     updated: Rc<Notify>,
     stats: SubscriptionStats,
     subscriber: Rc<dyn Subscriber>,
+    keeper: Option<Keeper>,
 }
 
 impl Stream {
     fn start(
         context: &Context,
-        client: &Client,
+        (client, serves): (&Client, &str),
         source: &ConfigSource,
         stats: SubscriptionStats,
         subscriber: Rc<dyn Subscriber>,
     ) -> xds_client::Watch {
         stats.update_attempt.inc();
+        let keeper = context.last_good.as_ref().map(|last_good| last_good.keep(serves, &subscriber));
         let name = subscriber.name().map(str::to_owned);
         let names: Vec<_> = name.iter().map(String::as_str).collect();
         let type_url = subscriber.type_url();
-        let stream = Rc::new(Self { updated: context.updated.clone(), stats, subscriber });
-        client.watch(type_url, &names, stream, source.initial_fetch_timeout)
+        let stream = Rc::new(Self { updated: context.updated.clone(), stats, subscriber, keeper });
+        let watch = client.watch(type_url, &names, stream.clone(), source.initial_fetch_timeout);
+        if let Some(keeper) = &stream.keeper {
+            if keeper.is_silent() {
+                keeper.late(&stream.stats);
+            } else if let Some(after) = keeper.grace() {
+                let waiting = Rc::downgrade(&stream);
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(after).await;
+                    let stream = waiting.upgrade();
+                    stream.and_then(|stream| Some(stream.keeper.as_ref()?.late(&stream.stats)))
+                });
+            }
+        }
+        watch
     }
 }
 
@@ -208,7 +238,9 @@ impl Watcher for Stream {
     fn update(&self, update: &Update<'_>) -> Result<(), String> {
         let since = Instant::now();
         let Update { version, resources, removed, delta } = *update;
-        if delta {
+        // In place of what was kept, the first answer of a delta stream has all that there is.
+        let whole = self.keeper.as_ref().is_some_and(Keeper::heard);
+        if delta && !whole {
             self.stats.update_attempt.inc();
             self.subscriber.change(version, resources, removed)?;
         } else {
@@ -216,6 +248,9 @@ impl Watcher for Stream {
             self.stats.update_attempt.inc();
         }
         self.stats.accepted(version, since);
+        if let Some(keeper) = &self.keeper {
+            keeper.accepted(version);
+        }
         self.updated.notify_one();
         Ok(())
     }
@@ -223,14 +258,24 @@ impl Watcher for Stream {
     fn failed(&self, why: Failure<'_>) {
         let type_url = self.subscriber.type_url();
         match why {
-            Failure::Connection => self.stats.update_failure.inc(),
+            Failure::Connection => {
+                self.stats.update_failure.inc();
+                if let Some(keeper) = &self.keeper {
+                    keeper.unreachable(&self.stats);
+                }
+            }
             Failure::Timeout => {
                 warn(&format!("gRPC config: initial fetch timed out for {type_url}"));
                 self.stats.init_fetch_timeout.inc();
-                self.subscriber.failed();
+                if !self.keeper.as_ref().is_some_and(|keeper| keeper.late(&self.stats)) {
+                    self.subscriber.failed();
+                }
             }
             Failure::Rejected(reason) => {
                 warn(&format!("gRPC config for {type_url} rejected: {reason}"));
+                if let Some(keeper) = &self.keeper {
+                    keeper.heard();
+                }
                 self.stats.update_rejected.inc();
                 self.subscriber.failed();
             }
@@ -299,18 +344,18 @@ impl File {
     }
 
     fn take(&self, version: &str, resources: Vec<sampan_config::Resource>) -> Result<(), String> {
-        take(&*self.subscriber, version, resources.into_iter().map(|r| (r.type_url, r.value)))
+        take(&*self.subscriber, version, resources.into_iter().map(|r| (r.type_url, String::new(), r.value)))
     }
 }
 
-/// Gives a whole response, types and values, to its subscriber.
+/// Gives a whole response to its subscriber: types, versions (the response's where they are empty) and values.
 pub(super) fn take(
     subscriber: &dyn Subscriber,
     version: &str,
-    resources: impl Iterator<Item = (String, Bytes)>,
+    resources: impl Iterator<Item = (String, String, Bytes)>,
 ) -> Result<(), String> {
-    let decode = |(type_url, value)| {
-        let (name, version) = (String::new(), version.to_owned());
+    let decode = |(type_url, own, value): (String, String, Bytes)| {
+        let (name, version) = (String::new(), if own.is_empty() { version.to_owned() } else { own });
         let resource =
             Resource { name, version, type_url, value: Some(value), aliases: Vec::new(), ttl: None };
         subscriber.decode(resource).map(Rc::new)
