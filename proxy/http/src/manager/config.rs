@@ -23,6 +23,7 @@ use super::discovered::Discovered;
 use super::local_reply::LocalReplyConfig;
 use super::origin::Detector;
 use super::path::{EscapedSlashes, PathOptions};
+use super::proxy_status::ProxyStatus;
 use super::stats::{ListenerStats, ManagerStats};
 use crate::filter::{HttpFilter, HttpFilterContext, HttpFilterKind, HttpFilterRegistry};
 use crate::route::{HeaderMutations, RouteSource};
@@ -60,6 +61,8 @@ pub struct Manager {
     pub server_header: ServerHeader,
     /// `via`
     pub via: String,
+    /// `proxy_status_config`
+    pub proxy_status: Option<ProxyStatus>,
     /// `always_set_request_id_in_response`
     pub request_id_in_response: bool,
     /// `proxy_100_continue`
@@ -74,6 +77,8 @@ pub struct Manager {
     pub access_log: Vec<AccessLogger>,
     /// `access_log_options.flush_access_log_on_new_request`
     pub log_on_new_request: bool,
+    /// `access_log_options.flush_log_on_tunnel_successfully_established`
+    pub log_on_tunnel: bool,
     /// `local_reply_config`
     pub local_reply: LocalReplyConfig,
     /// `per_connection_buffer_limit_bytes` of the listener.
@@ -283,6 +288,7 @@ impl Manager {
             }
         }
         let log = message.access_log_options.unwrap_or_default();
+        let server_name = if message.server_name.is_empty() { "envoy" } else { &message.server_name };
         Ok(Self {
             codec: match message.codec_type() {
                 hcm::CodecType::Auto => Codec::Auto,
@@ -301,11 +307,11 @@ impl Manager {
             request: request_options(message, context)?,
             tracing: tracing(message, context, &prefix)?,
             early_mutations: early_mutations(&message.early_header_mutation_extensions)?,
-            server_name: if message.server_name.is_empty() {
-                "envoy".to_owned()
-            } else {
-                message.server_name.clone()
-            },
+            proxy_status: message
+                .proxy_status_config
+                .as_ref()
+                .map(|status| ProxyStatus::from_proto(status, server_name, &context.server.node.id)),
+            server_name: server_name.to_owned(),
             server_header: match message.server_header_transformation() {
                 hcm::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
                 hcm::ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
@@ -320,6 +326,7 @@ impl Manager {
             access_log: context.access_loggers(&message.access_log, "access_log")?,
             log_on_new_request: message.flush_access_log_on_new_request
                 || log.flush_access_log_on_new_request,
+            log_on_tunnel: log.flush_log_on_tunnel_successfully_established,
             local_reply: LocalReplyConfig::from_proto(message.local_reply_config.as_ref(), context)
                 .at("local_reply_config")?,
             buffer_limit: context.buffer_limit,
@@ -355,8 +362,6 @@ impl Manager {
 #[allow(deprecated)] // `access_log_flush_interval` is deprecated and still known.
 fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
     refuse(message.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher")?;
-    refuse(message.path_normalization_options.is_some(), "path_normalization_options")?;
-    refuse(message.proxy_status_config.is_some(), "proxy_status_config")?;
     refuse(message.typed_header_validation_config.is_some(), "typed_header_validation_config")?;
     refuse(message.forward_proto_config.is_some(), "forward_proto_config")?;
     refuse(message.drain_timeout_jitter.is_some(), "drain_timeout_jitter")?;
@@ -368,10 +373,6 @@ fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
     refuse(
         message.access_log_flush_interval.is_some() || options.access_log_flush_interval.is_some(),
         "access_log_flush_interval",
-    )?;
-    refuse(
-        options.flush_log_on_tunnel_successfully_established,
-        "access_log_options.flush_log_on_tunnel_successfully_established",
     )
 }
 

@@ -13,6 +13,7 @@ mod h2;
 mod local_reply;
 mod origin;
 pub mod path;
+mod proxy_status;
 mod referer;
 mod request;
 mod responder;

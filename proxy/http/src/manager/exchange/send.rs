@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
+use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use sampan_codec::{Body, Frame};
 use sampan_core::clock;
 use sampan_core::drain::Signal;
@@ -43,6 +44,9 @@ impl Exchange {
         self.response = Some(response.headers);
         if response.tunnel {
             self.stream.manager.stats.downstream_cx_upgrades_active.inc();
+            if self.stream.manager.log_on_tunnel {
+                self.log(AccessLogType::DownstreamTunnelSuccessfullyEstablished);
+            }
         }
         let mut body = response.body;
         let sent = if end { Ok(()) } else { self.pump(&mut body, responder).await };
@@ -190,6 +194,11 @@ impl Exchange {
         }
         if !manager.via.is_empty() {
             headers.append_to_value(HeaderId::VIA, ", ", manager.via.as_bytes());
+        }
+        if let Some(proxy_status) = &manager.proxy_status
+            && let Some(status) = proxy_status.apply(&stream.info, headers)
+        {
+            response.status = status;
         }
         let Responder::H1(connection, _) = responder else { return };
         // Connections go elsewhere while a health check is told to fail, as in Envoy.
