@@ -167,6 +167,9 @@ pub struct UpstreamTls {
     /// Demand a client certificate.
     #[serde(default)]
     pub client_auth: bool,
+    /// So many bytes come before the handshake (a PROXY header).
+    #[serde(default)]
+    pub behind: usize,
 }
 
 /// How an upstream answers some requests.

@@ -20,6 +20,7 @@ pub mod log;
 pub mod matcher;
 pub mod overload;
 pub mod peer;
+pub mod proxy_protocol;
 pub mod rbac;
 pub mod runtime;
 pub mod state_values;

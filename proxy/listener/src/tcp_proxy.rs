@@ -6,6 +6,7 @@
 //! `max_downstream_connection_duration` passed (`DT`). What is known of a session is logged by the drop of its
 //! [`Session`], however it ends.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -350,7 +351,11 @@ impl Session {
                 (!host.host.locality.zone.is_empty()).then(|| host.host.locality.zone.clone());
             upstream.connect_start.get_or_insert_with(Instant::now);
         }
-        let options = ConnectOptions::of(&self.info.borrow()).unwrap_or_default();
+        let options = {
+            let info = self.info.borrow();
+            let left = ConnectOptions::of(&info);
+            host.options(left.as_ref(), &info.connection).map(Cow::into_owned).unwrap_or_default()
+        };
         let made = host.tcp(Priority::Default, &options).await;
         let mut info = self.info.borrow_mut();
         let mut lease = match made {

@@ -21,6 +21,7 @@ use crate::host::{Health, Host, HostSet};
 use crate::lb::Size;
 use crate::manager::Warming;
 use crate::outlier::{Detector, OutlierStats, SuccessRates};
+use crate::proxy_header::ProxyHeaderConfig;
 use crate::stats::{ClusterStats, TableStats, TimeoutBudgetStats};
 
 use building::{Building, Kept};
@@ -29,13 +30,19 @@ use destinations::Destinations;
 mod building;
 pub(crate) mod destinations;
 
-/// What lies between a connection and the codec, ready to use.
-#[allow(clippy::large_enum_variant, reason = "one or two for each cluster")]
-pub(crate) enum TransportSocket {
-    /// Nothing.
-    Raw,
-    /// TLS; `alpn`: the context names protocols itself.
-    Tls { context: Arc<TlsSlot<ClientContext>>, auto_host_sni: bool, alpn: bool },
+/// What lies between a connection and the codec, ready to use; nothing for `raw_buffer`.
+pub(crate) struct TransportSocket {
+    /// What goes out first.
+    pub(crate) header: Option<Arc<ProxyHeaderConfig>>,
+    pub(crate) tls: Option<TlsSocket>,
+}
+
+/// TLS to a host.
+pub(crate) struct TlsSocket {
+    pub(crate) context: Arc<TlsSlot<ClientContext>>,
+    pub(crate) auto_host_sni: bool,
+    /// The context names protocols itself.
+    pub(crate) alpn: bool,
 }
 
 /// One cluster: its model, its hosts, its counters.
@@ -49,6 +56,7 @@ pub struct Cluster {
     assignment: ArcSwapOption<LoadAssignment>,
     scope: Scope,
     sockets: Vec<TransportSocket>,
+    sends_headers: bool,
     hosts: ArcSwap<HostSet>,
     generation: AtomicU64,
     current: AtomicBool,
@@ -87,6 +95,8 @@ struct Used {
     outlier: Option<Box<OutlierStats>>,
     /// The gauges of a hashing policy; a set must not meet another.
     table: Option<Mutex<TableStats>>,
+    /// `upstream.proxyprotocol.v2_tlvs_exceed_max_length`, where a transport socket sends PROXY headers.
+    tlvs_too_long: Option<Counter>,
     /// `total_match_count` of each transport socket.
     socket_matches: Vec<Counter>,
     /// Stats of the HTTP/2 codec, made with the first such connection.
@@ -142,6 +152,7 @@ impl Cluster {
             warming: AtomicBool::new(false),
             eds_warming: Mutex::default(),
             scope,
+            sends_headers: sockets.iter().any(|socket| socket.header.is_some()),
             sockets,
             hosts: ArcSwap::default(),
             generation: AtomicU64::new(0),
@@ -263,6 +274,17 @@ impl Cluster {
         self.sockets.get(host.transport_socket()).unwrap_or(&self.sockets[0])
     }
 
+    /// Whether a transport socket sends PROXY headers.
+    pub(crate) fn sends_headers(&self) -> bool {
+        self.sends_headers
+    }
+
+    pub(crate) fn count_long_tlvs(&self) {
+        if let Some(counter) = &self.used().tlvs_too_long {
+            counter.inc();
+        }
+    }
+
     pub(crate) fn retire(&self) {
         self.current.store(false, Ordering::Relaxed);
         self.withdraw();
@@ -298,6 +320,9 @@ impl Cluster {
                 h2: Lazy::new(self.scope.clone(), |scope| Arc::new(CodecStats::new(scope))),
                 table: TableStats::new(&self.config.lb.policy, &self.scope).map(Mutex::new),
                 outlier: self.outlier.as_ref().map(|_| Box::new(OutlierStats::new(&self.scope))),
+                tlvs_too_long: self
+                    .sends_headers()
+                    .then(|| self.scope.scope("upstream.proxyprotocol").counter("v2_tlvs_exceed_max_length")),
                 socket_matches,
                 breakers: [breakers(Priority::Default, "default"), breakers(Priority::High, "high")],
                 timeout_budget: self
@@ -349,11 +374,7 @@ impl Cluster {
 
     /// The secrets that its transport sockets want of SDS.
     pub fn secrets(&self) -> Vec<WantedSecret> {
-        let tls = self.sockets.iter().filter_map(|socket| match socket {
-            TransportSocket::Tls { context, .. } => Some(context.wants()),
-            TransportSocket::Raw => None,
-        });
-        tls.flatten().collect()
+        self.sockets.iter().filter_map(|s| s.tls.as_ref()).flat_map(|tls| tls.context.wants()).collect()
     }
 
     /// Whether the first answer on its hosts, good or bad, is still to come.
@@ -480,23 +501,20 @@ impl Drop for Cluster {
 impl Cluster {
     /// The entries of the admin's `/certs`: one for each TLS context.
     pub fn certificates(&self) -> Vec<envoy_types::pb::envoy::admin::v3::Certificate> {
-        let tls = self.sockets.iter().filter_map(|socket| match socket {
-            TransportSocket::Tls { context, .. } => context.admin_certificate(),
-            TransportSocket::Raw => None,
-        });
-        tls.collect()
+        let tls = self.sockets.iter().filter_map(|socket| socket.tls.as_ref());
+        tls.filter_map(|tls| tls.context.admin_certificate()).collect()
     }
 }
 
 impl TransportSocket {
     fn new(config: &TransportSocketConfig, secrets: &StaticSecrets, scope: &Scope) -> ConfigResult<Self> {
-        match config {
-            TransportSocketConfig::Raw => Ok(Self::Raw),
-            TransportSocketConfig::Tls(message) => {
-                let context = TlsSlot::from_proto(&**message, secrets, scope).at("typed_config")?;
-                let alpn = message.common_tls_context.as_ref().is_some_and(|c| !c.alpn_protocols.is_empty());
-                Ok(Self::Tls { context, auto_host_sni: message.auto_host_sni, alpn })
-            }
+        let Some(message) = &config.tls else { return Ok(Self { header: config.header.clone(), tls: None }) };
+        let mut context = TlsSlot::from_proto(&**message, secrets, scope).at("typed_config");
+        if config.header.is_some() {
+            context = context.at("transport_socket").at("typed_config");
         }
+        let alpn = message.common_tls_context.as_ref().is_some_and(|c| !c.alpn_protocols.is_empty());
+        let tls = TlsSocket { context: context?, auto_host_sni: message.auto_host_sni, alpn };
+        Ok(Self { header: config.header.clone(), tls: Some(tls) })
     }
 }

@@ -1,4 +1,5 @@
-//! A new connection to a host: TCP or unix socket, then TLS where the cluster says so, within `connect_timeout`.
+//! A new connection to a host: TCP or unix socket, then a PROXY header and TLS where the cluster says so, within
+//! `connect_timeout`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,14 +16,16 @@ use sampan_core::state_values::{
 use sampan_core::stream_info::{Protocol, StreamInfo, TlsInfo};
 use sampan_tls::{ClientOptions, Transport};
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, UnixStream};
 
-use crate::cluster::{Cluster, TransportSocket};
+use crate::cluster::{Cluster, TlsSocket};
 use crate::config::ClusterConfig;
 use crate::host::Host;
+use crate::proxy_header::{ProxyHeaderConfig, Told};
 
 /// What a request asks of the connections it may use; connections with different options are not mixed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ConnectOptions {
     /// Server name (`auto_sni`).
     pub sni: Option<Box<str>>,
@@ -30,6 +33,8 @@ pub struct ConnectOptions {
     pub verify_sans: Vec<String>,
     /// ALPN protocols in place of the context's (Istio's `alpn` filter).
     pub alpn: Arc<[Vec<u8>]>,
+    /// What a PROXY header tells of the downstream connection.
+    pub told: Option<Arc<Told>>,
 }
 
 impl ConnectOptions {
@@ -48,6 +53,7 @@ impl ConnectOptions {
             sni: sni.map(Into::into),
             verify_sans: sans.map(|sans| sans.iter().map(text).collect()).unwrap_or_default(),
             alpn: alpn.unwrap_or_default(),
+            told: None,
         })
     }
 }
@@ -73,6 +79,8 @@ pub struct ConnectInfo {
     pub handshake: Option<Instant>,
     /// TCP metadata exchange on it, where the cluster has it.
     pub exchange: Option<Rc<PeerCell>>,
+    /// Bytes that went out before it was ready: the PROXY header.
+    pub sent_before: u64,
 }
 
 /// A connected byte stream.
@@ -165,7 +173,7 @@ async fn connect_inner(
 ) -> Result<Connected, ConnectFailure> {
     let start = Instant::now();
     let remote = host.address();
-    let (transport, local) = match &*remote {
+    let (mut transport, local) = match &*remote {
         Address::Ip(address) => tcp(cluster, *address).await?,
         Address::Pipe(path) => (unix(path).await.map_err(|e| ConnectFailure::immediate(&e, &remote))?, None),
         Address::Internal(..) => {
@@ -174,37 +182,72 @@ async fn connect_inner(
         }
     };
     let connected = Instant::now();
-    let (transport, tls) = match cluster.socket(host) {
-        TransportSocket::Raw => (transport, None),
-        TransportSocket::Tls { context, auto_host_sni, alpn } => {
-            let fallback = !alpn && options.alpn.is_empty();
-            // `auto_host_sni` stands between the request's name and the context's own.
-            let host_name = Some(&host.hostname).filter(|name| *auto_host_sni && !name.is_empty());
-            let client = ClientOptions {
-                sni: options.sni.as_deref().or(host_name.map(|name| &**name)).map(str::to_owned),
-                verify_sans: options.verify_sans.clone(),
-                alpn: if fallback {
-                    fallback_alpn.iter().map(|p| p.to_vec()).collect()
-                } else {
-                    options.alpn.to_vec()
-                },
-            };
-            let (transport, tls) = context
-                .connect(transport, &client)
-                .await
-                .map_err(|e| ConnectFailure { kind: ConnectFailureKind::Remote, reason: e.0 })?;
-            (transport, Some(Rc::new(tls)))
+    let socket = cluster.socket(host);
+    let header =
+        socket.header.as_ref().map(|header| header_of(header, cluster, host, options, &local, &remote));
+    let header = header.unwrap_or_default();
+    if !header.is_empty() {
+        transport.write_all(&header).await.map_err(|e| ConnectFailure::delayed(&e))?;
+    }
+    let tls = match &socket.tls {
+        None => None,
+        Some(tls) => {
+            let (over, info) = handshake(tls, transport, host, options, fallback_alpn).await?;
+            transport = over;
+            Some(Rc::new(info))
         }
     };
     let handshake = tls.is_some().then(Instant::now);
-    let mut transport = transport;
     let exchange = cluster.exchange.as_ref().map(|exchange| {
         let alpn = tls.as_ref().and_then(|tls: &Rc<TlsInfo>| tls.alpn.as_deref());
         transport.exchange(exchange, alpn)
     });
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    let info = ConnectInfo { id, local, remote, tls, protocol: None, start, connected, handshake, exchange };
+    let sent_before = header.len() as u64;
+    let protocol = None;
+    let info =
+        ConnectInfo { id, local, remote, tls, protocol, start, connected, handshake, exchange, sent_before };
     Ok(Connected { transport, info })
+}
+
+/// The PROXY header of a connection. Without a downstream connection version 1 tells of the connection itself.
+fn header_of(
+    header: &ProxyHeaderConfig,
+    cluster: &Cluster,
+    host: &Host,
+    options: &ConnectOptions,
+    local: &Option<Address>,
+    remote: &Address,
+) -> Vec<u8> {
+    let own = local.as_ref().map(|local| (local, remote));
+    let made = header.make(options.told.as_deref(), own, host.tlvs().as_deref());
+    if !made.complete {
+        cluster.count_long_tlvs();
+    }
+    made.bytes
+}
+
+async fn handshake(
+    tls: &TlsSocket,
+    transport: Transport,
+    host: &Host,
+    options: &ConnectOptions,
+    fallback_alpn: &[&[u8]],
+) -> Result<(Transport, TlsInfo), ConnectFailure> {
+    let fallback = !tls.alpn && options.alpn.is_empty();
+    // `auto_host_sni` stands between the request's name and the context's own.
+    let host_name = Some(&host.hostname).filter(|name| tls.auto_host_sni && !name.is_empty());
+    let client = ClientOptions {
+        sni: options.sni.as_deref().or(host_name.map(|name| &**name)).map(str::to_owned),
+        verify_sans: options.verify_sans.clone(),
+        alpn: if fallback {
+            fallback_alpn.iter().map(|p| p.to_vec()).collect()
+        } else {
+            options.alpn.to_vec()
+        },
+    };
+    let connected = tls.context.connect(transport, &client).await;
+    connected.map_err(|e| ConnectFailure { kind: ConnectFailureKind::Remote, reason: e.0 })
 }
 
 async fn tcp(cluster: &Cluster, address: SocketAddr) -> Result<(Transport, Option<Address>), ConnectFailure> {

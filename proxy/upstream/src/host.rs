@@ -11,6 +11,7 @@ use sampan_core::Address;
 use sampan_core::stream_info::Metadata;
 
 use crate::outlier::Monitor;
+use crate::proxy_header::Tlvs;
 use crate::stats::HostStats;
 
 /// Region, zone and sub-zone.
@@ -95,6 +96,7 @@ pub struct Host {
     weight: AtomicU32,
     priority: AtomicU32,
     metadata: ArcSwapOption<Metadata>,
+    tlvs: ArcSwapOption<Tlvs>,
     /// Of an ORIGINAL_DST cluster: [`PICKED`] and [`GONE`].
     marks: AtomicU32,
     /// Which of the cluster's transport sockets it takes: 0 the cluster's own, n the match n - 1.
@@ -113,6 +115,7 @@ pub(crate) struct HostSpec<'a> {
     pub(crate) priority: u32,
     pub(crate) locality: &'a Arc<Locality>,
     pub(crate) metadata: &'a Option<Arc<Metadata>>,
+    pub(crate) tlvs: &'a Option<Arc<Tlvs>>,
     pub(crate) flags: u32,
     pub(crate) transport_socket: u32,
     pub(crate) monitored: bool,
@@ -128,6 +131,7 @@ impl Host {
             priority: AtomicU32::new(spec.priority),
             locality: spec.locality.clone(),
             metadata: ArcSwapOption::new(spec.metadata.clone()),
+            tlvs: ArcSwapOption::new(spec.tlvs.clone()),
             marks: AtomicU32::new(PICKED),
             transport_socket: AtomicU32::new(spec.transport_socket),
             monitor: spec.monitored.then(Box::default),
@@ -178,6 +182,11 @@ impl Host {
         self.metadata.load_full()
     }
 
+    /// What a PROXY header to it says besides.
+    pub(crate) fn tlvs(&self) -> Option<Arc<Tlvs>> {
+        self.tlvs.load_full()
+    }
+
     /// Which of the cluster's transport sockets a new connection takes.
     pub(crate) fn transport_socket(&self) -> usize {
         self.transport_socket.load(Ordering::Relaxed) as usize
@@ -204,6 +213,10 @@ impl Host {
         }
         if self.metadata() != *spec.metadata {
             self.metadata.store(spec.metadata.clone());
+            changed = true;
+        }
+        if self.tlvs() != *spec.tlvs {
+            self.tlvs.store(spec.tlvs.clone());
             changed = true;
         }
         changed

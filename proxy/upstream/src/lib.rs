@@ -25,6 +25,7 @@ pub mod stats;
 pub mod worker;
 
 mod dns;
+mod proxy_header;
 
 pub use circuit::Priority;
 pub use cluster::{Cluster, Origin, Rebuild};
@@ -35,5 +36,6 @@ pub use lb::{LbContext, PreviousPriorities};
 pub use manager::{ClusterManager, Clusters};
 pub use outlier::{Outcome, SuccessRates};
 pub use pool::{H1Lease, H2Lease, HttpLease, PoolError, TcpLease};
+pub use proxy_header::Told;
 pub use stats::{ClusterStats, HostStats, TimeoutBudgetStats};
 pub use worker::{WorkerCluster, WorkerClusters, WorkerHost};

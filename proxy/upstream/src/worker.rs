@@ -17,7 +17,7 @@ use crate::host::{Host, HostSet};
 use crate::lb::{LbContext, LoadBalancer, Random};
 use crate::manager::Clusters;
 use crate::outlier::{Monitor, Outcome};
-use crate::pool::{PoolSet, Sweeper};
+use crate::pool::{Pools, Sweeper};
 use crate::stats::ClusterStats;
 
 use destinations::Destinations;
@@ -62,7 +62,7 @@ pub struct WorkerHost {
     pub(crate) removed: Cell<bool>,
     metadata: RefCell<Option<Arc<Metadata>>>,
     canary: Cell<bool>,
-    pub(crate) pools: RefCell<Vec<Rc<PoolSet>>>,
+    pub(crate) pools: RefCell<Pools>,
 }
 
 impl WorkerClusters {
@@ -291,7 +291,7 @@ impl WorkerHost {
     /// No new requests come: idle connections close now, the others with their last request.
     fn drain(&self) {
         self.removed.set(true);
-        for pools in self.pools.borrow().iter() {
+        for pools in self.pools.borrow().all() {
             pools.drain();
         }
     }

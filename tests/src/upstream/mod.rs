@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use serde_json::{Map, Value, json};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
@@ -132,8 +133,12 @@ impl Upstream {
         Ok((upstream, port))
     }
 
-    async fn connection(self: Rc<Self>, stream: TcpStream) {
+    async fn connection(self: Rc<Self>, mut stream: TcpStream) {
         let _ = stream.set_nodelay(true);
+        let behind = self.script.tls.as_ref().map_or(0, |tls| tls.behind);
+        if behind > 0 && stream.read_exact(&mut vec![0; behind]).await.is_err() {
+            return;
+        }
         self.connections.borrow_mut().push(Connection::default());
         let conn = self.connections.borrow().len();
         let stream = match &self.tls {

@@ -1,10 +1,11 @@
 //! `connect_config`: CONNECT (and POST, where allowed) ends here, and its payload goes to the host as raw TCP.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use envoy_types::pb::envoy::config::core::v3::proxy_protocol_config::Version;
 use envoy_types::pb::envoy::config::route::v3::route_action::UpgradeConfig;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::proxy_protocol;
 
 use super::refuse;
 
@@ -16,12 +17,6 @@ pub struct ConnectConfig {
     /// `proxy_protocol_config`
     proxy_header: Option<Version>,
 }
-
-const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-const V2_LOCAL: &[u8] = &[0x20, 0, 0, 0];
-const V2_PROXY: u8 = 0x21;
-const V2_TCP4: u8 = 0x11;
-const V2_TCP6: u8 = 0x21;
 
 impl ConnectConfig {
     /// The configuration in one of a route's `upgrade_configs`, if it has one.
@@ -56,31 +51,10 @@ impl ConnectConfig {
         let ends = source.zip(destination).filter(|(s, d)| s.is_ipv4() == d.is_ipv4());
         match (self.proxy_header, ends) {
             (None, _) => Vec::new(),
-            (Some(Version::V1), None) => b"PROXY UNKNOWN\r\n".to_vec(),
-            (Some(Version::V1), Some((s, d))) => {
-                let family = if s.is_ipv4() { 4 } else { 6 };
-                format!("PROXY TCP{family} {} {} {} {}\r\n", s.ip(), d.ip(), s.port(), d.port()).into_bytes()
-            }
-            (Some(Version::V2), None) => [V2_SIGNATURE, V2_LOCAL].concat(),
-            (Some(Version::V2), Some((s, d))) => v2(s, d),
+            (Some(Version::V1), ends) => proxy_protocol::v1(ends).into_bytes(),
+            (Some(Version::V2), ends) => proxy_protocol::v2(ends, &[]),
         }
     }
-}
-
-fn v2(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
-    let (family, length) = if source.is_ipv4() { (V2_TCP4, 12u16) } else { (V2_TCP6, 36) };
-    let mut out = V2_SIGNATURE.to_vec();
-    out.extend_from_slice(&[V2_PROXY, family]);
-    out.extend_from_slice(&length.to_be_bytes());
-    for ip in [source.ip(), destination.ip()] {
-        match ip {
-            IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
-            IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
-        }
-    }
-    out.extend_from_slice(&source.port().to_be_bytes());
-    out.extend_from_slice(&destination.port().to_be_bytes());
-    out
 }
 
 #[cfg(test)]

@@ -215,7 +215,9 @@ impl Forward<'_> {
         let h2 = self.stream.info.protocol == Some(sampan_core::stream_info::Protocol::Http2);
         let timer = self.stream.timer.clone();
         let timeouts = &mut self.timeouts;
-        let (options, priority) = (self.connect_options.as_ref(), self.priority);
+        let priority = self.priority;
+        let options = host.options(self.connect_options.as_ref(), &self.stream.info.connection);
+        let options = options.as_deref();
         let raw = self.action.connect(&self.stream.request);
         let mut acquire = std::pin::pin!(async {
             match raw {

@@ -10,9 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use envoy_types::pb::envoy::config::core::v3::ProxyProtocolPassThroughTlVs as PassThrough;
 use envoy_types::pb::envoy::config::core::v3::proxy_protocol_config::Version;
-use envoy_types::pb::envoy::config::core::v3::proxy_protocol_pass_through_tl_vs::PassTlVsMatchType;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as Message;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::proxy_protocol::{
     KeyValuePair, TlvLocation, key_value_pair::ValueStringEncoding,
@@ -20,6 +18,7 @@ use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::p
 use envoy_types::pb::google::protobuf::{Any, Value, value::Kind};
 use sampan_core::Address;
 use sampan_core::error::{ConfigError, ConfigResult};
+use sampan_core::proxy_protocol::{PassThrough, V2_SIGNATURE};
 use sampan_core::stats::{Counter, Scope};
 use sampan_tls::Transport;
 
@@ -28,7 +27,6 @@ use crate::context::FactoryContext;
 use crate::proto::decode;
 use crate::stats::stats;
 
-const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const V1_SIGNATURE: &[u8] = b"PROXY";
 const V2_HEADER: usize = 16;
 /// The longest line of version 1, its end included, as Envoy counts.
@@ -61,8 +59,7 @@ struct ProxyProtocol {
     allow_v2: bool,
     allow_without: bool,
     rules: HashMap<u8, KeyValuePair>,
-    pass_all: bool,
-    pass: Vec<u8>,
+    pass: PassThrough,
 }
 
 pub(super) fn make(config: &Any, context: &FactoryContext) -> ConfigResult<Box<dyn ListenerFilter>> {
@@ -92,7 +89,6 @@ impl ProxyProtocol {
             "" => scope.scope("proxy_proto"),
             prefix => scope.scope("proxy_proto").scope(prefix),
         };
-        let (pass_all, pass) = pass_through(message.pass_through_tlvs.as_ref());
         Ok(Self {
             legacy_error: scope.counter("downstream_cx_proxy_proto_error"),
             general: GeneralCounters::new(&own),
@@ -102,17 +98,8 @@ impl ProxyProtocol {
             allow_v2,
             allow_without: message.allow_requests_without_proxy_protocol,
             rules,
-            pass_all,
-            pass,
+            pass: PassThrough::from_proto(message.pass_through_tlvs.as_ref()),
         })
-    }
-}
-
-fn pass_through(message: Option<&PassThrough>) -> (bool, Vec<u8>) {
-    match message {
-        None => (false, Vec::new()),
-        Some(p) if p.match_type() == PassTlVsMatchType::IncludeAll => (true, Vec::new()),
-        Some(p) => (false, p.tlv_type.iter().map(|t| *t as u8).collect()),
     }
 }
 
@@ -238,7 +225,7 @@ impl ProxyProtocol {
                 let fields = &mut accepted.metadata.entry(namespace.to_owned()).or_default().fields;
                 fields.insert(rule.key.clone(), Value { kind: Some(Kind::StringValue(text)) });
             }
-            if self.pass_all || self.pass.contains(&kind) {
+            if self.pass.lets(kind) {
                 accepted.info.proxy_tlvs.push((kind, value.into()));
             }
         }

@@ -73,6 +73,7 @@ impl Building {
             priority: locality.priority,
             locality: &locality.locality,
             metadata: &endpoint.metadata,
+            tlvs: &endpoint.tlvs,
             flags: endpoint.flags,
             transport_socket,
             monitored: cluster.outlier().is_some(),

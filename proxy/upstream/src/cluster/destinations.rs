@@ -40,6 +40,7 @@ impl Cluster {
             priority: 0,
             locality: &Arc::default(),
             metadata: &None,
+            tlvs: &None,
             flags: 0,
             transport_socket,
             monitored: self.outlier().is_some(),

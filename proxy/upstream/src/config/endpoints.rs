@@ -11,6 +11,7 @@ use sampan_core::{Address, ConfigError, ConfigResult};
 
 use super::metadata;
 use crate::host::{HealthFlag, Locality};
+use crate::proxy_header::{self, Tlvs};
 
 /// Where an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct EndpointConfig {
     pub flags: u32,
     /// `metadata`
     pub metadata: Option<Arc<Metadata>>,
+    /// Its own TLVs of the PROXY header.
+    pub tlvs: Option<Arc<Tlvs>>,
 }
 
 /// One entry of `endpoints`.
@@ -164,6 +167,7 @@ impl EndpointConfig {
                 S::Degraded => HealthFlag::DegradedEdsHealth as u32,
             },
             metadata: message.metadata.as_ref().and_then(metadata),
+            tlvs: message.metadata.as_ref().and_then(proxy_header::of_endpoint),
         })
     }
 }

@@ -192,9 +192,7 @@ impl ClusterConfig {
     fn check_alpn(&self) -> ConfigResult<()> {
         let mut sockets =
             self.transport_socket_matches.iter().map(|m| &m.socket).chain([&self.transport_socket]);
-        if self.http.protocol == HttpProtocol::Auto
-            && sockets.any(|s| matches!(s, TransportSocketConfig::Raw))
-        {
+        if self.http.protocol == HttpProtocol::Auto && sockets.any(|s| s.tls.is_none()) {
             return Err(ConfigError::new(format!(
                 "ALPN configured for cluster {} which has a non-ALPN transport socket",
                 self.name

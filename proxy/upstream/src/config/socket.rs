@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch as MatchMessage;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use envoy_types::pb::google::protobuf::Struct;
 use sampan_core::address::port_of;
@@ -13,6 +14,7 @@ use sampan_core::stream_info::Metadata;
 use sampan_core::{ConfigError, ConfigResult};
 
 use super::{type_name, unpack};
+use crate::proxy_header::ProxyHeaderConfig;
 
 /// `upstream_bind_config`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,13 +36,13 @@ pub struct KeepaliveConfig {
     pub interval: u32,
 }
 
-/// What lies between a connection and the codec.
-#[derive(Debug, Clone)]
-pub enum TransportSocketConfig {
-    /// `raw_buffer`
-    Raw,
+/// What lies between a connection and the codec; nothing for `raw_buffer`.
+#[derive(Debug, Clone, Default)]
+pub struct TransportSocketConfig {
+    /// `upstream_proxy_protocol` around it: the header that goes out first.
+    pub header: Option<Arc<ProxyHeaderConfig>>,
     /// `tls`
-    Tls(Arc<UpstreamTlsContext>),
+    pub tls: Option<Arc<UpstreamTlsContext>>,
 }
 
 /// One of `transport_socket_matches`.
@@ -116,20 +118,34 @@ impl TransportSocketConfig {
     /// Checks the message; absent is `raw_buffer`.
     pub fn from_proto(m: Option<&core::TransportSocket>) -> ConfigResult<Self> {
         use core::transport_socket::ConfigType;
-        let Some(m) = m else { return Ok(Self::Raw) };
+        let Some(m) = m else { return Ok(Self::default()) };
         let Some(ConfigType::TypedConfig(any)) = &m.config_type else {
-            return match m.name.as_str() {
-                "envoy.transport_sockets.raw_buffer" => Ok(Self::Raw),
-                name => Err(ConfigError::unsupported(format!("transport socket {name}"))),
-            };
+            return Err(ConfigError::new(format!(
+                "Didn't find a registered implementation for '{}' with type URL: ''",
+                m.name
+            )));
         };
         match type_name(any) {
-            "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(Self::Raw),
+            "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(Self::default()),
             "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
-                unpack(Some(any)).map(|m| Self::Tls(Arc::new(m))).at("typed_config")
+                unpack(Some(any)).map(|m| Self { header: None, tls: Some(Arc::new(m)) })
             }
-            name => Err(ConfigError::unsupported(format!("transport socket {name}")).at("typed_config")),
+            "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
+                unpack(Some(any)).and_then(|m| Self::behind_header(&m))
+            }
+            name => Err(ConfigError::unsupported(format!("transport socket {name}"))),
         }
+        .at("typed_config")
+    }
+
+    fn behind_header(m: &ProxyProtocolUpstreamTransport) -> ConfigResult<Self> {
+        let inner = m.transport_socket.as_ref().ok_or_else(|| ConfigError::missing("transport_socket"))?;
+        let inner = Self::from_proto(Some(inner)).at("transport_socket")?;
+        if inner.header.is_some() {
+            return Err(ConfigError::unsupported("a PROXY header behind another").at("transport_socket"));
+        }
+        let header = ProxyHeaderConfig::from_proto(m.config.as_ref()).at("config")?;
+        Ok(Self { header: Some(Arc::new(header)), tls: inner.tls })
     }
 }
 

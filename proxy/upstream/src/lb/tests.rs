@@ -157,6 +157,7 @@ fn flags_have_envoys_names() {
         priority: 0,
         locality: &Arc::default(),
         metadata: &None,
+        tlvs: &None,
         flags: HealthFlag::FailedEdsHealth as u32 | HealthFlag::FailedOutlierCheck as u32,
         transport_socket: 0,
         monitored: false,

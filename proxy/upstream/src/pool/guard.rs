@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::circuit::{Permit, Priority};
+use crate::connect::ConnectInfo;
 use crate::worker::{ClusterCore, WorkerHost};
 
 /// A connection's accounting, from the first SYN to its end.
@@ -46,8 +47,9 @@ impl ConnectionGuard {
     }
 
     /// The connection is ready for requests.
-    pub(crate) fn connected(&self) {
+    pub(crate) fn connected(&self, info: &ConnectInfo) {
         self.connected.set(true);
+        self.core().stats.upstream_cx_tx_bytes_total.add(info.sent_before);
         self.core().stats.upstream_cx_connect_ms.record(self.start.elapsed().as_millis() as u64);
     }
 

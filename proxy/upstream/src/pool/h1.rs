@@ -172,7 +172,7 @@ impl PoolSet {
         match result {
             // The host spoke HTTP/1 before and now HTTP/2: that pool makes its own connection.
             Ok(connected) if self.is_other(host, &connected.info, false) => {
-                guard.connected();
+                guard.connected(&connected.info);
                 drop((connected, guard, counted));
                 pool.waiting.fail(&PoolError::OtherProtocol);
             }
@@ -217,7 +217,7 @@ impl PoolSet {
         counted: Counted,
     ) {
         let pool = &self.h1[priority as usize];
-        guard.connected();
+        guard.connected(&connected.info);
         let mut info = connected.info;
         info.protocol = Some(Protocol::Http11);
         let options = pool.codec_options(host);
@@ -255,6 +255,10 @@ impl Pool {
             (Rc::new(cluster.config().http.h1.clone()), CodecStats::new(cluster.scope()))
         });
         made.0.clone()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.total.get() == 0 && self.waiting.is_empty()
     }
 
     pub(super) fn close_idle(&self) {

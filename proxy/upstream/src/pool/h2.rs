@@ -205,7 +205,7 @@ impl PoolSet {
                 let random = rand::random();
                 match sampan_codec::h2::connect(connected.transport, &http.h2, stats, random).await {
                     Ok((handle, driver)) => {
-                        guard.connected();
+                        guard.connected(&info);
                         let connection = Rc::new(Connection {
                             handle: RefCell::new(Some(handle)),
                             info: Rc::new(info),
@@ -287,6 +287,10 @@ async fn drive(connection: Rc<Connection>, mut driver: Driver) {
 }
 
 impl Pool {
+    pub(super) fn is_empty(&self) -> bool {
+        self.connecting.get() == 0 && self.waiting.is_empty() && self.connections.borrow().is_empty()
+    }
+
     pub(super) fn drain(&self) {
         for connection in self.connections.borrow().iter() {
             connection.retire();

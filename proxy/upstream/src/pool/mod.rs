@@ -12,16 +12,21 @@
 //! that finds no connection takes a place in the queue (`max_pending_requests`) and asks for a new connection, as
 //! Envoy does; whichever connection is free first is its. A failed connection fails all requests that wait.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+use sampan_core::stream_info::ConnectionInfo;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
 use crate::circuit::{Permit, Priority};
 use crate::config::{HttpConfig, HttpProtocol};
 use crate::connect::{ConnectFailure, ConnectInfo, ConnectOptions};
+use crate::proxy_header::Told;
 use crate::worker::WorkerHost;
 
 mod guard;
@@ -72,6 +77,18 @@ pub(crate) struct PoolSet {
     speaks_h2: Cell<bool>,
     listed: Cell<bool>,
 }
+
+/// The pools of a host: of the usual options, and of others. With PROXY headers each downstream connection has its own.
+#[derive(Default)]
+pub(crate) struct Pools {
+    usual: Option<Rc<PoolSet>>,
+    others: HashMap<ConnectOptions, Rc<PoolSet>, RandomState>,
+    /// How many others there must be before the unused are looked for.
+    clean_at: usize,
+}
+
+/// Fewer pools than these are not looked through for unused ones.
+const MANY: usize = 16;
 
 /// How an idle connection stands to its limits.
 enum Age {
@@ -219,43 +236,29 @@ impl WorkerHost {
         if self.speaks_either() { &[b"h2", b"http/1.1"] } else { usual }
     }
 
-    fn pool_set(self: &Rc<Self>, options: Option<&ConnectOptions>) -> Rc<PoolSet> {
-        let pools = self.pools.borrow();
-        let found = match options {
-            None => pools.first(),
-            Some(options) => pools.iter().find(|p| p.options == *options),
-        };
-        if let Some(found) = found {
-            return found.clone();
+    /// The options of a connection to this host for a stream of a downstream connection.
+    pub fn options<'o>(
+        &self,
+        options: Option<&'o ConnectOptions>,
+        downstream: &ConnectionInfo,
+    ) -> Option<Cow<'o, ConnectOptions>> {
+        let cluster = self.cluster();
+        if !cluster.sends_headers() || cluster.socket(&self.host).header.is_none() {
+            return options.map(Cow::Borrowed);
         }
-        drop(pools);
-        self.new_pool_set(options)
+        let mut options = options.cloned().unwrap_or_default();
+        options.told = Some(Arc::new(Told::of(downstream)));
+        Some(Cow::Owned(options))
     }
 
-    #[cold]
-    fn new_pool_set(self: &Rc<Self>, options: Option<&ConnectOptions>) -> Rc<PoolSet> {
-        let set = |options| {
-            Rc::new(PoolSet {
-                host: Rc::downgrade(self),
-                options,
-                h1: Default::default(),
-                h2: Default::default(),
-                speaks_h2: Cell::new(true),
-                listed: Cell::new(false),
-            })
-        };
+    fn pool_set(self: &Rc<Self>, options: Option<&ConnectOptions>) -> Rc<PoolSet> {
         let mut pools = self.pools.borrow_mut();
-        if pools.is_empty() {
-            // The first is that of the default options, always.
-            pools.push(set(ConnectOptions::default()));
-        }
         match options {
-            Some(options) if *options != ConnectOptions::default() => {
-                let new = set(options.clone());
-                pools.push(new.clone());
-                new
-            }
-            _ => pools[0].clone(),
+            Some(options) if *options != ConnectOptions::default() => match pools.others.get(options) {
+                Some(found) => found.clone(),
+                None => pools.add(PoolSet::new(self, options.clone())),
+            },
+            _ => pools.usual.get_or_insert_with(|| PoolSet::new(self, ConnectOptions::default())).clone(),
         }
     }
 
@@ -299,7 +302,43 @@ impl WorkerHost {
     }
 }
 
+impl Pools {
+    /// All of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Rc<PoolSet>> {
+        self.usual.iter().chain(self.others.values())
+    }
+
+    /// Adds one; those without connections go whenever their number has doubled.
+    #[cold]
+    fn add(&mut self, new: Rc<PoolSet>) -> Rc<PoolSet> {
+        if self.others.len() >= self.clean_at.max(MANY) {
+            self.others.retain(|_, pools| !pools.is_unused());
+            self.clean_at = 2 * self.others.len();
+        }
+        self.others.insert(new.options.clone(), new.clone());
+        new
+    }
+}
+
 impl PoolSet {
+    fn new(host: &Rc<WorkerHost>, options: ConnectOptions) -> Rc<Self> {
+        Rc::new(Self {
+            host: Rc::downgrade(host),
+            options,
+            h1: Default::default(),
+            h2: Default::default(),
+            speaks_h2: Cell::new(true),
+            listed: Cell::new(false),
+        })
+    }
+
+    /// Nobody holds it but its host, and it has no connections.
+    fn is_unused(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) == 1
+            && self.h1.iter().all(h1::Pool::is_empty)
+            && self.h2.iter().all(h2::Pool::is_empty)
+    }
+
     /// With `auto_config`: notes what the host chose. True where that is not what the pool speaks.
     fn is_other(&self, host: &WorkerHost, info: &ConnectInfo, h2: bool) -> bool {
         if !host.speaks_either() {

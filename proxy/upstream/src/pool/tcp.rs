@@ -54,7 +54,7 @@ pub(super) async fn acquire(
     drop(place);
     match result {
         Ok(connected) => {
-            guard.connected();
+            guard.connected(&connected.info);
             guard.begin_request();
             Ok(TcpLease {
                 transport: Some(connected.transport),

@@ -1,3 +1,5 @@
+use envoy_types::pb::envoy::config::core::v3::ProxyProtocolPassThroughTlVs as PassMessage;
+use envoy_types::pb::envoy::config::core::v3::proxy_protocol_pass_through_tl_vs::PassTlVsMatchType;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::proxy_protocol::Rule;
 use sampan_core::stats::Store;
 use sampan_core::stream_info::{ConnectionInfo, Metadata};
@@ -77,7 +79,7 @@ fn version_2_with_tlvs() {
         tlv_type: 0xea,
         on_tlv_present: Some(KeyValuePair { key: "vpc".into(), ..Default::default() }),
     };
-    let pass = PassThrough { match_type: PassTlVsMatchType::Include as i32, tlv_type: vec![0x05] };
+    let pass = PassMessage { match_type: PassTlVsMatchType::Include as i32, tlv_type: vec![0x05] };
     let (f, _store) =
         filter(&Message { rules: vec![rule], pass_through_tlvs: Some(pass), ..Default::default() });
     let tlvs = [&V4[..], &[0xea, 0, 3, b'a', 0xff, b'b'], &[0x05, 0, 1, 9], &[0x06, 0, 0]].concat();
