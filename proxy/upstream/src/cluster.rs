@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use prost::bytes::Bytes;
@@ -52,6 +52,7 @@ pub(crate) struct TlsSocket {
 pub struct Cluster {
     config: ClusterConfig,
     origin: Option<Origin>,
+    created: Instant,
     /// What EDS said last.
     assignment: ArcSwapOption<LoadAssignment>,
     scope: Scope,
@@ -148,6 +149,7 @@ impl Cluster {
             outlier,
             config,
             origin,
+            created: Instant::now(),
             assignment: ArcSwapOption::empty(),
             warming: AtomicBool::new(false),
             eds_warming: Mutex::default(),
@@ -258,6 +260,11 @@ impl Cluster {
     /// The hosts of now.
     pub fn hosts(&self) -> Arc<HostSet> {
         self.hosts.load_full()
+    }
+
+    /// When it was made.
+    pub(crate) fn created(&self) -> Instant {
+        self.created
     }
 
     /// Grows whenever the hosts or their health change.
@@ -407,6 +414,10 @@ impl Cluster {
     }
 
     fn publish(&self, set: HostSet, changes: u64) {
+        if self.config.lb.slow_start.is_some() {
+            let now = Instant::now();
+            set.hosts().for_each(|host| host.begin(now));
+        }
         self.hosts.store(Arc::new(set));
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.reported.lock().unwrap_or_else(PoisonError::into_inner).changes += changes;

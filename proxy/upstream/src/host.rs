@@ -3,8 +3,9 @@
 //! A [`Host`] keeps its identity for as long as the cluster lists its address in its locality: counters, pools and
 //! balancer state hang on it; weight, priority, health and metadata change in place. A [`HostSet`] is immutable and swapped as a whole.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use sampan_core::Address;
@@ -103,6 +104,8 @@ pub struct Host {
     transport_socket: AtomicU32,
     /// Where the cluster has outlier detection.
     monitor: Option<Box<Monitor>>,
+    /// Where the cluster starts hosts slowly: when it was first seen to be healthy.
+    healthy_since: Option<Box<OnceLock<Instant>>>,
     /// Counters.
     pub stats: HostStats,
 }
@@ -119,6 +122,7 @@ pub(crate) struct HostSpec<'a> {
     pub(crate) flags: u32,
     pub(crate) transport_socket: u32,
     pub(crate) monitored: bool,
+    pub(crate) starts_slowly: bool,
 }
 
 impl Host {
@@ -135,8 +139,24 @@ impl Host {
             marks: AtomicU32::new(PICKED),
             transport_socket: AtomicU32::new(spec.transport_socket),
             monitor: spec.monitored.then(Box::default),
+            healthy_since: spec.starts_slowly.then(Box::default),
             stats: HostStats::default(),
         }
+    }
+
+    /// A host that starts slowly begins to when it is healthy for the first time. What ejects it for a while later does
+    /// not begin that again, as in Envoy.
+    pub(crate) fn begin(&self, now: Instant) {
+        if let Some(since) = &self.healthy_since
+            && self.health() == Health::Healthy
+        {
+            since.get_or_init(|| now);
+        }
+    }
+
+    /// When it began, if it starts slowly.
+    pub(crate) fn healthy_since(&self) -> Option<Instant> {
+        self.healthy_since.as_ref()?.get().copied()
     }
 
     /// Marks a host of an ORIGINAL_DST cluster as picked, so that the next clean-up leaves it.

@@ -125,7 +125,8 @@ impl WorkerCluster {
         });
         let empty = HostSet::default();
         let lb = &core.cluster.config().lb;
-        let balancer = LoadBalancer::new(lb, 140, false, &empty, random, |h| WorkerHost::new(h, &core));
+        let balancer =
+            LoadBalancer::new(lb, core.cluster.created(), &empty, random, |h| WorkerHost::new(h, &core));
         let this = Self {
             random: random.clone(),
             generation: Cell::new(u64::MAX),
@@ -204,8 +205,7 @@ impl WorkerCluster {
         let mut now = HashMap::default();
         let balancer = LoadBalancer::new(
             &self.core.cluster.config().lb,
-            set.overprovisioning_factor,
-            set.weighted_priority_health,
+            self.core.cluster.created(),
             &set,
             &self.random,
             |host| {

@@ -77,6 +77,7 @@ impl Building {
             flags: endpoint.flags,
             transport_socket,
             monitored: cluster.outlier().is_some(),
+            starts_slowly: cluster.config().lb.slow_start.is_some(),
         };
         match kept {
             Some(host) => {

@@ -44,6 +44,7 @@ impl Cluster {
             flags: 0,
             transport_socket,
             monitored: self.outlier().is_some(),
+            starts_slowly: false,
         }));
         hosts.insert(address, host.clone());
         let all = self.hosts.load().hosts().cloned().chain([host.clone()]).collect();

@@ -1,12 +1,15 @@
 //! How a host is picked: `lb_policy` with its config, or the `load_balancing_policy` extension.
 
+use std::time::Duration;
+
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, LoadBalancingPolicy, cluster};
 use envoy_types::pb::envoy::config::core::v3::RuntimeDouble;
 use envoy_types::pb::envoy::extensions::load_balancing_policies as ext;
+use envoy_types::pb::google::protobuf as wkt;
 use sampan_core::error::AtField;
 use sampan_core::{ConfigError, ConfigResult};
 
-use super::{type_name, unpack};
+use super::{duration, type_name, unpack};
 
 /// The policy.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,6 +60,60 @@ pub struct LbConfig {
     pub fail_traffic_on_panic: bool,
     /// `locality_weighted_lb_config`
     pub locality_weighted: bool,
+    /// `slow_start_config` of ROUND_ROBIN and LEAST_REQUEST.
+    pub slow_start: Option<SlowStart>,
+}
+
+/// How a new host's share grows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SlowStart {
+    /// `slow_start_window`, above zero.
+    pub window: Duration,
+    /// `aggression`: 1 grows in a straight line, more sooner.
+    pub aggression: f64,
+    /// `min_weight_percent`, of 1.
+    pub least: f64,
+}
+
+impl SlowStart {
+    /// Without a window there is none. Envoy takes an aggression that is not above 0 for 1.
+    fn new(
+        window: Option<&wkt::Duration>,
+        aggression: Option<&RuntimeDouble>,
+        least: Option<f64>,
+    ) -> ConfigResult<Option<Self>> {
+        let window = duration(window).at("slow_start_window").at("slow_start_config")?.unwrap_or_default();
+        // Envoy counts whole milliseconds.
+        if window < Duration::from_millis(1) {
+            return Ok(None);
+        }
+        let aggression = aggression.map_or(1.0, |a| a.default_value);
+        let aggression = if aggression > 0.0 { aggression } else { 1.0 };
+        Ok(Some(Self { window, aggression, least: least.unwrap_or(10.0) / 100.0 }))
+    }
+
+    /// By how much the weight of a host is less that has been healthy for so long.
+    pub(crate) fn factor(&self, healthy: Duration) -> f64 {
+        if healthy >= self.window {
+            return 1.0;
+        }
+        let part = healthy.max(Duration::from_millis(1)).as_secs_f64() / self.window.as_secs_f64();
+        part.powf(1.0 / self.aggression).max(self.least)
+    }
+
+    fn from_extension(m: Option<&ext::common::v3::SlowStartConfig>) -> ConfigResult<Option<Self>> {
+        m.map_or(Ok(None), |m| {
+            let least = m.min_weight_percent.map(|p| p.value);
+            Self::new(m.slow_start_window.as_ref(), m.aggression.as_ref(), least)
+        })
+    }
+
+    fn from_cluster(m: Option<&cluster::SlowStartConfig>) -> ConfigResult<Option<Self>> {
+        m.map_or(Ok(None), |m| {
+            let least = m.min_weight_percent.map(|p| p.value);
+            Self::new(m.slow_start_window.as_ref(), m.aggression.as_ref(), least)
+        })
+    }
 }
 
 impl LbConfig {
@@ -80,10 +137,11 @@ impl LbConfig {
             panic_threshold: threshold.round() as u32,
             fail_traffic_on_panic: matches!(locality, Some(L::ZoneAwareLbConfig(z)) if z.fail_traffic_on_panic),
             locality_weighted: matches!(locality, Some(L::LocalityWeightedLbConfig(_))),
+            slow_start: None,
         };
         match &m.load_balancing_policy {
             Some(policy) => config.extension(policy).at("load_balancing_policy")?,
-            None => config.policy = from_enum(m)?,
+            None => (config.policy, config.slow_start) = from_enum(m)?,
         }
         if provided != (config.policy == LbPolicy::ClusterProvided) {
             let (not, did) = if provided { ("not ", "provided") } else { ("", "did not provide") };
@@ -111,13 +169,13 @@ impl LbConfig {
         let locality = match type_name(any) {
             "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => {
                 let m: ext::round_robin::v3::RoundRobin = unpack(Some(any))?;
-                refuse(m.slow_start_config.is_some(), "slow_start_config")?;
+                self.slow_start = SlowStart::from_extension(m.slow_start_config.as_ref())?;
                 self.policy = LbPolicy::RoundRobin;
                 m.locality_lb_config
             }
             "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest" => {
                 let m: ext::least_request::v3::LeastRequest = unpack(Some(any))?;
-                refuse(m.slow_start_config.is_some(), "slow_start_config")?;
+                self.slow_start = SlowStart::from_extension(m.slow_start_config.as_ref())?;
                 let full_scan =
                     m.selection_method() == ext::least_request::v3::least_request::SelectionMethod::FullScan;
                 self.policy = least_request(
@@ -253,7 +311,7 @@ fn common_hashing(m: &Cluster) -> ConfigResult<bool> {
     Ok(config.use_hostname_for_hashing)
 }
 
-fn from_enum(m: &Cluster) -> ConfigResult<LbPolicy> {
+fn from_enum(m: &Cluster) -> ConfigResult<(LbPolicy, Option<SlowStart>)> {
     use cluster::{LbConfig as C, LbPolicy as P};
     let matches_policy = match (&m.lb_config, m.lb_policy()) {
         (None, _)
@@ -263,15 +321,19 @@ fn from_enum(m: &Cluster) -> ConfigResult<LbPolicy> {
         (Some(_), _) => false,
     };
     let config = m.lb_config.as_ref().filter(|_| matches_policy);
-    match m.lb_policy() {
-        P::RoundRobin => {
-            let slow = matches!(config, Some(C::RoundRobinLbConfig(c)) if c.slow_start_config.is_some());
-            refuse(slow, "slow_start_config").at("round_robin_lb_config")?;
-            Ok(LbPolicy::RoundRobin)
+    let slow_start = match config {
+        Some(C::RoundRobinLbConfig(c)) => {
+            SlowStart::from_cluster(c.slow_start_config.as_ref()).at("round_robin_lb_config")?
         }
+        Some(C::LeastRequestLbConfig(c)) => {
+            SlowStart::from_cluster(c.slow_start_config.as_ref()).at("least_request_lb_config")?
+        }
+        _ => None,
+    };
+    let policy = match m.lb_policy() {
+        P::RoundRobin => Ok(LbPolicy::RoundRobin),
         P::LeastRequest => match config {
             Some(C::LeastRequestLbConfig(c)) => {
-                refuse(c.slow_start_config.is_some(), "slow_start_config").at("least_request_lb_config")?;
                 least_request(c.choice_count.map(|v| v.value), c.active_request_bias.as_ref(), false)
                     .at("least_request_lb_config")
             }
@@ -300,5 +362,6 @@ fn from_enum(m: &Cluster) -> ConfigResult<LbPolicy> {
             "cluster: LB policy LOAD_BALANCING_POLICY_CONFIG needs load_balancing_policy",
         )
         .at("lb_policy")),
-    }
+    };
+    Ok((policy?, slow_start))
 }

@@ -32,7 +32,7 @@ pub use endpoints::{EndpointConfig, EndpointTarget, LoadAssignment, LocalityConf
 pub use exchange::ExchangeConfig;
 pub use http::{HttpConfig, HttpProtocol};
 pub use http2::http2_options;
-pub use lb::{LbConfig, LbPolicy};
+pub use lb::{LbConfig, LbPolicy, SlowStart};
 pub use original_dst::OriginalDstConfig;
 pub use outlier::OutlierConfig;
 pub use socket::{BindConfig, KeepaliveConfig, TransportSocketConfig, TransportSocketMatch};

@@ -3,14 +3,16 @@
 //! Priority first (by availability, as Envoy spreads load over levels), then locality (only with
 //! `locality_weighted_lb_config`), then host. In panic (too few healthy hosts) all hosts of a level count.
 //! Round robin with equal weights is an index that starts at random; with unequal weights, and for least request
-//! with unequal weights, an [`edf`] schedule from which a random number of picks was taken first.
+//! with unequal weights, an [`edf`] schedule from which a random number of picks was taken first. So it is while a
+//! host starts slowly, which takes a part of its weight from it, and until the hosts change after that.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Instant;
 
 use crate::circuit::Priority;
-use crate::config::{LbConfig, LbPolicy};
+use crate::config::{LbConfig, LbPolicy, SlowStart};
 use crate::host::{Health, Host, HostSet};
 use crate::worker::WorkerHost;
 
@@ -89,7 +91,7 @@ struct Level {
 
 /// The balancer of one cluster on one worker.
 pub(crate) struct LoadBalancer {
-    policy: LbPolicy,
+    weights: Weights,
     fail_on_panic: bool,
     levels: Vec<Level>,
     loads: Loads,
@@ -105,16 +107,17 @@ pub(crate) struct Pick {
 }
 
 impl LoadBalancer {
-    /// A balancer over a host set; `worker_host` gives the worker's object for a host.
+    /// A balancer over a host set of a cluster that was made at `created`; `worker_host` gives the worker's object for a host.
     pub(crate) fn new(
         config: &LbConfig,
-        overprovisioning: u32,
-        by_weight: bool,
+        created: Instant,
         set: &HostSet,
         random: &Rc<Random>,
         mut worker_host: impl FnMut(&std::sync::Arc<Host>) -> Rc<WorkerHost>,
     ) -> Self {
-        let builder = Builder { policy: config.policy, random };
+        let (overprovisioning, by_weight) = (set.overprovisioning_factor, set.weighted_priority_health);
+        let weights = Weights::new(config, set, created);
+        let builder = Builder { weights: &weights, random };
         let mut levels = Vec::with_capacity(set.priorities.len());
         let mut all = Vec::with_capacity(set.priorities.len());
         for localities in &set.priorities {
@@ -142,7 +145,7 @@ impl LoadBalancer {
         });
         Self {
             tables: tables.collect(),
-            policy: config.policy,
+            weights,
             fail_on_panic: config.fail_traffic_on_panic,
             levels,
             loads,
@@ -235,10 +238,10 @@ impl LoadBalancer {
             return None;
         }
         if let Some(schedule) = &source.schedule {
-            let index = schedule.borrow_mut().pick(|i| weight(&self.policy, &source.hosts[i].host))?;
+            let index = schedule.borrow_mut().pick(|i| self.weights.of(&source.hosts[i].host))?;
             return source.hosts.get(index).cloned();
         }
-        let index = match self.policy {
+        let index = match self.weights.policy {
             LbPolicy::RoundRobin => {
                 let next = source.next.get();
                 source.next.set(if next + 1 >= count { 0 } else { next + 1 });
@@ -283,20 +286,52 @@ impl LoadBalancer {
     }
 }
 
-/// A host's weight of now.
-fn weight(policy: &LbPolicy, host: &Host) -> f64 {
-    let weight = f64::from(host.weight());
-    match policy {
-        LbPolicy::LeastRequest { bias, .. } => {
-            let active = host.stats.rq_active.value() as f64 + 1.0;
-            if *bias == 1.0 { weight / active } else { weight / active.powf(*bias) }
+/// What hosts weigh.
+struct Weights {
+    policy: LbPolicy,
+    /// Until when a host may weigh less because it is new; none once that is over.
+    slow: Cell<Option<(SlowStart, Instant)>>,
+}
+
+impl Weights {
+    fn new(config: &LbConfig, set: &HostSet, created: Instant) -> Self {
+        let slow = config.slow_start.map(|slow| {
+            let latest = set.hosts().filter_map(|h| h.healthy_since()).max().unwrap_or(created);
+            (slow, latest.max(created) + slow.window)
+        });
+        let slow = slow.filter(|(_, until)| Instant::now() <= *until);
+        Self { policy: config.policy, slow: Cell::new(slow) }
+    }
+
+    /// Of a host, now.
+    fn of(&self, host: &Host) -> f64 {
+        let weight = f64::from(host.weight());
+        let weight = match self.policy {
+            LbPolicy::LeastRequest { bias, .. } => {
+                let active = host.stats.rq_active.value() as f64 + 1.0;
+                if bias == 1.0 { weight / active } else { weight / active.powf(bias) }
+            }
+            _ => weight,
+        };
+        match self.slow.get() {
+            Some((slow, until)) => weight * self.slowness(host, &slow, until),
+            None => weight,
         }
-        _ => weight,
+    }
+
+    fn slowness(&self, host: &Host, slow: &SlowStart, until: Instant) -> f64 {
+        let now = Instant::now();
+        if now > until {
+            self.slow.set(None);
+            return 1.0;
+        }
+        let since = host.healthy_since().filter(|_| host.health() == Health::Healthy);
+        since.map_or(1.0, |since| slow.factor(now.duration_since(since)))
     }
 }
 
 struct Builder<'a> {
-    policy: LbPolicy,
+    weights: &'a Weights,
     random: &'a Random,
 }
 
@@ -354,12 +389,10 @@ impl Builder<'_> {
         }
         let start = self.random.next() % count;
         let equal = hosts.iter().all(|h| h.host.weight() == hosts[0].host.weight());
-        let full_scan = matches!(self.policy, LbPolicy::LeastRequest { full_scan: true, .. });
-        let scheduled = !equal
-            && !full_scan
-            && matches!(self.policy, LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. });
+        let weighs = matches!(self.weights.policy, LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. });
+        let scheduled = weighs && count > 1 && (!equal || self.weights.slow.get().is_some());
         let schedule = scheduled.then(|| {
-            let weight = |i: usize| weight(&self.policy, &hosts[i].host);
+            let weight = |i: usize| self.weights.of(&hosts[i].host);
             let mut schedule = Edf::new((0..hosts.len()).map(weight));
             for _ in 0..start {
                 schedule.pick(weight);

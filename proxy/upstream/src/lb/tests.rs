@@ -161,6 +161,7 @@ fn flags_have_envoys_names() {
         flags: HealthFlag::FailedEdsHealth as u32 | HealthFlag::FailedOutlierCheck as u32,
         transport_socket: 0,
         monitored: false,
+        starts_slowly: false,
     });
     assert_eq!(host.health_flags(), "/failed_outlier_check/failed_eds_health");
 }
