@@ -40,6 +40,7 @@ const ALIASES: &[(&str, &str, &str)] = &[
         "envoy.filters.http.local_ratelimit",
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
     ),
+    ("on_demand", "envoy.filters.http.on_demand", "envoy.extensions.filters.http.on_demand.v3.OnDemand"),
     (
         "health_check",
         "envoy.filters.http.health_check",

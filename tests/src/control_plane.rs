@@ -122,8 +122,11 @@ pub enum Act {
     Calm,
     /// From now on each response is in trouble: `hang`, `close`, `garbage`, `malformed`, `refuse`, `repeat`, `delay_ms`, `types`.
     Trouble(Map<String, Value>),
-    /// A response that nobody asked for: `type`, `version`, `nonce`, `resources`, `names`, `versions`, `removed`, `type_url`.
+    /// A response that nobody asked for: `type`, `version`, `nonce`, `resources` (null: none), `names`, `versions`, `aliases`,
+    /// `removed`, `type_url`.
     Send(Map<String, Value>),
+    /// What the load reporting service answers from now on: a LoadStatsResponse.
+    LoadStats(Map<String, Value>),
 }
 
 impl ControlPlane {
@@ -363,16 +366,20 @@ impl Peer {
             Act::Close => self.call("POST", "/close", &json!({})).await?,
             Act::Calm => self.call("PUT", "/trouble", &json!({})).await?,
             Act::Trouble(trouble) => self.call("PUT", "/trouble", &trouble.clone().into()).await?,
-            Act::Send(given) => {
-                let mut parts = given.clone();
-                let resources = parts.remove("resources");
-                let mut whole = self
-                    .plan
-                    .snapshot(resources.into_iter().map(|r| ("resources".into(), r)).collect(), names)?;
-                config::merge(&mut whole, parts.into());
-                self.call("POST", "/send", &whole).await?
-            }
+            Act::LoadStats(answer) => self.call("PUT", "/load_stats", &answer.clone().into()).await?,
+            Act::Send(given) => return self.send(given, names).await,
         };
+        Ok(())
+    }
+
+    /// Sends a response that nobody asked for.
+    pub async fn send(&self, given: &Map<String, Value>, names: &Names) -> Result<()> {
+        let mut parts = given.clone();
+        let resources = parts.remove("resources");
+        let resources = resources.into_iter().map(|r| ("resources".into(), r)).collect();
+        let mut whole = self.plan.snapshot(resources, names)?;
+        config::merge(&mut whole, parts.into());
+        self.call("POST", "/send", &whole).await?;
         Ok(())
     }
 
@@ -408,6 +415,7 @@ impl Peer {
         let opened = whole["opened"].as_u64().unwrap_or(0);
         whole["opened"] = (opened + now["opened"].as_u64().unwrap_or(0)).into();
         whole["open"] = now["open"].take();
+        whole["load"] = now["load"].take();
         for part in ["requests", "responses"] {
             let Value::Object(types) = now[part].take() else { continue };
             for (kind, list) in types {
@@ -426,14 +434,15 @@ impl Peer {
         Ok(whole)
     }
 
-    /// What a case sees of it: requests by type, and of `sent`, `opened` and `open` what it asks for.
+    /// What a case sees of it: requests by type, and of `sent`, `opened`, `open` and `load` what it asks for.
     pub async fn observation(&self, asked: &Map<String, Value>) -> Result<Value> {
         let mut seen = self.seen().await?;
         let mut shown = match seen["requests"].take() {
             Value::Object(requests) => requests,
             _ => Map::new(),
         };
-        for (name, part) in [("sent", "responses"), ("opened", "opened"), ("open", "open")] {
+        for (name, part) in [("sent", "responses"), ("opened", "opened"), ("open", "open"), ("load", "load")]
+        {
             if asked.contains_key(name) {
                 shown.insert(name.into(), seen[part].take());
             }

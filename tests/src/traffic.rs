@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::case::{Case, Step};
 use crate::client::Client;
-use crate::control_plane::Peer;
+use crate::control_plane::{Act, Peer};
 use crate::error::{Error, Result, case_error};
 use crate::names::Names;
 use crate::observe::check;
@@ -20,7 +20,11 @@ use crate::process::Running;
 const SETTLE: Duration = Duration::from_secs(3);
 
 fn peer(peer: &mut Option<Peer>) -> Result<&mut Peer> {
-    peer.as_mut().ok_or_else(|| Error::Case("the case has no control plane".into()))
+    peer.as_mut().ok_or_else(no_peer)
+}
+
+fn no_peer() -> Error {
+    Error::Case("the case has no control plane".into())
 }
 
 /// A run under way.
@@ -46,9 +50,8 @@ impl Run<'_> {
             }
             Step::Restart { ready } => self.subject.restart(*ready).await?,
             Step::Push(snapshot) => peer(&mut self.control_plane)?.push(snapshot, self.names).await?,
-            Step::ControlPlane(act) => peer(&mut self.control_plane)?.act(act, self.names).await?,
-            Step::WaitControlPlane(wanted) => {
-                peer(&mut self.control_plane)?.wait(wanted, self.names).await?;
+            Step::ControlPlane(act) if !matches!(act, Act::Send(_)) => {
+                peer(&mut self.control_plane)?.act(act, self.names).await?;
             }
             Step::Parallel(lists) => {
                 let first = self.next;
@@ -69,6 +72,10 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    fn peer(&self) -> Result<&Peer> {
+        self.control_plane.as_ref().ok_or_else(no_peer)
     }
 
     async fn list(&self, steps: &[Step], mut next: usize) -> Result<Map<String, Value>> {
@@ -123,13 +130,22 @@ impl Run<'_> {
                     self.subject.signal(name)?;
                     None
                 }
+                Step::ControlPlane(Act::Send(given)) => {
+                    self.peer()?.send(given, self.names).await?;
+                    None
+                }
+                Step::WaitControlPlane(wanted) => {
+                    self.peer()?.wait(wanted, self.names).await?;
+                    None
+                }
                 Step::Exit(_)
                 | Step::Restart { .. }
                 | Step::Parallel(_)
                 | Step::Push(_)
-                | Step::ControlPlane(_)
-                | Step::WaitControlPlane(_) => {
-                    return case_error("exit, restart, parallel and the control plane do not nest");
+                | Step::ControlPlane(_) => {
+                    return case_error(
+                        "exit, restart, parallel and changes of the control plane do not nest",
+                    );
                 }
             })
         })

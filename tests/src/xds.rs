@@ -76,6 +76,9 @@ fn response(content: Value) -> Result<Value> {
 }
 
 pub(crate) fn resource(given: Value) -> Result<Value> {
+    if given.is_null() {
+        return Ok(given);
+    }
     let mut map = config::object(Some(given), "a resource")?;
     if map.contains_key("@type") {
         return Ok(map.into());

@@ -37,6 +37,7 @@ mod endpoints;
 mod extensions;
 mod file;
 mod grpc;
+mod hosts;
 mod last_good;
 mod listeners;
 mod resource;

@@ -1,24 +1,26 @@
-//! RDS: one subscription for each route table and source, whoever uses it.
+//! RDS: one subscription for each route table and source, whoever uses it. Its virtual hosts may come on their own
+//! ([`super::hosts`]).
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak as RcWeak};
 use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, Vhds};
+use prost::Message;
 use prost::bytes::Bytes;
 use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
-use sampan_core::stats::{Counter, Gauge};
+use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_http::filter::HttpFilterRegistry;
-use sampan_http::route::{RouteContext, RouteSlot, RouteTable, WantedRoutes};
+use sampan_http::route::{HostsOnDemand, RouteContext, RouteSlot, RouteTable, WantedRoutes};
 use sampan_listener::{ListenerConfig, Server};
 use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
 use super::resource::{Checked, checked, decode};
 use super::source::kept;
-use super::{Context, Source, Subscriber, SubscriptionStats};
+use super::{Context, Source, Subscriber, SubscriptionStats, hosts};
 
 /// All RDS subscriptions.
 pub struct Rds {
@@ -39,10 +41,19 @@ struct Subscription {
 }
 
 /// The subscriber of one table.
-struct Table {
+pub(super) struct Table {
+    this: RcWeak<Table>,
     context: Rc<Context>,
     compiler: Rc<Compiler>,
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
+    /// `http.PREFIX.`
+    scope: Scope,
+    /// What came last, as it came.
+    given: RefCell<Option<Bytes>>,
+    /// What it says, where its hosts come on their own.
+    base: RefCell<Option<(RouteConfiguration, hosts::Subscription)>>,
+    /// What is to be in force when its hosts have come for the first time.
+    first: RefCell<Option<Current>>,
     users: RefCell<Vec<Weak<RouteSlot>>>,
     current: RefCell<Option<Current>>,
     answered: watch::Sender<bool>,
@@ -109,10 +120,15 @@ impl Rds {
             return table;
         }
         let scope = wanted.scope.scope("rds").scope(&wanted.name);
-        let table = Rc::new(Table {
+        let table = Rc::new_cyclic(|this| Table {
+            this: this.clone(),
             context: self.context.clone(),
             compiler: self.compiler.clone(),
             name: wanted.name.clone(),
+            scope: wanted.scope.clone(),
+            given: RefCell::default(),
+            base: RefCell::default(),
+            first: RefCell::default(),
             users: RefCell::new(vec![wanted.slot.clone()]),
             current: RefCell::default(),
             answered: watch::Sender::new(false),
@@ -156,23 +172,107 @@ impl Table {
         if message.name != *self.name {
             return Err(format!("Unexpected RDS configuration (expecting {}): {}", self.name, message.name));
         }
-        if self.current.borrow().as_ref().is_some_and(|current| current.bytes == *bytes) {
+        if self.given.borrow().as_ref() == Some(bytes) {
             return Ok(());
         }
+        // A copy of its own: a slice would keep the whole response.
+        let bytes = Bytes::from(bytes.to_vec());
+        let next = match &message.vhds {
+            None => {
+                let compiled = self.compile(message, None)?;
+                self.base.take();
+                Current {
+                    version: version.into(),
+                    bytes: bytes.clone(),
+                    updated: SystemTime::now(),
+                    compiled,
+                }
+            }
+            Some(vhds) => self.take_with_hosts(message, vhds, version)?,
+        };
+        self.given.replace(Some(bytes));
+        let settled = self.base.borrow().as_ref().is_none_or(|(_, hosts)| hosts.is_settled());
+        let waits = !settled && self.current.borrow().is_none();
+        if waits {
+            self.first.replace(Some(next));
+        } else {
+            self.first.take();
+            self.publish(next);
+        }
+        Ok(())
+    }
+
+    /// The same of a table whose hosts come on their own.
+    fn take_with_hosts(
+        &self,
+        message: &RouteConfiguration,
+        vhds: &Vhds,
+        version: &str,
+    ) -> Result<Current, String> {
+        let source = hosts::source(&self.context, vhds)?;
+        let same = self.base.borrow().as_ref().is_some_and(|(_, hosts)| hosts.is_of(vhds));
+        if !same {
+            // Whether it can be used is known before anybody is asked.
+            self.compile(message, None)?;
+            let table = self.this.upgrade().ok_or("the route table is gone")?;
+            let scope = self.scope.scope("rds").scope("vhds").scope(&self.name);
+            let hosts = hosts::Subscription::start(&self.context, &source, vhds.clone(), &scope, &table);
+            let last = self.base.replace(Some((message.clone(), hosts)));
+            drop(last);
+        }
+        let mut base = self.base.borrow_mut();
+        let (base, hosts) = base.as_mut().ok_or("the route table has no hosts")?;
+        let whole = hosts.complete(message);
+        let compiled = self.compile(&whole, Some(&hosts.on_demand))?;
+        base.clone_from(message);
+        let bytes = whole.encode_to_vec().into();
+        Ok(Current { version: version.into(), bytes, updated: SystemTime::now(), compiled })
+    }
+
+    fn compile(
+        &self,
+        message: &RouteConfiguration,
+        on_demand: Option<&HostsOnDemand>,
+    ) -> Result<Arc<RouteTable>, String> {
         let Compiler { registry, server } = &*self.compiler;
         let context = RouteContext { registry, clusters: &*server.clusters, validate_clusters: false };
-        let compiled = Arc::new(RouteTable::from_proto(message, &context).map_err(|e| e.to_string())?);
-        for slot in self.users.borrow().iter().filter_map(Weak::upgrade) {
-            slot.publish(compiled.clone());
-        }
+        let table = RouteTable::with_hosts_on_demand(message, &context, on_demand.cloned());
+        table.map(Arc::new).map_err(|e| e.to_string())
+    }
+
+    /// Exchanges the hosts that came on their own.
+    pub(super) fn rebuild(
+        &self,
+        version: &str,
+        whole: impl FnOnce(&RouteConfiguration) -> RouteConfiguration,
+    ) -> Result<(), String> {
+        let base = self.base.borrow();
+        let Some((base, hosts)) = &*base else { return Ok(()) };
+        let whole = whole(base);
+        let compiled = self.compile(&whole, Some(&hosts.on_demand))?;
+        let bytes = whole.encode_to_vec().into();
         let updated = SystemTime::now();
-        // A copy of its own: a slice would keep the whole response.
-        let bytes = bytes.to_vec().into();
-        self.current.replace(Some(Current { version: version.into(), bytes, updated, compiled }));
-        self.config_reload.inc();
-        let now = updated.duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.config_reload_time_ms.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        self.first.take();
+        self.publish(Current { version: version.into(), bytes, updated, compiled });
         Ok(())
+    }
+
+    /// Its hosts had an answer, or there is none: nobody waits for them.
+    pub(super) fn complete(&self) {
+        if let Some(first) = self.first.take() {
+            self.publish(first);
+        }
+        self.answered.send_replace(true);
+    }
+
+    fn publish(&self, next: Current) {
+        for slot in self.users.borrow().iter().filter_map(Weak::upgrade) {
+            slot.publish(next.compiled.clone());
+        }
+        let now = next.updated.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.current.replace(Some(next));
+        self.config_reload.inc();
+        self.config_reload_time_ms.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
     }
 }
 
@@ -195,7 +295,9 @@ impl Subscriber for Table {
             [one] => self.take(one)?,
             more => return Err(format!("Unexpected RDS resource length: {}", more.len())),
         }
-        self.answered.send_replace(true);
+        if self.first.borrow().is_none() {
+            self.answered.send_replace(true);
+        }
         Ok(())
     }
 

@@ -27,6 +27,11 @@ pub trait Subscriber {
         None
     }
 
+    /// That name is a namespace: everything below it is wanted, and some of it asked for by [`Source::ask`].
+    fn is_namespace(&self) -> bool {
+        false
+    }
+
     /// Decodes and checks a resource. One that cannot be refuses the whole response.
     fn decode(&self, resource: Resource) -> Result<Decoded, String>;
 
@@ -149,6 +154,13 @@ impl Source {
         }
     }
 
+    /// Asks for one more resource of a namespace; only a stream knows such.
+    pub fn ask(&self, name: &str) {
+        if let Self::Stream(watch, _) = self {
+            watch.ask(name);
+        }
+    }
+
     fn api(
         context: &Rc<Context>,
         source: &ConfigSource,
@@ -212,8 +224,13 @@ impl Stream {
         let name = subscriber.name().map(str::to_owned);
         let names: Vec<_> = name.iter().map(String::as_str).collect();
         let type_url = subscriber.type_url();
+        let namespace = name.as_deref().filter(|_| subscriber.is_namespace());
         let stream = Rc::new(Self { updated: context.updated.clone(), stats, subscriber, keeper });
-        let watch = client.watch(type_url, &names, stream.clone(), source.initial_fetch_timeout);
+        let timeout = source.initial_fetch_timeout;
+        let watch = match namespace {
+            Some(namespace) => client.watch_namespace(type_url, namespace, stream.clone(), timeout),
+            None => client.watch(type_url, &names, stream.clone(), timeout),
+        };
         if let Some(keeper) = &stream.keeper {
             if keeper.is_silent() {
                 keeper.late(&stream.stats);

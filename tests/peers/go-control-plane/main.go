@@ -13,6 +13,7 @@
 //	POST /reload    reads the folder again
 //	PUT /trouble    {hang, close, garbage, malformed, refuse, repeat, delay_ms, types: [cds]}; {} ends it
 //	POST /send      {type, version, nonce, resources} or {…, delta} goes out on every open stream, asked for or not
+//	PUT /load_stats {clusters: […], load_reporting_interval: 1s, …} is what the load reporting service answers
 //	POST /close     ends every open stream
 //	GET /log        what was received and sent, by type
 package main
@@ -36,6 +37,7 @@ import (
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/service/endpoint/v3"
 	extension "github.com/envoyproxy/go-control-plane/envoy/service/extension/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/service/listener/v3"
+	lrs "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/service/route/v3"
 	runtime "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
@@ -111,6 +113,7 @@ func serve(f flags) error {
 	secret.RegisterSecretDiscoveryServiceServer(streams, server)
 	runtime.RegisterRuntimeDiscoveryServiceServer(streams, server)
 	extension.RegisterExtensionConfigDiscoveryServiceServer(streams, server)
+	lrs.RegisterLoadReportingServiceServer(streams, state.loads)
 
 	ended := make(chan error)
 	if f.grpc != "" {

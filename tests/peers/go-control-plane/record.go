@@ -63,12 +63,14 @@ func newRecord() *record {
 	}
 }
 
-func (r *record) seen() any {
+func (r *record) seen(l *loads) any {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	// Encoded under the lock, because the lists grow.
 	text, _ := json.Marshal(map[string]any{
-		"opened": r.opened, "open": len(r.streams), "requests": r.requests, "responses": r.sent,
+		"opened": r.opened, "open": len(r.streams), "requests": r.requests, "responses": r.sent, "load": l.sum,
 	})
 	return json.RawMessage(text)
 }

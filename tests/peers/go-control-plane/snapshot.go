@@ -13,6 +13,7 @@ import (
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	lrs "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -49,6 +50,7 @@ type state struct {
 	snapshots cache.SnapshotCache
 	endpoints *cache.LinearCache // nil unless they have a cache of their own
 	record    *record
+	loads     *loads
 
 	mu     sync.Mutex
 	folder string
@@ -57,6 +59,7 @@ type state struct {
 
 func newState(ctx context.Context, f flags) *state {
 	s := &state{record: newRecord(), folder: f.resources, served: map[string]bool{}}
+	s.loads = newLoads(s.record)
 	if f.heartbeat > 0 {
 		s.snapshots = cache.NewSnapshotCacheWithHeartbeating(ctx, f.ads, anyNode{}, nil, f.heartbeat)
 	} else {
@@ -249,10 +252,22 @@ func (s *state) control() http.Handler {
 		}
 		return s.record.send(u)
 	})
+	handle("PUT /load_stats", func(r *http.Request) error {
+		text, err := io.ReadAll(r.Body)
+		if err != nil {
+			return err
+		}
+		answer := &lrs.LoadStatsResponse{}
+		if err := protojson.Unmarshal(text, answer); err != nil {
+			return err
+		}
+		s.loads.tell(answer)
+		return nil
+	})
 	handle("POST /close", func(*http.Request) error { s.record.closeAll(); return nil })
 	mux.HandleFunc("GET /log", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("content-type", "application/json")
-		_ = json.NewEncoder(w).Encode(s.record.seen())
+		_ = json.NewEncoder(w).Encode(s.record.seen(s.loads))
 	})
 	return mux
 }

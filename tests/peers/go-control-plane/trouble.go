@@ -153,6 +153,7 @@ type unasked struct {
 	Removed   []string          `json:"removed"`  // delta
 	Versions  []string          `json:"versions"` // delta: of the resources, by place
 	Names     []string          `json:"names"`    // delta: of the resources, by place
+	Aliases   [][]string        `json:"aliases"`  // delta: of the resources, by place; a resource that is null is only these
 	TypeURL   string            `json:"type_url"` // instead of that of `type`
 }
 
@@ -163,6 +164,10 @@ func (r *record) send(u unasked) error {
 	}
 	var packed []*anypb.Any
 	for _, text := range u.Resources {
+		if string(text) == "null" {
+			packed = append(packed, nil)
+			continue
+		}
 		_, one, err := parse(text)
 		if err != nil {
 			return err
@@ -184,9 +189,11 @@ func (r *record) send(u unasked) error {
 		return ""
 	}
 	for place, any := range packed {
-		delta.Resources = append(delta.Resources, &discovery.Resource{
-			Name: at(u.Names, place), Version: at(u.Versions, place), Resource: any,
-		})
+		one := &discovery.Resource{Name: at(u.Names, place), Version: at(u.Versions, place), Resource: any}
+		if place < len(u.Aliases) {
+			one.Aliases = u.Aliases[place]
+		}
+		delta.Resources = append(delta.Resources, one)
 	}
 	r.mu.Lock()
 	open := make([]*tap, 0, len(r.streams))

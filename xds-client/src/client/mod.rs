@@ -181,9 +181,37 @@ impl Client {
         watcher: Rc<dyn Watcher>,
         initial_fetch_timeout: Option<Duration>,
     ) -> Watch {
+        self.begin(type_url, None, names, watcher, initial_fetch_timeout)
+    }
+
+    /// Takes whatever is called `NAMESPACE/…`, and asks for some of it by [`Watch::ask`]. As in Envoy the type's first
+    /// request asks for everything, which is not taken back.
+    pub fn watch_namespace(
+        &self,
+        type_url: &str,
+        namespace: &str,
+        watcher: Rc<dyn Watcher>,
+        initial_fetch_timeout: Option<Duration>,
+    ) -> Watch {
+        self.begin(type_url, Some(namespace), &[], watcher, initial_fetch_timeout)
+    }
+
+    /// Which variant it speaks.
+    pub fn variant(&self) -> Variant {
+        self.0.inner.config.variant
+    }
+
+    fn begin(
+        &self,
+        type_url: &str,
+        namespace: Option<&str>,
+        names: &[&str],
+        watcher: Rc<dyn Watcher>,
+        initial_fetch_timeout: Option<Duration>,
+    ) -> Watch {
         let of = self.of_type(type_url);
         let id = self.0.inner.next_id.replace(self.0.inner.next_id.get() + 1);
-        let entry = Rc::new(Entry::new(id, watcher));
+        let entry = Rc::new(Entry::new(id, namespace, watcher));
         let new = of.watches.borrow_mut().add(&entry, names);
         machine!(of, machine => new.iter().for_each(|name| machine.add(name)));
         of.touch();
@@ -242,6 +270,15 @@ impl Watch {
             new.iter().for_each(|name| machine.add(name));
             gone.iter().for_each(|name| machine.remove(name));
         });
+        self.of.touch();
+        self.client.wake();
+    }
+
+    /// Asks for one more.
+    pub fn ask(&self, name: &str) {
+        if self.of.watches.borrow_mut().ask(&self.entry, name) {
+            machine!(self.of, machine => machine.add(name));
+        }
         self.of.touch();
         self.client.wake();
     }

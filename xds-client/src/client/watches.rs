@@ -13,6 +13,8 @@ use crate::state::WILDCARD;
 pub(super) struct Entry {
     id: u64,
     names: RefCell<BTreeSet<String>>,
+    /// It wants what stands below this name, too: `NAME/…`.
+    namespace: Option<String>,
     pub(super) watcher: Rc<dyn Watcher>,
     alive: Cell<bool>,
     pub(super) answered: Cell<bool>,
@@ -25,6 +27,7 @@ pub(super) struct Entry {
 pub(super) struct Watches {
     all: BTreeMap<u64, Rc<Entry>>,
     by_name: HashMap<String, Vec<Rc<Entry>>>,
+    by_namespace: HashMap<String, Vec<Rc<Entry>>>,
 }
 
 /// What one watcher gets of a response.
@@ -35,10 +38,11 @@ struct Share {
 }
 
 impl Entry {
-    pub(super) fn new(id: u64, watcher: Rc<dyn Watcher>) -> Self {
+    pub(super) fn new(id: u64, namespace: Option<&str>, watcher: Rc<dyn Watcher>) -> Self {
         Self {
             id,
             names: RefCell::default(),
+            namespace: namespace.map(str::to_owned),
             watcher,
             alive: Cell::new(true),
             answered: Cell::default(),
@@ -77,7 +81,21 @@ impl Watches {
     /// Returns the names that nobody wanted before.
     pub(super) fn add(&mut self, entry: &Rc<Entry>, names: &[&str]) -> Vec<String> {
         self.all.insert(entry.id, entry.clone());
+        if let Some(namespace) = &entry.namespace {
+            self.by_namespace.entry(namespace.clone()).or_default().push(entry.clone());
+            return vec![WILDCARD.to_owned()];
+        }
         self.exchange(entry, names).0
+    }
+
+    /// Whether nobody wanted this name before.
+    pub(super) fn ask(&mut self, entry: &Rc<Entry>, name: &str) -> bool {
+        if !entry.names.borrow_mut().insert(name.to_owned()) {
+            return false;
+        }
+        let users = self.by_name.entry(name.to_owned()).or_default();
+        users.push(entry.clone());
+        users.len() == 1
     }
 
     /// Returns the names that nobody wanted before, and those that nobody wants any more.
@@ -99,6 +117,11 @@ impl Watches {
     /// Returns the names that nobody wants any more.
     pub(super) fn remove(&mut self, entry: &Rc<Entry>) -> Vec<String> {
         self.all.remove(&entry.id);
+        if let Some(namespace) = &entry.namespace
+            && let Some(users) = self.by_namespace.get_mut(namespace)
+        {
+            users.retain(|user| user.id != entry.id);
+        }
         let names = entry.names.take();
         names.into_iter().filter(|name| self.forget(entry, name)).collect()
     }
@@ -130,7 +153,8 @@ impl Watches {
 
     fn interested(&self, name: &str) -> impl Iterator<Item = &Rc<Entry>> {
         let named = self.by_name.get(name).into_iter().flatten();
-        named.chain(self.by_name.get(WILDCARD).into_iter().flatten())
+        let above = name.rsplit_once('/').and_then(|(namespace, _)| self.by_namespace.get(namespace));
+        named.chain(above.into_iter().flatten()).chain(self.by_name.get(WILDCARD).into_iter().flatten())
     }
 
     /// What each has to do with a response, the newest first. Cost is that of the response, however many there are.
@@ -150,7 +174,10 @@ impl Watches {
         }
         for name in removed {
             for entry in self.interested(name) {
-                shares.entry(entry.id).or_insert_with(|| fresh(entry)).1.removed.push(name.clone());
+                let share = &mut shares.entry(entry.id).or_insert_with(|| fresh(entry)).1;
+                if share.removed.last() != Some(name) {
+                    share.removed.push(name.clone());
+                }
             }
         }
         if whole {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::{Batch, Lives, WILDCARD, detail, refusal, ttl};
 use crate::handler::{Refusal, Resource};
+use crate::types;
 use crate::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 /// One type on one stream.
@@ -136,7 +137,10 @@ impl Subscription {
     }
 
     fn is_heart_beat(&self, resource: &wire::Resource) -> bool {
-        resource.resource.is_none() && self.known.get(&resource.name) == Some(&resource.version)
+        // A virtual host without a value is one that there is not.
+        self.type_url != types::VIRTUAL_HOST
+            && resource.resource.is_none()
+            && self.known.get(&resource.name) == Some(&resource.version)
     }
 
     fn check(&self, response: &DeltaDiscoveryResponse) -> Result<(), Refusal> {
@@ -202,8 +206,7 @@ impl Subscription {
     fn accept(&mut self, resources: Vec<wire::Resource>, removed: Vec<String>, now: Instant) {
         for resource in resources {
             let asked = self.names.contains(WILDCARD) || self.names.contains(&resource.name);
-            let answers_alias = resource.resource.is_none() && !resource.aliases.is_empty();
-            if asked && !answers_alias {
+            if asked {
                 self.lives.set(&resource.name, ttl(resource.ttl), now);
                 self.known.insert(resource.name, resource.version);
             }

@@ -9,6 +9,7 @@ mod header_mutation;
 mod health_check;
 mod istio_stats;
 mod local_ratelimit;
+mod on_demand;
 mod peer_metadata;
 mod rbac;
 mod set_filter_state;
@@ -27,7 +28,7 @@ type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [Line; 14] = [
+    let lines: [Line; 15] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
@@ -44,6 +45,7 @@ pub fn register(registry: &mut HttpFilterRegistry) {
             local_ratelimit::make,
             Some((local_ratelimit::TYPE, local_ratelimit::make_route)),
         ),
+        (on_demand::TYPE, on_demand::make, Some((on_demand::ROUTE_TYPE, on_demand::make_route))),
         (peer_metadata::TYPE, peer_metadata::make, None),
         (wasm::TYPE, wasm::make, None),
         (alpn::TYPE, alpn::make, None),

@@ -20,6 +20,7 @@ mod internal_redirect;
 mod matching;
 mod mirror;
 mod mutations;
+mod on_demand;
 mod per_filter;
 mod rate_limit;
 mod redirect;
@@ -49,6 +50,7 @@ pub use hash::{Cookie, HashPolicies, MakeCookie};
 pub use headers::{HeaderMutations, Values, is_inline};
 pub use internal_redirect::{InternalRedirects, RedirectStep, Redirected};
 pub use mirror::Mirror;
+pub use on_demand::{Demand, HostsOnDemand};
 pub use per_filter::FilterConfigs;
 pub use rate_limit::{Descriptor, Descriptors, Entry, RateLimit, RateLimits};
 pub use redirect::Redirect;
@@ -73,6 +75,8 @@ pub struct RouteTable {
     /// `name`
     pub name: Arc<str>,
     hosts: Hosts,
+    /// Where hosts that it does not have are asked for.
+    on_demand: Option<HostsOnDemand>,
     /// Virtual hosts, in their order.
     pub virtual_hosts: Vec<VirtualHost>,
     /// `internal_only_headers`
@@ -167,6 +171,15 @@ impl RouteTable {
     /// Compiles the message.
     pub fn from_proto(message: &pb::RouteConfiguration, context: &RouteContext<'_>) -> ConfigResult<Self> {
         refuse(message.vhds.is_some(), "vhds")?;
+        Self::with_hosts_on_demand(message, context, None)
+    }
+
+    /// The same of a table whose `vhds` somebody looks after.
+    pub fn with_hosts_on_demand(
+        message: &pb::RouteConfiguration,
+        context: &RouteContext<'_>,
+        on_demand: Option<HostsOnDemand>,
+    ) -> ConfigResult<Self> {
         refuse(!message.cluster_specifier_plugins.is_empty(), "cluster_specifier_plugins")?;
         let validate = message.validate_clusters.map_or(context.validate_clusters, |v| v.value);
         let context = &RouteContext { validate_clusters: validate, ..*context };
@@ -184,6 +197,7 @@ impl RouteTable {
         Ok(Self {
             name: message.name.as_str().into(),
             hosts: Hosts::new(&message.virtual_hosts)?,
+            on_demand,
             virtual_hosts,
             internal_only_headers: message.internal_only_headers.iter().map(HeaderName::new).collect(),
             mutations: Mutations::of(message)?,

@@ -16,8 +16,8 @@ use sampan_listener::{FactoryContext, KnownClusters};
 
 use super::scopes::Scoped;
 use super::{
-    Action, ClusterAction, Found, Redirect, RequestView, Route, RouteTable, VirtualHost, WeightedCluster,
-    WorkerTable,
+    Action, ClusterAction, Found, HostsOnDemand, Redirect, RequestView, Route, RouteTable, VirtualHost,
+    WeightedCluster, WorkerTable,
 };
 use crate::filter::{HttpFilterRegistry, LocalReply, RouteConfig};
 use crate::filters::cors::Policy as CorsPolicy;
@@ -124,6 +124,14 @@ impl RouteSource {
         match self {
             Self::One(slot) => table_of(slot),
             Self::Scoped(scoped) => scoped.with(request, table_of),
+        }
+    }
+
+    /// Where hosts that the table in force does not have are asked for. As in Envoy the tables of scopes have no such.
+    pub fn hosts_on_demand(&self) -> Option<HostsOnDemand> {
+        match self {
+            Self::One(slot) => slot.table.load().on_demand.clone(),
+            Self::Scoped(_) => None,
         }
     }
 
