@@ -1,7 +1,9 @@
 //! The life of the process: start, serve, drain, end.
 
 use std::cell::{Cell, OnceCell};
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sampan_admin::{Admin, AdminModel, DrainRequest};
@@ -13,6 +15,7 @@ use sampan_listener::Bound;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
+use tokio::time::Interval;
 
 use crate::boot::{self, Boot, BootError};
 use crate::cli::{Mode, Options};
@@ -112,6 +115,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
     let stats = ServerStats::new(&boot.server.stats);
     stats.concurrency.set(count as u64);
     stats.static_unknown_fields.add(boot.unknown_fields as u64);
+    stats.version.set(boot.bootstrap.stats_server_version_override.map_or(0, |version| version.value));
     let workers = Workers::default();
     let listeners = ListenerManager::new(&boot.server, workers.clone(), count, options.drain_time, bound);
     for _ in boot.listeners.len()..boot.parts.listeners.len() {
@@ -132,6 +136,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
         xds: OnceCell::new(),
         workers,
     });
+    process.read_flags();
     start_admin(&process, model).await?;
     if options.mode == Mode::InitOnly {
         return Ok(());
@@ -267,18 +272,46 @@ fn watch_signals(process: &Rc<Process>) -> Result<(), BootError> {
     Ok(())
 }
 
-fn flush_interval(process: &Process) -> Duration {
-    let configured = process.boot.bootstrap.stats_flush_interval.as_ref();
-    configured.map_or(Duration::from_secs(5), sampan_http::manager::duration).max(Duration::from_millis(1))
+impl Process {
+    /// Health checks fail from now on, or no longer.
+    pub fn fail_health_check(&self, fail: bool) {
+        self.failed.set(fail);
+        self.boot.server.health_check_failed.store(fail, Ordering::Relaxed);
+    }
+
+    /// A file `drain` in `flags_path` has health checks fail from the start.
+    fn read_flags(&self) {
+        let folder = &self.boot.bootstrap.flags_path;
+        if !folder.is_empty() && Path::new(folder).join("drain").exists() {
+            sampan_core::log!(Component::Main, Level::Warn, "starting server in drain mode");
+            self.fail_health_check(true);
+        }
+    }
+
+    /// None: whoever asks for stats flushes them (`stats_flush_on_admin`).
+    pub fn flush_interval(&self) -> Option<Duration> {
+        let bootstrap = &self.boot.bootstrap;
+        let configured = bootstrap.stats_flush_interval.as_ref().map(sampan_http::manager::duration);
+        let interval = configured.unwrap_or(Duration::from_secs(5)).max(Duration::from_millis(1));
+        bootstrap.stats_flush.is_none().then_some(interval)
+    }
+}
+
+/// Never without an interval.
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
 }
 
 async fn main_loop(process: &Rc<Process>, mut inbox: mpsc::UnboundedReceiver<Command>) {
-    let mut flush = tokio::time::interval(flush_interval(process));
+    let mut flush = process.flush_interval().map(tokio::time::interval);
     let mut draining = false;
     loop {
         let command = tokio::select! {
             command = inbox.recv() => command,
-            _ = flush.tick() => {
+            () = tick(&mut flush) => {
                 process.boot.server.stats.flush();
                 continue;
             }

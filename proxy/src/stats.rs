@@ -28,6 +28,8 @@ pub struct ServerStats {
     pub memory_heap_size: Gauge,
     /// `memory_physical_size`
     pub memory_physical_size: Gauge,
+    /// `version`: what `stats_server_version_override` says.
+    pub version: Gauge,
     /// `static_unknown_fields`
     pub static_unknown_fields: Counter,
     days_until_first_cert_expiring: Gauge,
@@ -57,7 +59,6 @@ impl ServerStats {
             "parent_connections",
             "seconds_until_first_ocsp_response_expiring",
             "stats_recent_lookups",
-            "version",
         ] {
             scope.gauge(name);
         }
@@ -75,6 +76,7 @@ impl ServerStats {
             memory_allocated: scope.gauge("memory_allocated"),
             memory_heap_size: scope.gauge("memory_heap_size"),
             memory_physical_size: scope.gauge("memory_physical_size"),
+            version: scope.gauge("version"),
             static_unknown_fields: scope.counter("static_unknown_fields"),
             days_until_first_cert_expiring: scope.gauge("days_until_first_cert_expiring"),
             initialization_time_ms: scope.histogram("initialization_time_ms", Unit::Milliseconds),

@@ -16,6 +16,11 @@ const INTERNAL_LISTENER: &str = "envoy.extensions.bootstrap.internal_listener.v3
 /// Refuses the first of them.
 pub fn refuse(b: &Bootstrap) -> ConfigResult<()> {
     whole_fields(b)?;
+    if b.stats_flush.is_some() && b.stats_flush_interval.is_some() {
+        return Err(ConfigError::new(
+            "Only one of stats_flush_interval or stats_flush_on_admin should be set!",
+        ));
+    }
     for (i, extension) in b.bootstrap_extensions.iter().enumerate() {
         typed("bootstrap extension", extension, &[INTERNAL_LISTENER]).at_index("bootstrap_extensions", i)?;
     }

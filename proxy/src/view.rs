@@ -338,8 +338,7 @@ impl AdminSource for View {
     }
 
     fn fail_health_check(&self, fail: bool) {
-        self.process.failed.set(fail);
-        self.process.boot.server.health_check_failed.store(fail, std::sync::atomic::Ordering::Relaxed);
+        self.process.fail_health_check(fail);
     }
 
     fn drain_listeners(&self, request: DrainRequest) {
@@ -376,6 +375,11 @@ impl AdminSource for View {
         let all = self.certificates();
         let details = all.iter().flat_map(|c| c.ca_cert.iter().chain(&c.cert_chain));
         stats.first_certificate(details.map(|d| d.days_until_expiration).min());
+        if self.process.flush_interval().is_none() {
+            // Behind the answer, as in Envoy: the next one shows it.
+            let process = self.process.clone();
+            tokio::task::spawn_local(async move { process.boot.server.stats.flush() });
+        }
     }
 
     fn logs_access(&self) -> bool {
