@@ -28,8 +28,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryResponse, Resource
 use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeLayer;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
-use sampan_config::schema::Message as Schema;
-use sampan_config::{CheckOptions, Format, LoadOptions, UnknownFields, check as constraints, load_text};
+use sampan_config::{Format, LoadOptions, UnknownFields, load_text};
 use sampan_core::runtime::Runtime;
 use sampan_core::stats::Store;
 use sampan_http::filter::{HttpFilterContext, HttpFilterRegistry};
@@ -42,6 +41,7 @@ use sampan_upstream::{ClusterConfig, ClusterManager, LoadAssignment};
 use tokio::task::LocalSet;
 
 use crate::cli::{Mode, Options};
+use crate::xds::{Named, unpack};
 use crate::{boot, server};
 
 /// What is to be checked, and how.
@@ -289,35 +289,26 @@ impl Checker {
             return wrapper.resource.as_ref().map_or(Ok(()), |inner| self.any(inner));
         }
         macro_rules! by_type {
-            ($($message:ty: $what:literal $field:ident $check:ident),* $(,)?) => {
+            ($($message:ty: $what:literal $check:ident),* $(,)?) => {
                 $(if name == <$message>::full_name() {
-                    let message: $message = self.decode(any)?;
-                    let named = &message.$field;
+                    let (message, _) = unpack::<$message>(&any.value, self.reject_unknown)?;
+                    let named = message.resource_name();
                     return self.$check(&message).map_err(|reason| format!("{} '{named}': {reason}", $what));
                 })*
             };
         }
         by_type! {
-            Cluster: "cluster" name cluster,
-            ClusterLoadAssignment: "endpoints" cluster_name endpoints,
-            Listener: "listener" name listener,
-            RouteConfiguration: "route table" name routes,
-            ScopedRouteConfiguration: "scope" name scope,
-            VirtualHost: "virtual host" name virtual_host,
-            Secret: "secret" name secret,
-            TypedExtensionConfig: "extension" name extension,
-            RuntimeLayer: "runtime layer" name layer,
+            Cluster: "cluster" cluster,
+            ClusterLoadAssignment: "endpoints" endpoints,
+            Listener: "listener" listener,
+            RouteConfiguration: "route table" routes,
+            ScopedRouteConfiguration: "scope" scope,
+            VirtualHost: "virtual host" virtual_host,
+            Secret: "secret" secret,
+            TypedExtensionConfig: "extension" extension,
+            RuntimeLayer: "runtime layer" layer,
         }
         Err(format!("{name}: no such resource is known"))
-    }
-
-    fn decode<M: Message + Name + Default>(&self, any: &Any) -> Result<M, String> {
-        let name = M::full_name();
-        let schema = Schema::find(&name).ok_or_else(|| format!("unknown message type {name}"))?;
-        let unknown = if self.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
-        let options = CheckOptions { unknown, ..CheckOptions::default() };
-        constraints(schema, &any.value, &options).map_err(|e| e.to_string())?;
-        M::decode(any.value.as_slice()).map_err(|e| format!("Unable to unpack as {name}: {e}"))
     }
 
     fn cluster(&self, message: &Cluster) -> Result<(), String> {

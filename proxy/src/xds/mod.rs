@@ -68,6 +68,7 @@ pub use extensions::{CurrentExtension, Extensions};
 use file::Watcher;
 use last_good::LastGood;
 pub use listeners::Lds;
+pub use resource::{Named, unpack};
 pub use routes::{Current, Rds as Routes};
 pub use scopes::Srds;
 pub use secrets::{CurrentSecret, Secrets};

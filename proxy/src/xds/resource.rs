@@ -78,23 +78,30 @@ impl<'a, M: 'static> Checked<'a, M> {
 }
 
 fn one<M: Named>(context: &Context, type_url: &str, value: Bytes) -> Result<(M, Bytes), String> {
-    let name = M::full_name();
     let message = type_url.rsplit_once('/').map_or(type_url, |(_, name)| name);
     if message == Wrapper::full_name() {
         let wrapper = Wrapper::decode(&*value).map_err(|e| format!("Unable to unpack as {message}: {e}"))?;
         let Any { type_url, value } = wrapper.resource.unwrap_or_default();
         return one(context, &type_url, value.into());
     }
+    let name = M::full_name();
     if message != name {
         return Err(format!("Unable to unpack as {name}: the resource is of type {type_url}"));
     }
-    let unknown = if context.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
-    let schema = Schema::find(&name).ok_or_else(|| format!("unknown message type {name}"))?;
-    let options = CheckOptions { unknown, ..CheckOptions::default() };
-    let report = check(schema, &value, &options).map_err(|e| e.to_string())?;
-    if !report.unknown.is_empty() {
-        context.root.scope("server").counter("dynamic_unknown_fields").add(report.unknown.len() as u64);
+    let (message, unknown) = unpack(&value, context.reject_unknown)?;
+    if unknown > 0 {
+        context.root.scope("server").counter("dynamic_unknown_fields").add(unknown as u64);
     }
-    let message = M::decode(&*value).map_err(|e| format!("Unable to unpack as {name}: {e}"))?;
     Ok((message, value))
+}
+
+/// Checks a resource's bytes against its type's constraints and decodes them; the number is that of its unknown fields.
+pub fn unpack<M: Named>(value: &[u8], reject_unknown: bool) -> Result<(M, usize), String> {
+    let name = M::full_name();
+    let schema = Schema::find(&name).ok_or_else(|| format!("unknown message type {name}"))?;
+    let unknown = if reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
+    let options = CheckOptions { unknown, ..CheckOptions::default() };
+    let report = check(schema, value, &options).map_err(|e| e.to_string())?;
+    let message = M::decode(value).map_err(|e| format!("Unable to unpack as {name}: {e}"))?;
+    Ok((message, report.unknown.len()))
 }
