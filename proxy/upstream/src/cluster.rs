@@ -1,7 +1,7 @@
 //! A cluster as all threads share it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -59,6 +59,8 @@ pub struct Cluster {
     sockets: Vec<TransportSocket>,
     sends_headers: bool,
     hosts: ArcSwap<HostSet>,
+    /// The share of requests to drop, as bits.
+    drop_share: AtomicU32,
     generation: AtomicU64,
     current: AtomicBool,
     used: OnceLock<Used>,
@@ -145,6 +147,7 @@ impl Cluster {
         }
         let socket_matches = sockets.iter().map(|_| AtomicU64::new(0)).collect();
         let outlier = config.outlier.as_deref().map(|c| Box::new(Detector::new(c)));
+        let drop_share = config.load_assignment.drop_share;
         let cluster = Self {
             outlier,
             config,
@@ -157,6 +160,7 @@ impl Cluster {
             sends_headers: sockets.iter().any(|socket| socket.header.is_some()),
             sockets,
             hosts: ArcSwap::default(),
+            drop_share: AtomicU32::new(drop_share.to_bits()),
             generation: AtomicU64::new(0),
             current: AtomicBool::new(true),
             used: OnceLock::new(),
@@ -267,6 +271,11 @@ impl Cluster {
         self.created
     }
 
+    /// The share of requests that are to be answered without asking a host (`drop_overloads`).
+    pub fn drop_share(&self) -> f32 {
+        f32::from_bits(self.drop_share.load(Ordering::Relaxed))
+    }
+
     /// Grows whenever the hosts or their health change.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed)
@@ -369,6 +378,7 @@ impl Cluster {
     /// Takes what EDS says of the endpoints; what is in force goes on if it says nothing new.
     pub fn set_assignment(&self, assignment: LoadAssignment) -> Rebuild {
         let resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        self.drop_share.store(assignment.drop_share.to_bits(), Ordering::Relaxed);
         self.assignment.store(Some(Arc::new(assignment)));
         self.rebuild(&resolved)
     }

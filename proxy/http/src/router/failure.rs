@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use sampan_codec::{BodyError, CodecError, ResetReason};
-use sampan_core::header::HeaderId;
+use sampan_core::header::{HeaderId, HeaderName};
 use sampan_core::stream_info::{Protocol, ResponseFlag};
 use sampan_upstream::{ConnectFailure, PoolError};
 
@@ -144,6 +144,30 @@ impl Forward<'_> {
             reply = reply.header(HeaderId::X_ENVOY_OVERLOADED, "true");
         }
         reply.into()
+    }
+
+    /// The answer to a request that the cluster's `drop_overloads` chose to drop.
+    pub(super) fn drop_overload(&self) -> Option<LocalReply> {
+        let share = self.cluster.cluster().drop_share();
+        if share == 0.0 {
+            return None;
+        }
+        let (details, body, flag, header) = if share == 1.0 {
+            (
+                "unconditional_drop_overload",
+                "unconditional drop overload",
+                ResponseFlag::UnconditionalDropOverload,
+                "x-envoy-unconditional-drop-overload",
+            )
+        } else if (self.stream.worker.random() as f64) < f64::from(share) * u64::MAX as f64 {
+            ("drop_overload", "drop overload", ResponseFlag::DropOverload, "x-envoy-drop-overload")
+        } else {
+            return None;
+        };
+        self.charge_local(503);
+        let reply = LocalReply::new(503, details).body(body).flag(flag);
+        let quiet = self.config.suppress_envoy_headers;
+        Some(if quiet { reply } else { reply.header(HeaderName::new(header), "true") })
     }
 
     fn no_healthy_upstream(&mut self) -> End {

@@ -234,6 +234,9 @@ impl<'s> Forward<'s> {
     }
 
     async fn run(mut self) -> Result<Response, End> {
+        if let Some(reply) = self.drop_overload() {
+            return Err(reply.into());
+        }
         self.timeouts = Timeouts::new(self.action, self.stream, self.config);
         self.set_attempt_headers(1);
         let keep_original = !self.config.suppress_envoy_headers;

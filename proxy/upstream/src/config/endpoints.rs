@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
+use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use sampan_core::address::port_of;
 use sampan_core::error::AtField;
 use sampan_core::stream_info::Metadata;
@@ -61,11 +62,14 @@ pub struct LoadAssignment {
     pub overprovisioning_factor: u32,
     /// `policy.weighted_priority_health`
     pub weighted_priority_health: bool,
+    /// `policy.drop_overloads`: the share of requests to answer without asking a host.
+    pub drop_share: f32,
 }
 
 impl Default for LoadAssignment {
     fn default() -> Self {
-        Self { localities: Vec::new(), overprovisioning_factor: 140, weighted_priority_health: false }
+        let localities = Vec::new();
+        Self { localities, overprovisioning_factor: 140, weighted_priority_health: false, drop_share: 0.0 }
     }
 }
 
@@ -73,9 +77,8 @@ impl LoadAssignment {
     /// Checks the message; `names`: hosts may be names.
     pub fn from_proto(message: &pb::ClusterLoadAssignment, names: bool) -> ConfigResult<Self> {
         let policy = message.policy.as_ref();
-        if policy.is_some_and(|p| !p.drop_overloads.is_empty()) {
-            return Err(ConfigError::unsupported("drop_overloads").at("policy.drop_overloads"));
-        }
+        let drop_share =
+            policy.map_or(Ok(0.0), |p| drop_share(&p.drop_overloads)).at("policy.drop_overloads")?;
         if !message.named_endpoints.is_empty() {
             return Err(ConfigError::unsupported("named_endpoints").at("named_endpoints"));
         }
@@ -89,12 +92,43 @@ impl LoadAssignment {
             localities,
             overprovisioning_factor: policy.and_then(|p| p.overprovisioning_factor).map_or(140, |v| v.value),
             weighted_priority_health: policy.is_some_and(|p| p.weighted_priority_health),
+            drop_share,
         })
     }
 
     pub(super) fn is_single(&self) -> bool {
         matches!(self.localities.as_slice(), [one] if one.endpoints.len() == 1)
     }
+}
+
+/// There may be one; a share of single precision, as in Envoy.
+fn drop_share(list: &[pb::cluster_load_assignment::policy::DropOverload]) -> ConfigResult<f32> {
+    let [one] = list else {
+        if list.is_empty() {
+            return Ok(0.0);
+        }
+        return Err(ConfigError::new(format!(
+            "Cluster drop_overloads config has {} categories. Envoy only support one.",
+            list.len()
+        )));
+    };
+    let Some(percent) = &one.drop_percentage else { return Ok(0.0) };
+    let whole = match percent.denominator() {
+        DenominatorType::Hundred => 100.0,
+        DenominatorType::TenThousand => 10_000.0,
+        DenominatorType::Million => 1_000_000.0,
+    };
+    let share = percent.numerator as f32 / whole;
+    if share > 1.0 {
+        return Err(ConfigError::new(format!(
+            "Cluster drop_overloads config is invalid. drop_ratio={share}(Numerator {} / Denominator {whole}). \
+             The valid range is 0~1.",
+            percent.numerator
+        ))
+        .at("drop_percentage")
+        .index(0));
+    }
+    Ok(share)
 }
 
 impl LocalityConfig {
