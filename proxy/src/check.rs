@@ -390,6 +390,7 @@ impl Checker {
             listener_scope: self.server.stats.root().scope("listener.check"),
             listener_metadata: None,
             traffic_direction: TrafficDirection::Unspecified,
+            drain_modify_only: false,
             filter_chain: "".into(),
             tls: false,
             buffer_limit: 1024 * 1024,

@@ -67,6 +67,13 @@ pub struct Options {
     pub without_effect: Vec<String>,
 }
 
+impl Options {
+    /// Over what time clients are asked to go where a listener drains; none: all at once.
+    pub fn ramp(&self) -> Option<Duration> {
+        (self.drain_strategy == DrainStrategy::Gradual).then_some(self.drain_time)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {

@@ -8,7 +8,8 @@
 //! - where the sockets' options are the same, they stay too, and all connections of before drain;
 //! - else the new sockets listen before the old ones are closed.
 //!
-//! To drain is to ask clients to go ([`Phase::Leaving`]) for the drain time, and then to close what is left.
+//! To drain is to ask clients to go ([`Phase::Leaving`]) for the drain time, and then to close what is left. With
+//! `--drain-strategy gradual` ever more responses do so.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -27,6 +28,7 @@ use sampan_listener::{
 use sampan_upstream::Origin;
 use tokio::sync::{Notify, oneshot};
 
+use crate::cli::Options;
 use crate::stats::ListenerManagerStats;
 use crate::worker::{Handle, Order};
 use crate::xds::Dependencies;
@@ -43,6 +45,7 @@ pub struct ListenerManager {
     workers: Workers,
     sockets: usize,
     drain_time: Duration,
+    ramp: Option<Duration>,
     all: RefCell<All>,
     /// Something moved in `all`.
     moved: Notify,
@@ -72,6 +75,12 @@ pub struct Entry {
     in_place: bool,
 }
 
+impl Entry {
+    fn is_inbound(&self) -> bool {
+        self.config.traffic_direction == TrafficDirection::Inbound
+    }
+}
+
 /// What became of a listener.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -87,7 +96,7 @@ impl ListenerManager {
         server: &Arc<Server>,
         workers: Workers,
         count: usize,
-        drain_time: Duration,
+        options: &Options,
         bound: Vec<Bound>,
     ) -> Self {
         let entry = |bound: Bound| {
@@ -101,7 +110,8 @@ impl ListenerManager {
             stats: ListenerManagerStats::new(&server.stats),
             workers,
             sockets: count,
-            drain_time,
+            drain_time: options.drain_time,
+            ramp: options.ramp(),
             all: RefCell::new(All { active, ..All::default() }),
             moved: Notify::new(),
             gone: Notify::new(),
@@ -286,8 +296,8 @@ impl ListenerManager {
 
     fn drain(self: &Rc<Self>, old: Rc<Entry>, new: Option<&Rc<Entry>>) {
         let drains = old.config.leaving(new.map(|new| &*new.config));
-        drains.iter().for_each(|drain| drain.advance(Phase::Leaving));
         let in_place = new.is_some_and(|new| new.in_place);
+        drains.iter().for_each(|drain| drain.leave(self.ramp));
         let (gauge, amount) = if in_place {
             drains.iter().for_each(Drain::removed_alone);
             (&self.stats.filter_chains_draining, drains.len() as u64)
@@ -349,10 +359,17 @@ impl ListenerManager {
         }
     }
 
+    /// Asks the clients of the listeners that serve to go; they go on listening. Those that come later are not
+    /// concerned, as in Envoy.
+    pub fn leave(&self, inbound_only: bool) {
+        for entry in self.active().iter().filter(|e| !inbound_only || e.is_inbound()) {
+            entry.config.leaving(None).iter().for_each(|drain| drain.leave(self.ramp));
+        }
+    }
+
     /// Closes the listening sockets.
     pub fn stop(&self, inbound_only: bool) {
-        let inbound =
-            |e: &&Rc<Entry>| !inbound_only || e.config.traffic_direction == TrafficDirection::Inbound;
+        let inbound = |e: &&Rc<Entry>| !inbound_only || e.is_inbound();
         let mut all = self.all.borrow_mut();
         let names: Vec<_> = all.active.iter().filter(inbound).map(|e| e.config.name.clone()).collect();
         let names: Vec<_> = names.into_iter().filter(|name| !all.stopped.contains(name)).collect();

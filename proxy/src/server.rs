@@ -63,6 +63,8 @@ pub struct Process {
     pub stats: ServerStats,
     /// What changes while serving; set once it has started.
     pub xds: OnceCell<Xds>,
+    /// A graceful drain of listeners has begun; whether of inbound ones only.
+    asked_to_go: Cell<Option<bool>>,
     workers: Workers,
 }
 
@@ -117,7 +119,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
     stats.static_unknown_fields.add(boot.unknown_fields as u64);
     stats.version.set(boot.bootstrap.stats_server_version_override.map_or(0, |version| version.value));
     let workers = Workers::default();
-    let listeners = ListenerManager::new(&boot.server, workers.clone(), count, options.drain_time, bound);
+    let listeners = ListenerManager::new(&boot.server, workers.clone(), count, options, bound);
     for _ in boot.listeners.len()..boot.parts.listeners.len() {
         listeners.stats.modified.inc();
     }
@@ -134,6 +136,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
         failed: Cell::new(false),
         commands,
         xds: OnceCell::new(),
+        asked_to_go: Cell::default(),
         workers,
     });
     process.read_flags();
@@ -349,7 +352,13 @@ async fn drained(process: &Process) {
 
 fn drain_listeners(process: &Rc<Process>, request: DrainRequest) {
     if request.graceful {
-        process.drain.advance(Phase::Draining);
+        // What is asked of the same listeners twice is asked once, whatever was to follow.
+        let widest = process.asked_to_go.get();
+        if widest.is_some_and(|inbound_only| !inbound_only || request.inbound_only) {
+            return;
+        }
+        process.asked_to_go.set(Some(request.inbound_only));
+        process.listeners.leave(request.inbound_only);
         if request.skip_exit {
             return;
         }

@@ -429,7 +429,8 @@ fn health_ok(admin: &Admin, _: &Query) -> Reply {
 
 fn drain_listeners(admin: &Admin, query: &Query) -> Reply {
     admin.source.drain_listeners(DrainRequest {
-        graceful: query.has("graceful"),
+        // As in Envoy 1.40 one alone means both.
+        graceful: query.has("graceful") || query.has("skip_exit"),
         inbound_only: query.has("inboundonly"),
         skip_exit: query.has("skip_exit"),
     });

@@ -1,22 +1,25 @@
 //! Drain: everyone who serves holds a guard; who stops the proxy raises the signal and waits for the guards.
 //!
 //! `Drain` belongs to the program, a [`Signal`] goes to each worker, a [`Guard`] to each connection. A connection
-//! asks [`Signal::is_draining`] where it decides about keep-alive and awaits [`Signal::reached`] where it idles.
+//! asks [`Signal::asks_to_go`] where it decides about keep-alive and awaits [`Signal::reached`] where it idles.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
+
+use crate::clock;
 
 /// How far the drain has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Serving.
     Serving,
-    /// What they belong to is being replaced: responses ask clients to go, idle connections stay, so that no request
-    /// meets a closing connection.
+    /// What they belong to is being replaced: responses ask clients to go, all of them or ever more
+    /// ([`Drain::leave`]); idle connections stay, so that no request meets a closing connection.
     Leaving,
     /// Connections are told to go away at the next occasion.
     Draining,
@@ -38,10 +41,27 @@ struct Active {
     /// The phase once more, for those who ask per request: a plain load instead of the channel's lock.
     phase: AtomicU8,
     idle: Notify,
+    /// Of [`Phase::Leaving`], where not every response asks.
+    ramp: OnceLock<Ramp>,
     /// See [`Drain::removed_alone`].
     removed_alone: AtomicBool,
     /// Of a child: what is told of changes, and who counts its guards too.
     family: Option<(watch::Sender<Phase>, Arc<Active>)>,
+}
+
+/// Ever more responses ask: none in the first second, all of them from the middle of the time on. So it was measured of
+/// Envoy 1.40, which leaves the other half to connections that are idle.
+struct Ramp {
+    from: Instant,
+    /// Half the time, in whole seconds that are begun.
+    seconds: u64,
+}
+
+impl Ramp {
+    fn hits(&self, now: Instant, random: impl FnOnce() -> u64) -> bool {
+        let elapsed = now.saturating_duration_since(self.from).as_secs();
+        elapsed >= self.seconds || elapsed > random() % self.seconds
+    }
 }
 
 /// A worker's end of the drain.
@@ -106,6 +126,16 @@ impl Drain {
         }
     }
 
+    /// Asks clients to go: with every response from now on, or with ever more of them over this time.
+    pub fn leave(&self, over: Option<Duration>) {
+        if let Some(over) = over.filter(|_| self.phase() == Phase::Serving) {
+            // What was begun goes on.
+            let seconds = over.as_secs().div_ceil(2);
+            let _ = self.active.ramp.set(Ramp { from: Instant::now(), seconds });
+        }
+        self.advance(Phase::Leaving);
+    }
+
     /// What drains is a filter chain that its listener does without from now on; access logs tell so.
     pub fn removed_alone(&self) {
         self.active.removed_alone.store(true, Ordering::Relaxed);
@@ -134,9 +164,13 @@ impl Drain {
 }
 
 impl Signal {
-    /// Whether responses should ask clients to go.
-    pub fn is_draining(&self) -> bool {
-        self.active.phase.load(Ordering::Relaxed) >= Phase::Leaving as u8
+    /// Whether this response should ask its client to go.
+    pub fn asks_to_go(&self, random: impl FnOnce() -> u64) -> bool {
+        match self.active.phase.load(Ordering::Acquire) {
+            phase if phase < Phase::Leaving as u8 => false,
+            phase if phase > Phase::Leaving as u8 => true,
+            _ => self.active.ramp.get().is_none_or(|ramp| ramp.hits(clock::recent(), random)),
+        }
     }
 
     /// Whether idle connections should end.
@@ -229,7 +263,7 @@ mod tests {
         assert_eq!((whole.active(), one.active(), two.active()), (1, 1, 0));
         one.advance(Phase::Leaving);
         let signal = one.signal();
-        assert!(signal.is_draining() && !signal.ends_idle() && !two.signal().is_draining());
+        assert!(signal.asks_to_go(|| 0) && !signal.ends_idle() && !two.signal().asks_to_go(|| 0));
         let serving = tokio::spawn(signal.until_closing(std::future::pending()));
         whole.advance(Phase::Draining);
         assert!(two.signal().ends_idle() && whole.child().signal().ends_idle());
@@ -238,6 +272,23 @@ mod tests {
         serving.await.unwrap();
         drop(guard);
         whole.idle().await;
+    }
+
+    #[test]
+    fn ever_more_are_asked_to_go() {
+        let ramp = Ramp { from: Instant::now(), seconds: 3 };
+        let asked = |after: u64| {
+            let now = ramp.from + Duration::from_millis(after);
+            (0..3).filter(|random| ramp.hits(now, || *random)).count()
+        };
+        assert_eq!([0, 999, 1000, 1999, 2000, 3000, 9000].map(asked), [0, 0, 1, 1, 2, 3, 3]);
+        assert!(Ramp { seconds: 0, ..ramp }.hits(Instant::now(), || 0));
+        let gradual = Drain::new();
+        gradual.leave(Some(Duration::from_secs(4)));
+        gradual.leave(None);
+        assert!(!gradual.signal().asks_to_go(|| 0));
+        gradual.advance(Phase::Draining);
+        assert!(gradual.signal().asks_to_go(|| 0));
     }
 
     #[tokio::test]
@@ -265,7 +316,7 @@ mod tests {
         let guard = signal.guard();
         drain.advance(Phase::Draining);
         drain.advance(Phase::Serving);
-        assert!(signal.is_draining());
+        assert!(signal.asks_to_go(|| 0));
         signal.reached(Phase::Draining).await;
         assert_eq!(drain.active(), 1);
         drop(guard);

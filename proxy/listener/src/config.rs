@@ -39,8 +39,6 @@ pub struct ListenerConfig {
     pub(crate) stats: ListenerStats,
     /// `traffic_direction`
     pub traffic_direction: TrafficDirection,
-    /// `drain_type` is `MODIFY_ONLY`: `/healthcheck/fail` does not drain it.
-    pub drain_modify_only: bool,
     /// `bind_to_port`
     pub bind_to_port: bool,
     /// One socket per worker instead of one for all.
@@ -139,6 +137,7 @@ impl ListenerConfig {
             listener_scope: scope.clone(),
             listener_metadata: message.metadata.as_ref().map(metadata),
             traffic_direction: message.traffic_direction(),
+            drain_modify_only: message.drain_type() == pb::listener::DrainType::ModifyOnly,
             filter_chain: "".into(),
             tls: false,
             wants: Wants::default(),
@@ -175,7 +174,6 @@ impl ListenerConfig {
             stats: ListenerStats::new(&scope),
             scope,
             traffic_direction: message.traffic_direction(),
-            drain_modify_only: message.drain_type == pb::listener::DrainType::ModifyOnly as i32,
             bind_to_port: bind_to_port(message),
             reuse_port: !is_pipe && message.enable_reuse_port.is_none_or(|b| b.value),
             use_original_dst,

@@ -117,6 +117,8 @@ pub struct FactoryContext {
     pub listener_metadata: Option<Arc<Metadata>>,
     /// The listener's `traffic_direction`.
     pub traffic_direction: TrafficDirection,
+    /// The listener's `drain_type` is `MODIFY_ONLY`: `/healthcheck/fail` does not drain it.
+    pub drain_modify_only: bool,
     /// The filter chain's name; empty where it has none.
     pub filter_chain: Arc<str>,
     /// Whether the chain ends TLS (`DownstreamTlsContext`).

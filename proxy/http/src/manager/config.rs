@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -13,6 +14,7 @@ use pb::http_connection_manager as hcm;
 use sampan_codec::h1::{self, HeaderCase, ServerOptions, Underscores};
 use sampan_codec::h2;
 use sampan_core::access_log::AccessLogger;
+use sampan_core::drain::Signal;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::overload::OverloadState;
 use sampan_core::stats::Lazy;
@@ -85,6 +87,8 @@ pub struct Manager {
     pub buffer_limit: u32,
     /// The overload manager's state, where one concerns the listener.
     pub overload: Option<Arc<OverloadState>>,
+    /// The listener's `drain_type` is `MODIFY_ONLY`.
+    pub drain_modify_only: bool,
     /// `append_local_overload`
     pub append_local_overload: bool,
 }
@@ -331,6 +335,7 @@ impl Manager {
                 .at("local_reply_config")?,
             buffer_limit: context.buffer_limit,
             overload: context.overload.clone(),
+            drain_modify_only: context.drain_modify_only,
             append_local_overload: message.append_local_overload,
         })
     }
@@ -347,15 +352,17 @@ impl Manager {
         self.h2_stats.get()
     }
 
-    /// Whether overload ends the connection behind this response; counted where it does.
-    pub fn overload_ends_keepalive(&self, worker: &Worker) -> bool {
-        let Some(overload) = &self.overload else { return false };
-        let ends = overload.disable_http_keepalive.hits(|| worker.random());
-        if ends {
-            self.stats.downstream_cx_overload_disable_keepalive.inc();
-            self.stats.downstream_cx_drain_close.inc();
+    /// Whether a response asks its client to go: for a drain, because health checks are told to fail, or of overload.
+    /// Counted where it does.
+    pub fn asks_to_go(&self, drain: &Signal, worker: &Worker) -> bool {
+        let failed = || !self.drain_modify_only && worker.server.health_check_failed.load(Ordering::Relaxed);
+        let mut asks = failed() || drain.asks_to_go(|| worker.random());
+        if !asks && let Some(overload) = &self.overload {
+            asks = overload.disable_http_keepalive.hits(|| worker.random());
+            self.stats.downstream_cx_overload_disable_keepalive.add(asks.into());
         }
-        ends
+        self.stats.downstream_cx_drain_close.add(asks.into());
+        asks
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Shared {
     closed: Cell<u64>,
     premature: Cell<u64>,
     too_many_resets: Cell<bool>,
+    /// The client is asked to go, or was.
+    leaving: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -118,6 +120,17 @@ impl Shared {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
+    }
+
+    /// Whether the client is asked to go, or was.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.get()
+    }
+
+    /// Asks the client to go.
+    pub fn leave(&self) {
+        self.leaving.set(true);
+        self.wake();
     }
 
     /// Whether the connection has ended.
@@ -209,6 +222,7 @@ pub(super) async fn serve(connection: Connection, transport: Transport) {
         closed: Cell::new(0),
         premature: Cell::new(0),
         too_many_resets: Cell::new(false),
+        leaving: Cell::new(false),
         waker: RefCell::new(None),
     });
     let end = run(&shared, &mut codec).await;
@@ -228,7 +242,7 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
     let Connection { manager, drain: signal, start, .. } = &shared.connection;
     let timer = Timer::default();
     let mut signal = signal.clone();
-    let mut draining = pin!(signal.reached(Phase::Leaving));
+    let mut draining = pin!(signal.reached(Phase::Draining));
     let mut drain = Drain::No;
     let mut idle_since = Some(Instant::now());
     let mut served = 0u32;
@@ -270,9 +284,10 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
             }
             if draining.as_mut().poll(cx).is_ready() {
                 manager.stats.downstream_cx_drain_close.inc();
-                let process = shared.connection.drain.ends_idle();
-                let most = if process { PROCESS_DRAIN } else { limits.drain_timeout };
-                return Poll::Ready(Event::StartDrain(limits.drain_timeout.min(most)));
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout.min(PROCESS_DRAIN)));
+            }
+            if shared.is_leaving() {
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout));
             }
             let idle_at = idle_since.zip(limits.idle_timeout).map(|(at, d)| at + d);
             if timer.poll(cx, idle_at).is_ready() {
@@ -296,13 +311,10 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
                 if max > 0 && served >= max {
                     manager.stats.downstream_cx_max_requests_reached.inc();
                     if drain == Drain::No {
+                        shared.leaving.set(true);
                         codec.shutdown_notice();
                         drain = Drain::Noticed(Instant::now() + limits.drain_timeout);
                     }
-                }
-                if drain == Drain::No && manager.overload_ends_keepalive(&shared.connection.worker) {
-                    codec.shutdown_notice();
-                    drain = Drain::Noticed(Instant::now() + limits.drain_timeout);
                 }
                 idle_since = None;
                 let active = ActiveStream::new(shared);
@@ -310,6 +322,7 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
                 tokio::task::spawn_local(Box::pin(serve_stream(shared.clone(), accepted, active)));
             }
             Event::StartDrain(timeout) => {
+                shared.leaving.set(true);
                 codec.shutdown_notice();
                 drain = Drain::Noticed(Instant::now() + timeout);
             }

@@ -200,15 +200,16 @@ impl Exchange {
         {
             response.status = status;
         }
-        let Responder::H1(connection, _) = responder else { return };
-        // Connections go elsewhere while a health check is told to fail, as in Envoy.
-        let failed = stream.worker.server.health_check_failed.load(std::sync::atomic::Ordering::Relaxed);
-        if (failed || drain.is_draining()) && !self.close {
-            manager.stats.downstream_cx_drain_close.inc();
-            self.close = true;
-            self.drained = true;
-        }
-        if !self.close && manager.overload_ends_keepalive(&stream.worker) {
+        let connection = match responder {
+            Responder::H1(connection, _) => connection,
+            Responder::H2(h2) => {
+                if !h2.shared.is_leaving() && manager.asks_to_go(drain, &stream.worker) {
+                    h2.shared.leave();
+                }
+                return;
+            }
+        };
+        if !self.close && manager.asks_to_go(drain, &stream.worker) {
             self.close = true;
             self.drained = true;
         }
