@@ -1,5 +1,6 @@
 //! Fuzzing of what reads bytes from strangers: HTTP/1's heads and chunks, HTTP/2's frames and heads, what listener
-//! filters look at, the PROXY protocol, the substitution formatter; and of the file of the last good configuration.
+//! filters look at, the PROXY protocol, the substitution formatter, tokens and their keys; and of the file of the last good
+//! configuration.
 //!
 //! Each target takes seeds apart and puts them together in new ways for `FUZZ_SECONDS` (5 by default). Nothing may
 //! panic, and what was read of a part must hold for the whole. A target tells what it did, and an input with a new
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use sampan_config::last_good::{KeptResource, LastGood, LastGoodError, Subscription, seal};
 use sampan_core::format::{Extensions, Formatter};
+use sampan_http::jwt::{Jwks, Jwt};
 
 /// So many inputs are kept as seeds.
 const MAX_SEEDS: usize = 2000;
@@ -255,5 +257,49 @@ fn last_good() {
             Err(LastGoodError::Node { .. }) => 6,
         };
         outcome(&results[0]) << 32 | outcome(&results[1])
+    });
+}
+
+/// An HMAC key and `{"iss":"me"}` signed with it.
+const KEYS: &[u8] = br#"{"keys":[{"kty":"oct","k":"c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0MTI"}]}"#;
+const TOKEN: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJtZSJ9.Xieqwzk1bVfeRT8yjshp0SB8COXgntKksu-ZcqrxbDQ";
+
+/// What verifies says what was signed.
+#[test]
+fn tokens() {
+    let keys = Jwks::parse(KEYS).expect("a key set");
+    let good = Jwt::parse(TOKEN).expect("a token");
+    assert_eq!(keys.verify(&good), Ok(()));
+    fuzz(&[TOKEN.as_bytes()], |input, _| match Jwt::parse(&String::from_utf8_lossy(input)) {
+        Ok(jwt) if keys.verify(&jwt).is_ok() => {
+            assert_eq!((&jwt.header, &jwt.payload), (&good.header, &good.payload));
+            200
+        }
+        Ok(_) => 100,
+        Err(status) => status.code().into(),
+    });
+}
+
+/// No key set but one with the key verifies the token.
+#[test]
+fn key_sets() {
+    let good = Jwt::parse(TOKEN).expect("a token");
+    let seeds: &[&[u8]] = &[
+        KEYS,
+        br#"{"keys":[{"kty":"RSA","kid":"a","alg":"RS256","n":"xqvZQEiJ0EMyWWGZ4cB6UpP111nddO41PJ3su7IF-7pzZtG5Gta080A2sv54QJ1D4ngk15YM8VHhY1dl05kBev_pjhSOUEBC-NfxKLnjWxqkeXCawv8sjpf9cNYr6sbP0-P_QxNiIOeWamE2hi8faMi4K4UcR-xB3W0lRf8Ozd6wuFx4EJ9_PT8eNRzhzSkim7KbowC9Hl4BwAx47GLaSyywV47hrOFKl5W7nCOX-UZL1yqiKhFCpQaAiFRjRYh2Hp9BIrqnVzg2de51YkmkFIQ5LwYXLaZtBNY69WeDAdnexEpqD3YdRbDLfNvohE95CYsP81_gQlQMcAcjLzLflQ","e":"AQAB"}]}"#,
+        br#"{"keys":[{"kty":"EC","crv":"P-256","x":"65e8WUmkkqFxsAE6f_m5y4hzw92KgY0sgaAveWoUl-c","y":"4Vqlz-dK1ETsaYimrUBA_dUt-fsl6_GX9OQ_v6oqsQ8"},{"kty":"OKP","crv":"Ed25519","x":"runse9bQb3Idlrc8B7B7qzp9gdCM8rKTKyISdwTAPjA"}]}"#,
+        b"{\"1\": \"-----BEGIN CERTIFICATE-----\\nMIICkzCCAXugAwIBAgIBATANBgkqhkiG9w0BAQsFADAMMQowCAYDVQQDDAFrMCAX\\nDTIwMDEwMTAwMDAwMFoYDzIwOTAwMTAxMDAwMDAwWjAMMQowCAYDVQQDDAFrMIIB\\nIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAxqvZQEiJ0EMyWWGZ4cB6UpP1\\n11nddO41PJ3su7IF+7pzZtG5Gta080A2sv54QJ1D4ngk15YM8VHhY1dl05kBev/p\\njhSOUEBC+NfxKLnjWxqkeXCawv8sjpf9cNYr6sbP0+P/QxNiIOeWamE2hi8faMi4\\nK4UcR+xB3W0lRf8Ozd6wuFx4EJ9/PT8eNRzhzSkim7KbowC9Hl4BwAx47GLaSyyw\\nV47hrOFKl5W7nCOX+UZL1yqiKhFCpQaAiFRjRYh2Hp9BIrqnVzg2de51YkmkFIQ5\\nLwYXLaZtBNY69WeDAdnexEpqD3YdRbDLfNvohE95CYsP81/gQlQMcAcjLzLflQID\\nAQABMA0GCSqGSIb3DQEBCwUAA4IBAQBckYUKKb6KRgqcKBlTFudk+C/MjlLK+4hr\\nZ8UNDGEmFAZm4AoN4pA/LSANlTDhCiDpogXdZYRqi0EUlzRXHoCpxAS4hP4dNN8/\\nt7Y0vxpXFZUpN3bOnZghu28ebosimXhjWLlz33Y+HjKAdwFwakUkLoP2C2wUSX8d\\nq2IIrySOHblMT55oHfAHbRVjyvynlJKMYqx0qP5QOF3o+czrxOHfFXrjI7ILXlwE\\ndLAOVfiwo9KSjJUB3TZ+HVFMc/NuBCE7F/1ybN5IG42Wt8ouXMH0LC/9JYfDfy7a\\nqLMebsxJm8FgcTI1bihu0x2xRbmRs6AoxkRRuEtS5dOduDxAZBsb\\n-----END CERTIFICATE-----\\n\"}",
+    ];
+    fuzz(seeds, |input, _| match Jwks::parse(input) {
+        Ok(keys) => match keys.verify(&good) {
+            Ok(()) => {
+                let secret = b"c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0MT";
+                let input: Vec<u8> = input.iter().copied().filter(|c| *c != b' ').collect();
+                assert!(input.windows(secret.len()).any(|part| part == secret), "another key");
+                200
+            }
+            Err(status) => 100 + u64::from(status.code()),
+        },
+        Err(status) => status.code().into(),
     });
 }

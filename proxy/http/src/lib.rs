@@ -5,6 +5,7 @@
 
 pub mod filter;
 pub mod filters;
+pub mod jwt;
 pub mod manager;
 pub mod route;
 pub mod router;
