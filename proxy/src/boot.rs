@@ -19,6 +19,7 @@ use sampan_core::overload::Overload;
 use sampan_core::runtime::Runtime;
 use sampan_core::stats::{StatsModel, Store};
 use sampan_http::filter::HttpFilterRegistry;
+use sampan_http::filters::jwt_authn::WantedKeys;
 use sampan_listener::{ListenerConfig, NetworkFilterRegistry, NodeInfo, Server};
 use sampan_tls::StaticSecrets;
 use sampan_upstream::config::BindConfig;
@@ -114,7 +115,7 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     if xds.is_dynamic()
         || !server.runtime.wanted().is_empty()
         || clusters.clusters().all().iter().any(|c| is_eds(c) || !c.secrets().is_empty())
-        || listeners.iter().any(|l| !l.wants().is_empty())
+        || listeners.iter().any(|l| l.wants().iter().any(|want| !want.is::<WantedKeys>()))
     {
         check_node(&bootstrap)?;
     }

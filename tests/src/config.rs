@@ -57,6 +57,16 @@ const ALIASES: &[(&str, &str, &str)] = &[
         "envoy.filters.network.ext_authz",
         "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
     ),
+    (
+        "jwt_authn",
+        "envoy.filters.http.jwt_authn",
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+    ),
+    (
+        "jwt_authn_route",
+        "envoy.filters.http.jwt_authn",
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
+    ),
     ("rbac", "envoy.filters.http.rbac", "envoy.extensions.filters.http.rbac.v3.RBAC"),
     ("rbac_route", "envoy.filters.http.rbac", "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"),
     ("rbac_network", "envoy.filters.network.rbac", "envoy.extensions.filters.network.rbac.v3.RBAC"),

@@ -38,6 +38,7 @@ mod extensions;
 mod file;
 mod grpc;
 mod hosts;
+mod jwks;
 mod last_good;
 mod listeners;
 mod resource;
@@ -66,6 +67,7 @@ pub use clusters::Cds;
 use endpoints::Eds;
 pub use extensions::{CurrentExtension, Extensions};
 use file::Watcher;
+pub use jwks::KeysAhead;
 use last_good::LastGood;
 pub use listeners::Lds;
 pub use resource::{Named, unpack};
@@ -199,6 +201,8 @@ pub struct Dependencies {
     pub extensions: Rc<Extensions>,
     /// SRDS
     pub scopes: Rc<Srds>,
+    /// Keys of `jwt_authn`
+    pub keys: Rc<KeysAhead>,
 }
 
 impl Dependencies {
@@ -206,11 +210,13 @@ impl Dependencies {
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         let (routes, secrets) = (self.routes.follow(listener), self.secrets.follow(listener));
         let (extensions, scopes) = (self.extensions.follow(listener), self.scopes.follow(listener));
+        let keys = self.keys.follow(listener);
         async move {
             secrets.await;
             routes.await;
             scopes.await;
             extensions.await;
+            keys.await;
         }
     }
 }
@@ -267,7 +273,8 @@ impl Xds {
         let routes = Rc::new(Routes::new(context.clone(), server.clone()));
         let extensions = Rc::new(Extensions::new(context.clone()));
         let scopes = Rc::new(Srds::new(context.clone(), routes.clone()));
-        let shared = Dependencies { routes, secrets, extensions, scopes };
+        let keys = Rc::new(KeysAhead::new(context.clone()));
+        let shared = Dependencies { routes, secrets, extensions, scopes, keys };
         let sources = std::cell::RefCell::default();
         let mut this =
             Self { cds: None, lds: None, shared, context: context.clone(), eds, rtds: None, sources };

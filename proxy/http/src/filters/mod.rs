@@ -8,6 +8,7 @@ mod grpc_stats;
 mod header_mutation;
 mod health_check;
 mod istio_stats;
+pub mod jwt_authn;
 mod local_ratelimit;
 mod on_demand;
 mod peer_metadata;
@@ -28,7 +29,7 @@ type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [Line; 15] = [
+    let lines: [Line; 16] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
@@ -40,6 +41,7 @@ pub fn register(registry: &mut HttpFilterRegistry) {
         ),
         (health_check::TYPE, health_check::make, None),
         (istio_stats::TYPE, istio_stats::make, None),
+        (jwt_authn::TYPE, jwt_authn::make, Some((jwt_authn::ROUTE_TYPE, jwt_authn::make_route))),
         (
             local_ratelimit::TYPE,
             local_ratelimit::make,

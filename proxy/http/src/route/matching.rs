@@ -16,7 +16,7 @@ use super::template::Template;
 use crate::stream::Stream;
 
 /// A path without its query.
-pub(super) fn without_query(path: &[u8]) -> &[u8] {
+pub(crate) fn without_query(path: &[u8]) -> &[u8] {
     path.iter().position(|c| *c == b'?').map_or(path, |at| &path[..at])
 }
 
@@ -30,7 +30,7 @@ enum Path {
 }
 
 /// The conditions of a route.
-pub(super) struct RouteMatch {
+pub(crate) struct RouteMatch {
     path: Path,
     ignore_case: bool,
     headers: Vec<HeaderMatcher>,
@@ -44,7 +44,7 @@ pub(super) struct RouteMatch {
 }
 
 impl RouteMatch {
-    pub(super) fn from_proto(message: &pb::RouteMatch) -> ConfigResult<Self> {
+    pub(crate) fn from_proto(message: &pb::RouteMatch) -> ConfigResult<Self> {
         let bytes = |s: &str| s.as_bytes().into();
         let path =
             match message.path_specifier.as_ref().ok_or_else(|| ConfigError::missing("path_specifier"))? {
@@ -111,7 +111,7 @@ impl RouteMatch {
         }
     }
 
-    pub(super) fn matches(&self, path: &[u8], request: &RequestView<'_>) -> bool {
+    pub(crate) fn matches(&self, path: &[u8], request: &RequestView<'_>) -> bool {
         self.path_matches(path, request) && self.conditions(request)
     }
 

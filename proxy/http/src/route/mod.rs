@@ -66,7 +66,7 @@ use crate::filters::cors::Policy as CorsPolicy;
 use crate::manager::split_port;
 use crate::tracing::{Decorator, Sampling};
 use host::Hosts;
-use matching::RouteMatch;
+pub(crate) use matching::{RouteMatch, without_query};
 use mutations::Mutations;
 use tree::{Lookup, Routes};
 

@@ -49,6 +49,7 @@ pub use config::{RouterConfig, TYPE};
 use exchange::Exchange;
 use failure::Failure;
 pub use internal_redirect::Followed;
+pub(crate) use retry::jittered;
 use retry::{Retry, RetryState};
 use timeouts::Timeouts;
 use upload::Upload;

@@ -213,7 +213,12 @@ fn jitter(bound: Duration, random: u64) -> Duration {
 }
 
 /// Anywhere between now and `base * (2^(n+1) - 1)`, at most `max`.
-fn jittered(back_off: BackOff, usual: impl FnOnce() -> Duration, attempt: u32, random: u64) -> Duration {
+pub(crate) fn jittered(
+    back_off: BackOff,
+    usual: impl FnOnce() -> Duration,
+    attempt: u32,
+    random: u64,
+) -> Duration {
     let base = back_off.base.unwrap_or_else(usual);
     let max = back_off.max.unwrap_or(base * 10);
     let factor = 2u32.saturating_pow(attempt + 1).saturating_sub(1);
