@@ -197,6 +197,7 @@ fn server(
     let known = Arc::new(move |name: &str| known.get(name).is_some());
     let policy = FlushPolicy { min_size: options.file_flush_min_size, interval: options.file_flush_interval };
     let access_logs = AccessLogManager::new(&stats.root(), policy);
+    access_logs.set_node(bootstrap.node.clone().unwrap_or_default());
     let mut server = Server::new(stats, runtime, secrets, info, known);
     server.access_logs = access_logs;
     server

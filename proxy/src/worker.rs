@@ -68,6 +68,7 @@ async fn work(
     mut inbox: mpsc::UnboundedReceiver<Order>,
 ) {
     let clusters = Rc::new(WorkerClusters::new(clusters));
+    sampan_http::router::uplink::install(&clusters);
     let worker = Rc::new(Worker::new(id, server, clusters.clone(), drain));
     let listeners = Listeners::new(worker);
     while let Some(order) = inbox.recv().await {

@@ -8,12 +8,17 @@ use crate::error::{Result, case_error};
 
 /// The messages of a body.
 pub fn messages(type_name: &str, body: &[u8]) -> Vec<Value> {
+    decoded(body, |message| shown(type_name, message).unwrap_or_else(|e| format!("{e}").into()))
+}
+
+/// The messages of a body, each as `show` has it.
+pub fn decoded(body: &[u8], mut show: impl FnMut(&[u8]) -> Value) -> Vec<Value> {
     let mut rest = body;
     let mut found = Vec::new();
     while let Some((prefix, after)) = rest.split_first_chunk::<5>() {
         let size = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
         let Some((message, after)) = after.split_at_checked(size) else { break };
-        found.push(shown(type_name, message).unwrap_or_else(|e| format!("{e}").into()));
+        found.push(show(message));
         rest = after;
     }
     if !rest.is_empty() {

@@ -18,6 +18,7 @@ pub mod names;
 pub mod net;
 pub mod observe;
 pub mod process;
+mod protobuf;
 pub mod run;
 mod traffic;
 pub mod upstream;

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::rc::Rc;
 
-use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+use envoy_types::pb::google::protobuf::{Any as ProtoAny, Struct, Value, value::Kind};
 use serde_json::{Map, Value as Json};
 
 use crate::stream_info::{FilterState, FilterStateObject};
@@ -408,6 +408,11 @@ impl FilterStateObject for PeerState {
             return Some(value);
         }
         Some(serde_json::json!({"@type": "type.googleapis.com/google.protobuf.Struct", "value": value}))
+    }
+
+    fn message(&self) -> Option<ProtoAny> {
+        let type_url = "type.googleapis.com/google.protobuf.Struct".to_owned();
+        Some(ProtoAny { type_url, value: self.peer.peer.encode_named() })
     }
 
     fn field(&self, name: &str) -> Option<Cow<'_, str>> {

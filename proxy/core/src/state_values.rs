@@ -9,6 +9,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3 as pb;
+use envoy_types::pb::google::protobuf::Any as ProtoAny;
+use prost::Message;
 
 use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::format::{FormatContext, Formatter};
@@ -79,6 +81,13 @@ impl FilterStateObject for TextState {
 
     fn typed(&self) -> Option<serde_json::Value> {
         (self.kind == TextKind::String).then(|| self.text.clone().into())
+    }
+
+    fn message(&self) -> Option<ProtoAny> {
+        (self.kind == TextKind::String).then(|| ProtoAny {
+            type_url: "type.googleapis.com/google.protobuf.StringValue".to_owned(),
+            value: self.text.encode_to_vec(),
+        })
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -29,6 +29,7 @@ struct Inner {
     upstream_wire: Cell<(u64, u64)>,
     received: Cell<u64>,
     upstream_headers: Cell<Option<(u64, u64)>>,
+    upstream_end: Cell<Option<Instant>>,
 }
 
 struct Armed {
@@ -73,6 +74,7 @@ impl Default for Timer {
             upstream_wire: Cell::new((0, 0)),
             received: Cell::new(0),
             upstream_headers: Cell::new(None),
+            upstream_end: Cell::new(None),
         }))
     }
 }
@@ -120,6 +122,7 @@ impl Timer {
         self.0.upstream_wire.set((0, 0));
         self.0.received.set(0);
         self.0.upstream_headers.set(None);
+        self.0.upstream_end.set(None);
         self.0.idle_timeout.set(idle);
         self.0.max_duration_at.set(max_duration.map(|d| now + d));
         self.0.request_at.set(request.map(|d| now + d));
@@ -144,6 +147,16 @@ impl Timer {
     /// What [`Timer::set_upstream_wire`] was told last.
     pub fn upstream_wire(&self) -> (u64, u64) {
         self.0.upstream_wire.get()
+    }
+
+    /// The last byte of the response's body came, just now.
+    pub fn set_upstream_end(&self) {
+        self.0.upstream_end.set(Some(clock::recent()));
+    }
+
+    /// When [`Timer::set_upstream_end`] was told so.
+    pub fn upstream_end(&self) -> Option<Instant> {
+        self.0.upstream_end.get()
     }
 
     /// Of these, the heads', where the codec tells (HTTP/2).

@@ -250,6 +250,8 @@ impl Xds {
     ) -> Self {
         let root = &server.stats.root();
         let control = grpc::ControlPlanes::new(clusters, node);
+        // The admin interface's access log goes out from this thread.
+        sampan_http::router::uplink::install(control.clusters());
         let ads = model.ads.as_ref().and_then(|source| {
             let Api::Grpc { delta, .. } = &source.api else { return None };
             control.client(source, xds_client::types::aggregated(grpc::variant(*delta)), root)

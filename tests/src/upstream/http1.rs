@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{Seen, Upstream, script};
 use crate::case::{Act, Reply, Rule};
 use crate::http1::{Body, Head};
-use crate::net::{Wire, shown};
+use crate::net::Wire;
 
 /// Answers requests until the connection is over.
 pub(super) async fn serve(upstream: &Rc<Upstream>, wire: &mut Wire, conn: usize) {
@@ -49,8 +49,8 @@ fn usual(name: &str) -> Act {
 
 async fn body(upstream: &Upstream, wire: &mut Wire, head: &Head, index: usize) -> bool {
     let body = Body::of_request(wire, head).await;
+    upstream.note_body(index, head.start(1), &body.bytes);
     upstream.update(index, |seen| {
-        seen.body = shown(&body.bytes);
         seen.trailers = body.trailers;
         seen.truncated = !body.complete;
     });

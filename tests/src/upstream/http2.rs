@@ -15,7 +15,7 @@ use super::{Seen, Upstream, script};
 use crate::case::{Act, Reply};
 use crate::grpc;
 use crate::http1::fields;
-use crate::net::{Wire, raw, shown, text};
+use crate::net::{Wire, raw, text};
 
 /// Answers streams until the connection is over.
 pub(super) async fn serve(upstream: &Rc<Upstream>, wire: Wire, conn: usize) {
@@ -78,7 +78,7 @@ async fn answer(
     let (index, rule) = upstream.request(Seen { conn, head, ..Seen::default() }, &path);
     let early = rule.as_ref().is_some_and(|r| r.early);
     if !early {
-        read_body(&upstream, &mut body, index).await;
+        read_body(&upstream, &mut body, index, &path).await;
     }
     let acts = rule.map_or_else(Vec::new, |r| r.acts);
     if acts.is_empty() {
@@ -91,7 +91,7 @@ async fn answer(
             Act::Reply(r) => send_reply(&mut respond, &r),
             Act::Message(message) => send_message(&upstream, &mut respond, &message),
             Act::Sleep(ms) => sleep(Duration::from_millis(ms)).await,
-            Act::ReadBody => read_body(&upstream, &mut body, index).await,
+            Act::ReadBody => read_body(&upstream, &mut body, index, &path).await,
             Act::Reset | Act::Close => respond.send_reset(Reason::CANCEL),
             Act::RstStream(code) => respond.send_reset(Reason::from(code)),
             Act::Echo => return echo(&mut respond, &mut body).await,
@@ -106,11 +106,11 @@ async fn answer(
         }
     }
     if early {
-        read_body(&upstream, &mut body, index).await;
+        read_body(&upstream, &mut body, index, &path).await;
     }
 }
 
-async fn read_body(upstream: &Upstream, body: &mut RecvStream, index: usize) {
+async fn read_body(upstream: &Upstream, body: &mut RecvStream, index: usize, path: &str) {
     let mut bytes = Vec::new();
     let mut truncated = false;
     while let Some(data) = body.data().await {
@@ -118,6 +118,8 @@ async fn read_body(upstream: &Upstream, body: &mut RecvStream, index: usize) {
             Ok(data) => {
                 let _ = body.flow_control().release_capacity(data.len());
                 bytes.extend_from_slice(&data);
+                // A stream's messages count as they come.
+                upstream.note_body(index, path, &bytes);
             }
             Err(_) => {
                 truncated = true;
@@ -126,12 +128,7 @@ async fn read_body(upstream: &Upstream, body: &mut RecvStream, index: usize) {
         }
     }
     let trailers = body.trailers().await.ok().flatten().map(|t| lines(&t)).unwrap_or_default();
-    let grpc = upstream.script.grpc.as_ref();
     upstream.update(index, |seen| {
-        match grpc {
-            Some(grpc) => seen.messages = grpc::messages(&grpc.request, &bytes),
-            None => seen.body = shown(&bytes),
-        }
         seen.trailers = trailers;
         seen.truncated = truncated;
     });

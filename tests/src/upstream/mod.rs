@@ -19,8 +19,10 @@ use tokio_rustls::TlsAcceptor;
 use crate::case::{self, Act, Rule, UpstreamKind};
 use crate::certs::{Certs, common_name};
 use crate::error::{Context, Result};
+use crate::grpc;
 use crate::http1::by_name;
-use crate::net::{End, Stream, Wire, text};
+use crate::net::{End, Stream, Wire, shown, text};
+use crate::protobuf::{self, Ids};
 
 pub use http2::{header_map, lines};
 pub use script::run as run_script;
@@ -34,8 +36,8 @@ pub struct Seen {
     pub head: Vec<String>,
     /// Body.
     pub body: String,
-    /// Of a gRPC upstream: the body's messages.
-    pub messages: Vec<Value>,
+    /// What a gRPC upstream or a collector was sent (see [`crate::protobuf`]), in place of the body.
+    pub messages: Option<Value>,
     /// Trailers.
     pub trailers: Vec<String>,
     /// The body did not come to its end.
@@ -79,11 +81,12 @@ impl Seen {
             Some(line) if !line.starts_with(':') => line.as_str().into(),
             _ => format!("{} {} HTTP/2", pseudo(":method: "), pseudo(":path: ")).into(),
         };
+        if let Some(messages) = &self.messages {
+            map["messages"] = messages.clone();
+            map["body"] = "".into();
+        }
         if !self.trailers.is_empty() {
             map["trailers"] = self.trailers.clone().into();
-        }
-        if !self.messages.is_empty() {
-            map["messages"] = self.messages.clone().into();
         }
         if self.truncated {
             map["truncated"] = true.into();
@@ -108,6 +111,7 @@ pub struct Upstream {
     seen: RefCell<Vec<Seen>>,
     connections: RefCell<Vec<Connection>>,
     requests: Cell<usize>,
+    ids: RefCell<Ids>,
 }
 
 impl Upstream {
@@ -123,6 +127,7 @@ impl Upstream {
             seen: RefCell::default(),
             connections: RefCell::default(),
             requests: Cell::new(0),
+            ids: RefCell::default(),
         });
         let accepting = Rc::clone(&upstream);
         spawn_local(async move {
@@ -214,6 +219,18 @@ impl Upstream {
         if let Some(seen) = self.seen.borrow_mut().get_mut(index) {
             change(seen);
         }
+    }
+
+    /// Notes a body, as far as it has come.
+    fn note_body(&self, index: usize, path: &str, bytes: &[u8]) {
+        let messages = match &self.script.grpc {
+            Some(grpc) => Some(grpc::messages(&grpc.request, bytes).into()),
+            None => protobuf::messages(path, bytes, &mut self.ids.borrow_mut()),
+        };
+        self.update(index, |seen| {
+            seen.body = shown(bytes);
+            seen.messages = messages;
+        });
     }
 
     /// All requests, or for byte upstreams all connections.

@@ -18,6 +18,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use envoy_types::pb::envoy::config::core::v3::Node;
+
+use super::exporters::Exporters;
 use crate::error::{ConfigError, ConfigResult};
 use crate::stats::{Counter, Gauge, Scope};
 
@@ -116,7 +119,7 @@ thread_local! {
     static MINE: RefCell<Vec<(u64, Buffer)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// All log files of a process; clones are handles to the same.
+/// All log files and exporters of a process; clones are handles to the same.
 #[derive(Clone)]
 pub struct AccessLogManager(Arc<Inner>);
 
@@ -126,6 +129,7 @@ struct Inner {
     policy: FlushPolicy,
     wake: Arc<Wake>,
     started: AtomicBool,
+    exporters: Exporters,
 }
 
 /// A lock whose data stays good when a holder panics.
@@ -173,7 +177,17 @@ impl AccessLogManager {
             policy,
             wake: Arc::default(),
             started: AtomicBool::new(false),
+            exporters: Exporters::new(root),
         }))
+    }
+
+    /// Who this proxy is, for collectors; the first who says so counts.
+    pub fn set_node(&self, node: Node) {
+        self.0.exporters.set_node(node);
+    }
+
+    pub(super) fn exporters(&self) -> &Exporters {
+        &self.0.exporters
     }
 
     /// The file of a target; it is opened once and stays open.

@@ -1,4 +1,4 @@
-//! The access log: filters, formats and files.
+//! The access log: filters, formats, files and collectors.
 //!
 //! A [`AccessLogger`] is one `AccessLog` message made ready. Whoever ends a stream hands it a
 //! [`FormatContext`]; if the filter lets it pass, the line is formatted straight into the calling thread's
@@ -9,10 +9,13 @@
 //! hold a line break and the requested server name is cleaned; who splits lines at quotes or spaces must use
 //! JSON, whose values are escaped.
 //!
-//! Loggers to gRPC, OpenTelemetry and Fluentd, and the filter extensions (CEL), are refused by name.
+//! Entries for collectors ([`grpc`], [`open_telemetry`]) go out by [`crate::export`].
 
+mod exporters;
 mod file;
 mod filter;
+mod grpc;
+mod open_telemetry;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +25,10 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::accesslog::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3::SubstitutionFormatString;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
+use envoy_types::pb::envoy::extensions::access_loggers::grpc::v3::{
+    HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig,
+};
+use envoy_types::pb::envoy::extensions::access_loggers::open_telemetry::v3::OpenTelemetryAccessLogConfig;
 use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::{
     StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log,
 };
@@ -31,6 +38,9 @@ use prost::{Message, Name};
 use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::format::{Extensions, FormatContext, Formatter};
 use crate::runtime::Runtime;
+
+use self::grpc::GrpcLogger;
+use self::open_telemetry::OpenTelemetryLogger;
 
 pub use self::file::{AccessLogManager, FlushPolicy, LogFile, Target};
 pub use self::filter::AccessLogFilter;
@@ -44,8 +54,13 @@ pub const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-O
 /// One configured access log.
 pub struct AccessLogger {
     filter: Option<AccessLogFilter>,
-    formatter: Formatter,
-    file: Arc<LogFile>,
+    sink: Sink,
+}
+
+enum Sink {
+    File { formatter: Formatter, file: Arc<LogFile> },
+    Grpc(Box<GrpcLogger>),
+    OpenTelemetry(Box<OpenTelemetryLogger>),
 }
 
 impl AccessLogger {
@@ -68,29 +83,44 @@ impl AccessLogger {
         let Some(pb::access_log::ConfigType::TypedConfig(any)) = &message.config_type else {
             return Err(unknown(""));
         };
-        let (target, formatter) = match any.type_url.rsplit('/').next().unwrap_or_default() {
-            url if url == FileAccessLog::full_name() => file_log(&decode(any)?).at("typed_config")?,
+        let sink = match any.type_url.rsplit('/').next().unwrap_or_default() {
+            url if url == FileAccessLog::full_name() => {
+                let (target, formatter) = file_log(&decode(any)?).at("typed_config")?;
+                Sink::file(target, formatter, manager)?
+            }
             url if url == StdoutAccessLog::full_name() => {
                 let message: StdoutAccessLog = decode(any)?;
                 let format = message
                     .access_log_format
                     .map(|stdout_access_log::AccessLogFormat::LogFormat(format)| format);
-                (Target::Stdout, log_format(format.as_ref()).at("typed_config")?)
+                Sink::file(Target::Stdout, log_format(format.as_ref()).at("typed_config")?, manager)?
             }
             url if url == StderrAccessLog::full_name() => {
                 let message: StderrAccessLog = decode(any)?;
                 let format = message
                     .access_log_format
                     .map(|stderr_access_log::AccessLogFormat::LogFormat(format)| format);
-                (Target::Stderr, log_format(format.as_ref()).at("typed_config")?)
+                Sink::file(Target::Stderr, log_format(format.as_ref()).at("typed_config")?, manager)?
+            }
+            url if url == HttpGrpcAccessLogConfig::full_name() => {
+                let logger = GrpcLogger::http(&decode(any)?, manager.exporters()).at("typed_config")?;
+                Sink::Grpc(Box::new(logger))
+            }
+            url if url == TcpGrpcAccessLogConfig::full_name() => {
+                let logger = GrpcLogger::tcp(&decode(any)?, manager.exporters()).at("typed_config")?;
+                Sink::Grpc(Box::new(logger))
+            }
+            url if url == OpenTelemetryAccessLogConfig::full_name() => {
+                let message: OpenTelemetryAccessLogConfig = decode(any)?;
+                let logger = OpenTelemetryLogger::from_proto(&message, manager.exporters());
+                Sink::OpenTelemetry(Box::new(logger.at("typed_config")?))
             }
             url => {
                 let what = format!("access logger '{}' ({url})", message.name);
                 return Err(ConfigError::unsupported(what).at("typed_config"));
             }
         };
-        let file = manager.open(target).at("typed_config")?;
-        Ok(Self { filter, formatter, file })
+        Ok(Self { filter, sink })
     }
 
     /// From a repeated field.
@@ -106,9 +136,20 @@ impl AccessLogger {
 
     /// Logs a stream, if the filter lets it pass.
     pub fn log(&self, context: &FormatContext<'_>) {
-        if self.filter.as_ref().is_none_or(|f| f.passes(context)) {
-            self.file.write_with(|out| self.formatter.write(context, out));
+        if self.filter.as_ref().is_some_and(|f| !f.passes(context)) {
+            return;
         }
+        match &self.sink {
+            Sink::File { formatter, file } => file.write_with(|out| formatter.write(context, out)),
+            Sink::Grpc(logger) => logger.log(context),
+            Sink::OpenTelemetry(logger) => logger.log(context),
+        }
+    }
+}
+
+impl Sink {
+    fn file(target: Target, formatter: Formatter, manager: &AccessLogManager) -> ConfigResult<Self> {
+        Ok(Self::File { formatter, file: manager.open(target).at("typed_config")? })
     }
 }
 

@@ -34,6 +34,7 @@ use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::header::HeaderMap;
 use crate::stream_info::StreamInfo;
 
+pub use self::plain::stream_id;
 pub use self::value::{grpc_status_of, is_grpc_request};
 
 pub use self::json::{write_json_number, write_json_string, write_json_value};

@@ -151,10 +151,7 @@ fn plain_text(name: &str) -> Option<What> {
         }
         "LISTENER_NAME" => |c, out| put_some(Some(c.info.connection.listener.as_bytes()), out),
         "FILTER_CHAIN_NAME" => |c, out| put_some(Some(c.info.connection.filter_chain.as_bytes()), out),
-        "STREAM_ID" => |c, out| {
-            let kept = c.info.request_id.as_ref().map(|n| n.as_bytes());
-            put_some(kept.or_else(|| c.request?.get(HeaderId::X_REQUEST_ID)), out)
-        },
+        "STREAM_ID" => |c, out| stream_id(c, out),
         "TRACE_ID" => |c, out| put_some(c.info.trace_id.as_ref().map(|n| n.as_bytes()), out),
         "SPAN_ID" => |c, out| put_some(c.info.span_id.as_ref().map(|n| n.as_bytes()), out),
         "UNIQUE_ID" => |_, out| unique_id(out),
@@ -174,10 +171,25 @@ fn plain_text(name: &str) -> Option<What> {
     }))
 }
 
+/// The request's id; of a TCP connection a UUID that stays the same in all its entries.
+pub fn stream_id(context: &FormatContext<'_>, out: &mut Vec<u8>) -> bool {
+    let info = context.info;
+    if info.protocol.is_none() && context.request.is_none() {
+        let low = info.stream_id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+        return put_uuid(u128::from(info.stream_id) << 64 | u128::from(low), out);
+    }
+    let kept = info.request_id.as_ref().map(|n| n.as_bytes());
+    put_some(kept.or_else(|| context.request?.get(HeaderId::X_REQUEST_ID)), out)
+}
+
 /// A random UUID, version 4.
 fn unique_id(out: &mut Vec<u8>) -> bool {
+    put_uuid(rand::random(), out)
+}
+
+/// A UUID of version 4 with these bits.
+fn put_uuid(random: u128, out: &mut Vec<u8>) -> bool {
     use std::io::Write;
-    let random: u128 = rand::random();
     let id = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let (a, b, c) = (id >> 96, (id >> 80) & 0xffff, (id >> 64) & 0xffff);
     let (d, e) = ((id >> 48) & 0xffff, id & 0xffff_ffff_ffff);

@@ -13,7 +13,7 @@
 
 mod config;
 mod histogram;
-mod number;
+pub(crate) mod number;
 mod prometheus;
 mod render;
 mod slab;

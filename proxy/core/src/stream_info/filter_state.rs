@@ -11,6 +11,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use envoy_types::pb::google::protobuf::Any as ProtoAny;
+
 use super::{ConnectionInfo, StreamInfo};
 
 /// An object in the filter state; how the formatter and matchers see it.
@@ -27,6 +29,10 @@ pub trait FilterStateObject {
     }
     /// The address that an `address_match` reads; a text that looks like one is none.
     fn ip(&self) -> Option<IpAddr> {
+        None
+    }
+    /// The object as gRPC access logs show it.
+    fn message(&self) -> Option<ProtoAny> {
         None
     }
     /// For readers that know the concrete type.

@@ -216,6 +216,9 @@ impl Exchange {
     fn end(&mut self) {
         let stream = &mut self.stream;
         let manager = stream.manager.clone();
+        if let Some(upstream) = &mut stream.info.upstream {
+            upstream.last_rx = stream.timer.upstream_end().or(upstream.last_rx);
+        }
         let chain = Self::chain_of(stream, &manager);
         for (named, state) in chain.filters.iter().zip(self.states.iter_mut()) {
             if state.is_some() {

@@ -133,7 +133,9 @@ impl Forward<'_> {
         head.tunnel &= tunnel;
         let now = clock::tick();
         timer.touch();
-        self.stream.info.upstream_mut().first_rx = Some(now);
+        let upstream = self.stream.info.upstream_mut();
+        upstream.first_rx = Some(now);
+        upstream.last_rx = Some(now).filter(|_| head.end);
         Ok((head, exchange))
     }
 

@@ -100,6 +100,7 @@ impl UpstreamBody {
         }
         self.finished = true;
         self.parts.note_bytes();
+        self.parts.timer.set_upstream_end();
         self.parts.exchange.finish(self.parts.upload.is_received());
         if let Some((cluster, kind, since)) = self.parts.charge.take() {
             let took = clock::recent().duration_since(since).as_millis() as u64;

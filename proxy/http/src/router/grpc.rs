@@ -121,7 +121,7 @@ fn status(headers: &HeaderMap) -> Option<End> {
 }
 
 /// The message of a call that ended well.
-fn last_message(answer: Answer, limit: usize) -> Result<bytes::Bytes, End> {
+pub(super) fn last_message(answer: Answer, limit: usize) -> Result<bytes::Bytes, End> {
     let only_head = answer.body.is_empty() && answer.trailers.is_none();
     let unknown = || End { code: UNKNOWN, message: "missing grpc-status".to_owned() };
     if answer.status != 200 {

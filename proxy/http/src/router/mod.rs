@@ -23,6 +23,7 @@ mod respond;
 mod retry;
 mod shadow;
 mod timeouts;
+pub mod uplink;
 mod upload;
 
 use std::future::poll_fn;

@@ -233,7 +233,9 @@ impl Tracing {
         if let Some(trace) = &stream.trace {
             let (trace_id, span_id) = trace.ids();
             stream.info.trace_id = Some(trace_id.into());
-            stream.info.span_id = Some(span_id.into());
+            // Envoy's Zipkin tracer tells the log nothing of its spans.
+            let told = matches!(self.provider, Some(Provider::OpenTelemetry));
+            stream.info.span_id = told.then(|| span_id.into());
         }
         stream.operation_set =
             stream.request.contains(HeaderId::X_ENVOY_DECORATOR_OPERATION) && !self.outbound;
