@@ -12,12 +12,18 @@ const PREFIX: usize = 5;
 
 /// A message with its prefix.
 pub fn framed(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
+    framed_with(message, &[])
+}
+
+/// A message of which some fields are encoded already: on the wire fields may stand in any order.
+pub fn framed_with(message: &impl Message, fields: &[u8]) -> Bytes {
+    let length = message.encoded_len() + fields.len();
     let mut bytes = BytesMut::with_capacity(PREFIX + length);
     bytes.put_u8(0);
     // A request above 4 GiB would need more names than there is memory for.
     bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    bytes.put_slice(&message.encode_to_vec());
+    message.encode_raw(&mut bytes);
+    bytes.put_slice(fields);
     bytes.freeze()
 }
 

@@ -2,6 +2,9 @@
 //!
 //! The cluster's hosts are exchanged as a whole; hosts that stay keep their pools and counters. An answer that is
 //! refused, or none, ends the warming of a cluster and leaves its hosts as they are.
+//!
+//! In the state of the world a response may carry all endpoints again because of one: those whose bytes are in force are
+//! told by their hash and neither checked nor decoded.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -19,7 +22,7 @@ use sampan_upstream::{Cluster, Discovery, LoadAssignment, Rebuild};
 use tokio::task::AbortHandle;
 use xds_client::{Decoded, Resource, types};
 
-use super::resource::{Checked, checked, decode};
+use super::resource::decode;
 use super::source::kept;
 use super::{Context, Secrets, Source, Subscriber, SubscriptionStats};
 
@@ -32,7 +35,14 @@ pub struct Eds {
 
 /// Who follows what, by cluster; more than one while a new one warms.
 #[derive(Default)]
-struct Book(RefCell<HashMap<Arc<str>, Vec<Following>>>);
+struct Book {
+    clusters: RefCell<HashMap<Arc<str>, Vec<Following>>>,
+    /// The names of what is in force, by the hash of its bytes.
+    in_force: RefCell<HashMap<u64, Arc<str>>>,
+}
+
+/// In place of a message whose bytes are in force.
+struct InForce;
 
 struct Following {
     cluster: Weak<Cluster>,
@@ -48,6 +58,9 @@ struct Endpoints {
     name: Arc<str>,
     /// Of the bytes in force.
     hash: Rc<Cell<Option<u64>>>,
+    /// What of it the book has.
+    entered: Cell<Option<u64>>,
+    stale_after: Cell<Option<Duration>>,
     /// What came last, for this cluster or for the one of before: where a changed cluster gets no answer of its own,
     /// it goes on with that.
     last: RefCell<Option<Bytes>>,
@@ -75,25 +88,27 @@ impl Eds {
             last: RefCell::new(self.last_of(name, &service)),
             name: service,
             hash: Rc::default(),
+            entered: Cell::default(),
+            stale_after: Cell::default(),
             stale: RefCell::default(),
         });
         let stats = SubscriptionStats::new(cluster.scope());
         let source = Source::start(&self.context, &eds.source, stats, endpoints.clone());
         let following = Following { cluster: Arc::downgrade(cluster), endpoints, _source: source };
-        self.book.0.borrow_mut().entry(name.clone()).or_default().push(following);
+        self.book.clusters.borrow_mut().entry(name.clone()).or_default().push(following);
         self.book.tidy(name);
     }
 
     /// The endpoints that a cluster of this name has from this service.
     fn last_of(&self, name: &str, service: &str) -> Option<Bytes> {
-        let all = self.book.0.borrow();
+        let all = self.book.clusters.borrow();
         let mut list = all.get(name)?.iter().rev();
         list.find_map(|f| f.endpoints.last.borrow().clone().filter(|_| *f.endpoints.name == *service))
     }
 
     /// Ends the subscriptions of a cluster that was removed.
     pub(super) fn forget(&self, name: &str) {
-        let gone = self.book.0.borrow_mut().remove(name);
+        let gone = self.book.clusters.borrow_mut().remove(name);
         drop(gone);
     }
 }
@@ -101,7 +116,7 @@ impl Eds {
 impl Book {
     /// Ends the subscriptions of clusters of this name that have no slot any more.
     fn tidy(&self, name: &str) {
-        let mut all = self.0.borrow_mut();
+        let mut all = self.clusters.borrow_mut();
         let Some(list) = all.get_mut(name) else { return };
         let gone: Vec<_> =
             list.extract_if(.., |f| !f.cluster.upgrade().is_some_and(|c| c.is_current())).collect();
@@ -111,36 +126,68 @@ impl Book {
         drop(all);
         drop(gone);
     }
+
+    /// Exchanges the hash of what is in force of a name.
+    fn enter(&self, name: &Arc<str>, old: Option<u64>, new: Option<u64>) {
+        let mut in_force = self.in_force.borrow_mut();
+        old.and_then(|old| in_force.remove(&old));
+        if let Some(new) = new {
+            in_force.insert(new, name.clone());
+        }
+    }
+}
+
+fn hash(bytes: &Bytes) -> u64 {
+    FixedState::default().hash_one(bytes)
 }
 
 impl Endpoints {
-    fn take(
+    fn take(&self, cluster: &Arc<Cluster>, resource: &Decoded) -> Result<(), String> {
+        let hash = hash(&resource.bytes);
+        if self.hash.get() == Some(hash) {
+            cluster.stats().update_no_rebuild.inc();
+        } else if let Some(message) = resource.message.downcast_ref() {
+            self.exchange(cluster, message, &resource.bytes, hash)?;
+        } else {
+            // In force for another cluster.
+            let message = ClusterLoadAssignment::decode(&*resource.bytes).map_err(|e| e.to_string())?;
+            self.exchange(cluster, &message, &resource.bytes, hash)?;
+        }
+        self.watch_age(cluster);
+        Ok(())
+    }
+
+    fn exchange(
         &self,
         cluster: &Arc<Cluster>,
-        resource: &Checked<'_, ClusterLoadAssignment>,
+        message: &ClusterLoadAssignment,
+        bytes: &Bytes,
+        hash: u64,
     ) -> Result<(), String> {
-        let message = resource.message;
         if message.cluster_name != *self.name {
             return Err(format!(
                 "Unexpected EDS cluster (expecting {}): {}",
                 self.name, message.cluster_name
             ));
         }
-        let hash = FixedState::default().hash_one(resource.bytes);
-        if self.hash.get() == Some(hash) {
+        let assignment = LoadAssignment::from_proto(message, false).map_err(|e| e.to_string())?;
+        if cluster.set_assignment(assignment) == Rebuild::Nothing {
             cluster.stats().update_no_rebuild.inc();
-        } else {
-            let assignment = LoadAssignment::from_proto(message, false).map_err(|e| e.to_string())?;
-            if cluster.set_assignment(assignment) == Rebuild::Nothing {
-                cluster.stats().update_no_rebuild.inc();
-            }
-            self.hash.set(Some(hash));
-            // A copy of its own: a slice would keep the whole response.
-            self.last.replace(Some(resource.bytes.to_vec().into()));
         }
+        self.hash.set(Some(hash));
+        self.enter(Some(hash));
+        // A copy of its own: a slice would keep the whole response.
+        self.last.replace(Some(bytes.to_vec().into()));
         let after = message.policy.as_ref().and_then(|p| p.endpoint_stale_after.as_ref());
-        self.watch_age(cluster, after.map(sampan_http::manager::duration));
+        self.stale_after.set(after.map(sampan_http::manager::duration));
         Ok(())
+    }
+
+    fn enter(&self, new: Option<u64>) {
+        let old = self.entered.replace(new);
+        if let Some(book) = self.book.upgrade() {
+            book.enter(&self.name, old, new);
+        }
     }
 
     /// There was an answer: the cluster takes its slot, and who was there before is told nothing more.
@@ -152,11 +199,11 @@ impl Endpoints {
     }
 
     /// `endpoint_stale_after`: without another answer the endpoints go.
-    fn watch_age(&self, cluster: &Arc<Cluster>, after: Option<Duration>) {
+    fn watch_age(&self, cluster: &Arc<Cluster>) {
         if let Some(task) = self.stale.take() {
             task.abort();
         }
-        let Some(after) = after.filter(|d| !d.is_zero()) else { return };
+        let Some(after) = self.stale_after.get().filter(|d| !d.is_zero()) else { return };
         cluster.stats().assignment_timeout_received.inc();
         let (cluster, hash) = (self.cluster.clone(), self.hash.clone());
         let task = tokio::task::spawn_local(async move {
@@ -180,7 +227,17 @@ impl Subscriber for Endpoints {
     }
 
     fn decode(&self, resource: Resource) -> Result<Decoded, String> {
-        decode::<ClusterLoadAssignment>(&self.context, resource)
+        let known = resource.value.as_ref().and_then(|bytes| {
+            let book = self.book.upgrade()?;
+            let in_force = book.in_force.borrow();
+            Some((in_force.get(&hash(bytes))?.to_string(), bytes.clone()))
+        });
+        let Some((name, bytes)) = known else {
+            return decode::<ClusterLoadAssignment>(&self.context, resource);
+        };
+        let Resource { name: given, version, aliases, .. } = resource;
+        let name = if given.is_empty() { name } else { given };
+        Ok(Decoded { name, version, aliases, bytes, message: Box::new(InForce) })
     }
 
     /// An endpoint set that was taken away leaves the cluster as it is.
@@ -190,7 +247,7 @@ impl Subscriber for Endpoints {
 
     fn update(&self, _version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
         let Some(cluster) = self.cluster.upgrade().filter(|c| c.is_current()) else { return Ok(()) };
-        match checked(resources).as_slice() {
+        match resources {
             [] => cluster.stats().update_empty.inc(),
             [one] => self.take(&cluster, one)?,
             more => return Err(format!("Unexpected EDS resource length: {}", more.len())),
@@ -218,6 +275,7 @@ impl Subscriber for Endpoints {
 
 impl Drop for Endpoints {
     fn drop(&mut self) {
+        self.enter(None);
         if let Some(task) = self.stale.take() {
             task.abort();
         }

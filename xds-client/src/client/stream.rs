@@ -150,8 +150,8 @@ impl Inner {
         for of in ordered {
             let request = match &mut *of.machine.borrow_mut() {
                 Machine::World(machine) => machine.next_request().map(|mut request| {
-                    request.node = self.node.borrow_mut().for_request();
-                    framed(&request)
+                    request.message.node = self.node.borrow_mut().for_request();
+                    request.framed()
                 }),
                 Machine::Delta(machine) => machine.next_request().map(|mut request| {
                     request.node = self.node.borrow_mut().for_request();
@@ -212,7 +212,7 @@ impl Inner {
 }
 
 impl Type {
-    fn receive_world(&self, response: DiscoveryResponse) {
+    fn receive_world(&self, mut response: DiscoveryResponse) {
         let now = Instant::now();
         if self.watches.borrow().is_empty() {
             if let Machine::World(machine) = &mut *self.machine.borrow_mut() {
@@ -223,7 +223,7 @@ impl Type {
         // What the watchers do in between may touch this machine: it is not borrowed meanwhile.
         let opened = match &mut *self.machine.borrow_mut() {
             Machine::World(machine) => {
-                machine.take_apart(response.resources.clone(), &response.version_info, now)
+                machine.take_apart(std::mem::take(&mut response.resources), &response.version_info, now)
             }
             Machine::Delta(_) => return,
         };

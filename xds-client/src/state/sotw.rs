@@ -4,9 +4,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use prost::Message;
 
 use super::{Batch, Lives, WILDCARD, detail, refusal, ttl};
+use crate::grpc::framed_with;
 use crate::handler::{Refusal, Resource};
 use crate::wire::{self, Any, DiscoveryRequest, DiscoveryResponse};
 
@@ -28,6 +30,24 @@ pub struct Subscription {
     open: bool,
     pauses: u32,
     lives: Lives,
+    /// The names as a request has them; none: they are not what they were.
+    encoded: Option<Bytes>,
+}
+
+/// A request, without the node. Each names all that is asked for, so that ten thousand names are encoded once and not for
+/// each answer.
+#[derive(Debug)]
+pub struct Request {
+    /// All but the names.
+    pub message: DiscoveryRequest,
+    names: Bytes,
+}
+
+impl Request {
+    /// As it goes out.
+    pub fn framed(&self) -> Bytes {
+        framed_with(&self.message, &self.names)
+    }
 }
 
 impl Subscription {
@@ -45,6 +65,7 @@ impl Subscription {
             open: false,
             pauses: 0,
             lives: Lives::default(),
+            encoded: None,
         }
     }
 
@@ -58,6 +79,7 @@ impl Subscription {
     pub fn add(&mut self, name: &str) {
         if self.names.insert(name.to_owned()) {
             self.pending = self.open;
+            self.encoded = None;
         }
     }
 
@@ -65,6 +87,7 @@ impl Subscription {
     pub fn remove(&mut self, name: &str) {
         if self.names.remove(name) {
             self.pending = self.open;
+            self.encoded = None;
             self.lives.0.remove(name);
         }
     }
@@ -111,25 +134,34 @@ impl Subscription {
         self.open && self.pauses == 0 && (self.pending || self.answer)
     }
 
-    /// The request to be sent now, without the node.
-    pub fn next_request(&mut self) -> Option<DiscoveryRequest> {
+    /// The request to be sent now.
+    pub fn next_request(&mut self) -> Option<Request> {
         if !self.is_due() {
             return None;
         }
         self.pending = false;
         self.answer = false;
         let everything = self.names.len() == 1 && self.names.contains(WILDCARD) && !self.named;
-        let resource_names: Vec<_> =
-            if everything { Vec::new() } else { self.names.iter().cloned().collect() };
-        self.named |= !resource_names.is_empty();
-        Some(DiscoveryRequest {
+        let names = if everything { Bytes::new() } else { self.encoded_names() };
+        self.named |= !names.is_empty();
+        let message = DiscoveryRequest {
             version_info: self.version.clone(),
             node: None,
-            resource_names,
+            resource_names: Vec::new(),
             type_url: self.type_url.clone(),
             response_nonce: self.nonce.clone(),
             error_detail: self.error.take(),
-        })
+        };
+        Some(Request { message, names })
+    }
+
+    fn encoded_names(&mut self) -> Bytes {
+        let names = &self.names;
+        let encode = || {
+            let resource_names = names.iter().cloned().collect();
+            DiscoveryRequest { resource_names, ..DiscoveryRequest::default() }.encode_to_vec().into()
+        };
+        self.encoded.get_or_insert_with(encode).clone()
     }
 
     /// Takes a response apart. Whatever becomes of it, [`Self::answer`] is to be called next.
