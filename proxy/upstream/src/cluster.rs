@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 use crate::circuit::{Breakers, Priority};
 use crate::config::{ClusterConfig, Discovery, LoadAssignment, Thresholds, TransportSocketConfig};
 use crate::host::{Health, Host, HostSet};
-use crate::lb::Size;
+use crate::lb::{Size, Tables};
 use crate::manager::Warming;
 use crate::outlier::{Detector, OutlierStats, SuccessRates};
 use crate::proxy_header::ProxyHeaderConfig;
@@ -98,6 +98,8 @@ struct Used {
     outlier: Option<Box<OutlierStats>>,
     /// The gauges of a hashing policy; a set must not meet another.
     table: Option<Mutex<TableStats>>,
+    /// Of a hashing policy: what the workers share.
+    tables: Tables,
     /// `upstream.proxyprotocol.v2_tlvs_exceed_max_length`, where a transport socket sends PROXY headers.
     tlvs_too_long: Option<Counter>,
     /// `total_match_count` of each transport socket.
@@ -255,6 +257,11 @@ impl Cluster {
         }
     }
 
+    /// The tables of a hashing policy.
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.used().tables
+    }
+
     /// The limits of a priority.
     pub fn thresholds(&self, priority: Priority) -> Thresholds {
         let breakers = self.config.circuit_breakers.as_ref();
@@ -335,6 +342,7 @@ impl Cluster {
                 stats,
                 h2: Lazy::new(self.scope.clone(), |scope| Arc::new(CodecStats::new(scope))),
                 table: TableStats::new(&self.config.lb.policy, &self.scope).map(Mutex::new),
+                tables: Tables::default(),
                 outlier: self.outlier.as_ref().map(|_| Box::new(OutlierStats::new(&self.scope))),
                 tlvs_too_long: self
                     .sends_headers()

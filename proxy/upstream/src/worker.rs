@@ -124,9 +124,7 @@ impl WorkerCluster {
             cluster,
         });
         let empty = HostSet::default();
-        let lb = &core.cluster.config().lb;
-        let balancer =
-            LoadBalancer::new(lb, core.cluster.created(), &empty, random, |h| WorkerHost::new(h, &core));
+        let balancer = LoadBalancer::new(&core.cluster, &empty, random, |h| WorkerHost::new(h, &core));
         let this = Self {
             random: random.clone(),
             generation: Cell::new(u64::MAX),
@@ -203,20 +201,14 @@ impl WorkerCluster {
         let set = self.core.cluster.hosts();
         let mut old = self.hosts.replace(HashMap::default());
         let mut now = HashMap::default();
-        let balancer = LoadBalancer::new(
-            &self.core.cluster.config().lb,
-            self.core.cluster.created(),
-            &set,
-            &self.random,
-            |host| {
-                let key = Arc::as_ptr(host) as usize;
-                let kept = old.remove(&key);
-                kept.iter().for_each(|host| host.refresh());
-                let worker_host = kept.unwrap_or_else(|| WorkerHost::new(host, &self.core));
-                now.insert(key, worker_host.clone());
-                worker_host
-            },
-        );
+        let balancer = LoadBalancer::new(&self.core.cluster, &set, &self.random, |host| {
+            let key = Arc::as_ptr(host) as usize;
+            let kept = old.remove(&key);
+            kept.iter().for_each(|host| host.refresh());
+            let worker_host = kept.unwrap_or_else(|| WorkerHost::new(host, &self.core));
+            now.insert(key, worker_host.clone());
+            worker_host
+        });
         for gone in old.into_values() {
             gone.drain();
         }

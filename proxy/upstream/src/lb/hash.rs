@@ -4,8 +4,11 @@
 //! in the endpoint's `envoy.lb` metadata, else their host name where that is asked for, else their address.
 //! Ring: libketama's, each host at `weight * size` places, XXH64 (or MurmurHash2) of `KEY_0`, `KEY_1`, … Maglev: the
 //! paper's listing 1 with weights; offset and skip are XXH64 of the key with seeds 0 and 1.
+//!
+//! The places follow from keys and weights alone. The worker that comes first makes them, the others share them.
 
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use envoy_types::pb::google::protobuf::value::Kind;
 use sampan_core::xxhash::xxh64;
@@ -17,9 +20,43 @@ use crate::worker::WorkerHost;
 /// The hosts of one priority by hash.
 pub(super) struct Table {
     hosts: Vec<Rc<WorkerHost>>,
+    shared: Arc<Shared>,
+}
+
+/// What a table is on all workers.
+struct Shared {
+    keys: Vec<String>,
+    weights: Vec<f64>,
     places: Places,
     /// How many places there are, and the fewest and the most of one host: for the gauges.
-    pub(super) size: Size,
+    size: Size,
+}
+
+/// The tables of a cluster, by priority, for as long as a worker has them.
+#[derive(Default)]
+pub(crate) struct Tables(Mutex<Vec<Weak<Shared>>>);
+
+impl Tables {
+    /// The table of these hosts. Who comes while it is made waits: to make another would take as long.
+    fn shared(
+        &self,
+        level: usize,
+        keys: Vec<String>,
+        weights: Vec<f64>,
+        make: impl FnOnce(&[String], &[f64]) -> (Places, Size),
+    ) -> Arc<Shared> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() <= level {
+            all.resize_with(level + 1, Weak::new);
+        }
+        if let Some(have) = all[level].upgrade().filter(|have| have.keys == keys && have.weights == weights) {
+            return have;
+        }
+        let (places, size) = make(&keys, &weights);
+        let new = Arc::new(Shared { keys, weights, places, size });
+        all[level] = Arc::downgrade(&new);
+        new
+    }
 }
 
 enum Places {
@@ -76,31 +113,36 @@ impl Table {
     /// The table of a hashing policy; none for the others.
     pub(super) fn new(
         policy: &LbPolicy,
+        tables: &Tables,
+        level: usize,
         localities: &[(u32, Vec<Rc<WorkerHost>>)],
         panic: bool,
         by_locality: bool,
     ) -> Option<Self> {
-        let shares = |hostname: bool| {
-            let shares = Shares::new(localities, panic, by_locality);
-            let keys: Vec<String> = shares.hosts.iter().map(|(h, _)| key(&h.host, hostname)).collect();
-            (shares, keys)
+        let (LbPolicy::RingHash { hostname, .. } | LbPolicy::Maglev { hostname, .. }) = *policy else {
+            return None;
         };
-        match *policy {
-            LbPolicy::RingHash { minimum, maximum, murmur, hostname } => {
-                let (shares, keys) = shares(hostname);
-                Some(ring(shares, &keys, minimum, maximum, murmur))
+        let Shares { hosts, min, max } = Shares::new(localities, panic, by_locality);
+        let keys = hosts.iter().map(|(host, _)| key(&host.host, hostname)).collect();
+        let (hosts, weights) = hosts.into_iter().unzip();
+        let shared = tables.shared(level, keys, weights, |keys, weights| match *policy {
+            LbPolicy::RingHash { minimum, maximum, murmur, .. } => {
+                ring(keys, weights, min, (minimum, maximum), murmur)
             }
-            LbPolicy::Maglev { size, hostname } => {
-                let (shares, keys) = shares(hostname);
-                Some(maglev(shares, &keys, size))
-            }
-            _ => None,
-        }
+            LbPolicy::Maglev { size, .. } => maglev(keys, weights, max, size),
+            _ => (Places::Ring(Vec::new()), Size::default()),
+        });
+        Some(Self { hosts, shared })
+    }
+
+    /// For the gauges.
+    pub(super) fn size(&self) -> Size {
+        self.shared.size
     }
 
     /// The host of a hash; `attempt` counts how many were refused before.
     pub(super) fn host(&self, hash: u64, attempt: u32) -> Option<&Rc<WorkerHost>> {
-        let index = match &self.places {
+        let index = match &self.shared.places {
             Places::Ring(ring) if ring.is_empty() => return None,
             Places::Ring(ring) => {
                 let first = ring.partition_point(|(at, _)| *at < hash);
@@ -127,17 +169,24 @@ fn key(host: &Host, hostname: bool) -> String {
     }
 }
 
-fn ring(shares: Shares, keys: &[String], minimum: u64, maximum: u64, murmur: bool) -> Table {
+/// `least` is the least weight.
+fn ring(
+    keys: &[String],
+    weights: &[f64],
+    least: f64,
+    (minimum, maximum): (u64, u64),
+    murmur: bool,
+) -> (Places, Size) {
     if keys.is_empty() {
-        return Table { hosts: Vec::new(), places: Places::Ring(Vec::new()), size: Size::default() };
+        return (Places::Ring(Vec::new()), Size::default());
     }
     // The host with the least weight gets a whole number of places, unless the ring would be too large.
-    let scale = ((shares.min * minimum as f64).ceil() / shares.min).min(maximum as f64);
+    let scale = ((least * minimum as f64).ceil() / least).min(maximum as f64);
     let all = scale.ceil() as u64;
     let mut size = Size { all, min: all, max: 0 };
     let mut ring = Vec::with_capacity(all as usize);
     let (mut have, mut want) = (0.0, 0.0);
-    for (index, (key, (_, weight))) in keys.iter().zip(&shares.hosts).enumerate() {
+    for (index, (key, weight)) in keys.iter().zip(weights).enumerate() {
         want += scale * weight;
         let mut places = 0u64;
         while have < want {
@@ -151,8 +200,7 @@ fn ring(shares: Shares, keys: &[String], minimum: u64, maximum: u64, murmur: boo
         size.max = size.max.max(places);
     }
     ring.sort_by_key(|(hash, _)| *hash);
-    let hosts = shares.hosts.into_iter().map(|(host, _)| host).collect();
-    Table { hosts, places: Places::Ring(ring), size }
+    (Places::Ring(ring), size)
 }
 
 /// A host that looks for places.
@@ -166,9 +214,10 @@ struct Seeker {
     count: u64,
 }
 
-fn maglev(shares: Shares, keys: &[String], size: u64) -> Table {
+/// `most` is the greatest weight.
+fn maglev(keys: &[String], weights: &[f64], most: f64, size: u64) -> (Places, Size) {
     if keys.is_empty() {
-        return Table { hosts: Vec::new(), places: Places::Maglev(Vec::new()), size: Size::default() };
+        return (Places::Maglev(Vec::new()), Size::default());
     }
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by(|a, b| keys[*a].cmp(&keys[*b]));
@@ -178,7 +227,7 @@ fn maglev(shares: Shares, keys: &[String], size: u64) -> Table {
             index: i as u32,
             offset: xxh64(keys[i].as_bytes(), 0) % size,
             skip: xxh64(keys[i].as_bytes(), 1) % (size - 1) + 1,
-            weight: shares.hosts[i].1,
+            weight: weights[i],
             target: 0.0,
             next: 0,
             count: 0,
@@ -196,7 +245,7 @@ fn maglev(shares: Shares, keys: &[String], size: u64) -> Table {
             if f64::from(round) * seeker.weight < seeker.target {
                 continue;
             }
-            seeker.target += shares.max;
+            seeker.target += most;
             let mut place = seeker.place(size);
             while table[place] != u32::MAX {
                 place = seeker.place(size);
@@ -209,8 +258,7 @@ fn maglev(shares: Shares, keys: &[String], size: u64) -> Table {
     }
     let counts = seekers.iter().map(|s| s.count);
     let shown = Size { all: size, min: counts.clone().min().unwrap_or(0), max: counts.max().unwrap_or(0) };
-    let hosts = shares.hosts.into_iter().map(|(host, _)| host).collect();
-    Table { hosts, places: Places::Maglev(table), size: shown }
+    (Places::Maglev(table), shown)
 }
 
 impl Seeker {
@@ -242,4 +290,25 @@ fn murmur2(input: &[u8]) -> u64 {
     }
     hash = (hash ^ (hash >> 47)).wrapping_mul(MUL);
     hash ^ (hash >> 47)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_a_table_as_long_as_the_hosts_are_the_same() {
+        let tables = Tables::default();
+        let made = std::cell::Cell::new(0);
+        let table = |level, weight| {
+            tables.shared(level, vec!["a".into()], vec![weight], |keys, weights| {
+                made.set(made.get() + 1);
+                ring(keys, weights, weight, (4, 8), false)
+            })
+        };
+        let (first, second) = (table(0, 1.0), table(0, 1.0));
+        assert!(Arc::ptr_eq(&first, &second));
+        assert!(!Arc::ptr_eq(&first, &table(1, 1.0)) && !Arc::ptr_eq(&first, &table(0, 0.5)));
+        assert_eq!(made.get(), 3);
+    }
 }

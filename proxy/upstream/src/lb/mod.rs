@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::circuit::Priority;
+use crate::cluster::Cluster;
 use crate::config::{LbConfig, LbPolicy, SlowStart};
 use crate::host::{Health, Host, HostSet};
 use crate::worker::WorkerHost;
@@ -24,8 +25,8 @@ mod priority;
 mod tests;
 
 use edf::Edf;
-pub(crate) use hash::Size;
 use hash::Table;
+pub(crate) use hash::{Size, Tables};
 pub use previous::PreviousPriorities;
 use priority::Loads;
 
@@ -109,14 +110,14 @@ pub(crate) struct Pick {
 impl LoadBalancer {
     /// A balancer over a host set of a cluster that was made at `created`; `worker_host` gives the worker's object for a host.
     pub(crate) fn new(
-        config: &LbConfig,
-        created: Instant,
+        cluster: &Cluster,
         set: &HostSet,
         random: &Rc<Random>,
         mut worker_host: impl FnMut(&std::sync::Arc<Host>) -> Rc<WorkerHost>,
     ) -> Self {
         let (overprovisioning, by_weight) = (set.overprovisioning_factor, set.weighted_priority_health);
-        let weights = Weights::new(config, set, created);
+        let config = &cluster.config().lb;
+        let weights = Weights::new(config, set, cluster.created());
         let builder = Builder { weights: &weights, random };
         let mut levels = Vec::with_capacity(set.priorities.len());
         let mut all = Vec::with_capacity(set.priorities.len());
@@ -141,7 +142,8 @@ impl LoadBalancer {
             config.panic_threshold,
         );
         let tables = all.iter().enumerate().map_while(|(i, localities)| {
-            Table::new(&config.policy, localities, loads.panic(i), config.locality_weighted)
+            let tables = cluster.tables();
+            Table::new(&config.policy, tables, i, localities, loads.panic(i), config.locality_weighted)
         });
         Self {
             tables: tables.collect(),
@@ -193,7 +195,7 @@ impl LoadBalancer {
 
     /// What the gauges of a hashing policy show: its last priority's table.
     pub(crate) fn table_size(&self) -> Option<Size> {
-        self.tables.last().map(|table| table.size)
+        self.tables.last().map(Table::size)
     }
 
     fn find(&self, address: &str) -> Option<Rc<WorkerHost>> {
