@@ -18,7 +18,7 @@ cargo run --release -p sampan-benches -- [FILTER…] [OPTIONS]
   FILTER              only rows whose name contains it (see --list)
   --quick             a fifth of the requests, three rounds: for development, not for the README
   --rounds N          CPU rounds per case (7; quick: 3)
-  --only M,…          cpu, instructions, syscalls, memory, start
+  --only M,…          cpu, instructions, syscalls, memory, start, xds
   --subjects S,…      envoy, sampan, haproxy, nginx
   --sampan PATH       default: beside this program (cargo build --release)
   --envoy PATH, --haproxy PATH, --nginx PATH   default: the name in PATH; for Envoy also the variable ENVOY

@@ -74,8 +74,8 @@ pub mod rows {
     /// Resident memory with 2,000 clusters and virtual hosts.
     pub const IDLE_2000: &str = "idle-2000";
 
-    /// What a filter can select besides the cases: the run of the memory figures, and the two of starts.
-    pub const GROUPS: [&str; 3] = ["memory", START, START_2000];
+    /// What a filter can select besides the cases: the run of the memory figures, the two of starts, and the control plane's.
+    pub const GROUPS: [&str; 4] = ["memory", START, START_2000, "xds"];
 }
 
 /// What Sampan must reach, where something was promised.
@@ -89,6 +89,7 @@ pub fn target(metric: Metric, case: &str) -> Option<Target> {
         (Metric::Memory, rows::IDLE) => Target::Value(10.0),
         (Metric::Memory, rows::PER_CONNECTION_2000 | rows::PER_CONNECTION_5000) => Target::Value(6.0),
         (Metric::Memory, rows::IDLE_2000) => Target::Value(40.0),
+        (Metric::Xds, "rate-delta") => Target::Value(5.0),
         (Metric::Start, rows::START) => Target::Value(50.0),
         (Metric::Start, rows::START_2000) => Target::Value(250.0),
         _ => return None,

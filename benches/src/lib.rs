@@ -11,6 +11,7 @@
 //! | system calls per exchange | strace, two counts differenced | [`measure::strace`] |
 //! | memory idle, per connection, after closing | `VmRSS` | [`measure::memory`] |
 //! | start until ready | `/ready` or an accepting listener | [`measure::start`] |
+//! | costs of a control plane | all of the above and the wall clock | [`xds`] |
 //!
 //! A measurement goes this way: [`args`] → [`run`] → [`case`] (what traffic, what target) → [`config`] (the
 //! set-up in each subject's language) → [`subject`] (start, probe, stop) → [`load`] and [`backend`] (exactly so
@@ -32,3 +33,4 @@ pub mod process;
 pub mod report;
 pub mod run;
 pub mod subject;
+pub mod xds;

@@ -28,11 +28,14 @@ pub enum Metric {
     Memory,
     /// Milliseconds.
     Start,
+    /// By the row's unit.
+    Xds,
 }
 
 impl Metric {
     /// All, in the order of the report.
-    pub const ALL: [Self; 5] = [Self::Cpu, Self::Instructions, Self::Syscalls, Self::Memory, Self::Start];
+    pub const ALL: [Self; 6] =
+        [Self::Cpu, Self::Instructions, Self::Syscalls, Self::Memory, Self::Start, Self::Xds];
 
     /// Name for `--only`.
     #[must_use]
@@ -43,6 +46,7 @@ impl Metric {
             Self::Syscalls => "syscalls",
             Self::Memory => "memory",
             Self::Start => "start",
+            Self::Xds => "xds",
         }
     }
 
@@ -57,7 +61,7 @@ impl Metric {
         match self {
             Self::Cpu => format!(" µs per {unit}"),
             Self::Instructions | Self::Syscalls => format!(" per {unit}"),
-            Self::Memory | Self::Start => format!(" {unit}"),
+            Self::Memory | Self::Start | Self::Xds => format!(" {unit}"),
         }
     }
 
@@ -68,6 +72,7 @@ impl Metric {
             Self::Syscalls => "System calls of the proxy (strace; ratio to Envoy)",
             Self::Memory => "Resident memory",
             Self::Start => "Start until ready",
+            Self::Xds => "Driven by a control plane (ratio to Envoy)",
         }
     }
 }

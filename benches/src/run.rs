@@ -15,6 +15,7 @@ use crate::{
     process,
     report::{Metric, Report, Value},
     subject::{Kind, Subject},
+    xds,
 };
 
 /// Clusters and virtual hosts of the large start.
@@ -41,6 +42,9 @@ pub async fn run(args: &Args) -> Result<Report> {
         if args.selects(name) && (args.wants(Metric::Start) || memory_too) {
             starts(args, &lab, &subjects, name, front, &mut report);
         }
+    }
+    if args.wants(Metric::Xds) && args.selects("xds") {
+        xds::run(args, &lab, &subjects, &mut report, progress).await;
     }
     Ok(report)
 }

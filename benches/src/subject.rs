@@ -176,22 +176,30 @@ impl Running {
     /// since the fork. Blocks the thread: nothing else may run in that time anyway.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<Duration> {
         loop {
-            let ready = if self.kind.has_admin() {
-                admin_is_ready(self.setup.admin)
-            } else {
-                TcpStream::connect(self.setup.listen).is_ok()
-            };
+            let ready = self.is_ready()?;
             let elapsed = self.started.elapsed();
             if ready {
                 return Ok(elapsed);
-            }
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(BenchError::Subject(format!("ended with {status}: {}", self.log_tail())));
             }
             if elapsed > limit {
                 return Err(BenchError::Subject(format!("not ready after {limit:?}: {}", self.log_tail())));
             }
             thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Whether it serves by now. An error: it has ended.
+    pub fn is_ready(&mut self) -> Result<bool> {
+        let ready = if self.kind.has_admin() {
+            admin_is_ready(self.setup.admin)
+        } else {
+            TcpStream::connect(self.setup.listen).is_ok()
+        };
+        match self.child.try_wait() {
+            Ok(Some(status)) if !ready => {
+                Err(BenchError::Subject(format!("ended with {status}: {}", self.log_tail())))
+            }
+            _ => Ok(ready),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Counters are flushed once a minute instead of every five seconds, so that a slow run under callgrind does
 //! not pay for more flushes per request than a fast one.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::SocketAddr};
 
 use super::{Front, Setup, Upstream};
 
@@ -38,6 +38,9 @@ const LOG_FIELDS: [(&str, &str); 24] = [
 ];
 
 pub(super) fn yaml(setup: &Setup) -> String {
+    if let Front::Xds { control_plane, delta } = setup.front {
+        return dynamic(setup, control_plane, delta);
+    }
     let mut out = format!(
         "node:\n  id: bench\n  cluster: bench\n\
          stats_flush_interval: 60s\n\
@@ -75,6 +78,32 @@ pub(super) fn yaml(setup: &Setup) -> String {
         _ => cluster(&mut out, "backend", setup),
     }
     out
+}
+
+/// A bootstrap that leads to a control plane; nothing is given up because it takes long.
+fn dynamic(setup: &Setup, control_plane: SocketAddr, delta: bool) -> String {
+    let kind = if delta { "DELTA_GRPC" } else { "GRPC" };
+    let source = "{ initial_fetch_timeout: 0s, resource_api_version: V3, ads: {} }";
+    format!(
+        "node: {{ id: bench, cluster: bench }}\n\
+         stats_flush_interval: 60s\n\
+         admin: {{ address: {{ socket_address: {{ address: {}, port_value: {} }} }} }}\n\
+         dynamic_resources:\n  \
+           ads_config:\n    \
+             api_type: {kind}\n    transport_api_version: V3\n    set_node_on_first_message_only: true\n    \
+             grpc_services: [{{ envoy_grpc: {{ cluster_name: xds }} }}]\n  \
+           cds_config: {source}\n  lds_config: {source}\n\
+         static_resources:\n  clusters:\n  - name: xds\n    type: STATIC\n    typed_extension_protocol_options:\n      \
+           envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n        \
+             \"@type\": {TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions\n        \
+             explicit_http_config: {{ http2_protocol_options: {{}} }}\n    \
+           load_assignment: {{ cluster_name: xds, endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ \
+             socket_address: {{ address: {}, port_value: {} }} }} }} }}] }}] }}\n",
+        setup.admin.ip(),
+        setup.admin.port(),
+        control_plane.ip(),
+        control_plane.port()
+    )
 }
 
 fn tcp_proxy(out: &mut String) {

@@ -26,6 +26,13 @@ pub enum Front {
     IstioLike,
     /// HTTP/1 with one virtual host and one cluster per service: `svc-N.example.com`, N below this.
     Services(usize),
+    /// Everything comes from here.
+    Xds {
+        /// The control plane.
+        control_plane: SocketAddr,
+        /// Its protocol's variant.
+        delta: bool,
+    },
 }
 
 /// What the backend speaks.

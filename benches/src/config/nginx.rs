@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 use super::{Front, Setup, Unable, Upstream};
 
 pub(super) fn conf(setup: &Setup) -> Result<String, Unable> {
+    if let Front::Xds { .. } = setup.front {
+        return Err("does not speak xDS");
+    }
     if setup.front == Front::IstioLike {
         return Err("has no such filter chain");
     }

@@ -9,7 +9,7 @@
 use std::{
     fs::File,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -20,7 +20,7 @@ use crate::{
     lab::Lab,
     measure::begin,
     report::Value,
-    subject::{Running, Subject},
+    subject::Subject,
 };
 
 /// Everything is some fifty times slower there.
@@ -30,20 +30,17 @@ const FILE: &str = "callgrind.out";
 /// Measures one case with one subject; `more` exchanges against a fifth of that.
 pub async fn measure(lab: &Lab, subject: &Subject, case: &Case, more: usize) -> Result<Value> {
     let less = more / 5;
-    // The directory is named after the port, which only `begin` knows: valgrind puts the pid in.
-    let out = format!("--callgrind-out-file={}/{FILE}.%p", lab.dir().display());
-    let wrapper = ["valgrind".to_owned(), "--tool=callgrind".to_owned(), out];
-    let (mut running, mut load) = begin(lab, subject, case, &wrapper, LIMIT).await?;
-    let base = lab.dir().join(format!("{FILE}.{}", running.pid()));
-    dump(&running)?;
-    for n in [less, more] {
+    let mut profile = Profile::new(lab.dir());
+    let (mut running, mut load) = begin(lab, subject, case, &profile.wrapper(), LIMIT).await?;
+    profile.part(running.pid())?;
+    let mut parts = [0; 2];
+    for (n, part) in [less, more].into_iter().zip(&mut parts) {
         if let Err(error) = load.run(n).await {
             return Err(running.blame(error));
         }
-        dump(&running)?;
+        *part = profile.part(running.pid())?;
     }
-    let part = |n: u32| total(&base.with_file_name(format!("{FILE}.{}.{n}", running.pid())));
-    let (small, large) = (part(2)?, part(3)?);
+    let [small, large] = parts;
     let spent = large
         .checked_sub(small)
         .ok_or_else(|| tool(format!("{more} exchanges cost {large} instructions, {less} cost {small}")))?;
@@ -56,10 +53,38 @@ fn tool(what: impl Into<String>) -> BenchError {
     BenchError::Tool { tool: "callgrind", what: what.into() }
 }
 
+/// One process's dumps.
+pub struct Profile {
+    dir: PathBuf,
+    dumps: u32,
+}
+
+impl Profile {
+    /// Dumps go into this folder.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), dumps: 0 }
+    }
+
+    /// What to put before the program; valgrind puts the pid in.
+    #[must_use]
+    pub fn wrapper(&self) -> [String; 3] {
+        let out = format!("--callgrind-out-file={}/{FILE}.%p", self.dir.display());
+        ["valgrind".to_owned(), "--tool=callgrind".to_owned(), out]
+    }
+
+    /// Instructions since the last call, or since the start.
+    pub fn part(&mut self, pid: u32) -> Result<u64> {
+        dump(pid)?;
+        self.dumps += 1;
+        total(&self.dir.join(format!("{FILE}.{pid}.{}", self.dumps)))
+    }
+}
+
 /// Asks valgrind to write its counters and to begin anew.
-fn dump(running: &Running) -> Result<()> {
+fn dump(pid: u32) -> Result<()> {
     let status = Command::new("vgdb")
-        .arg(format!("--pid={}", running.pid()))
+        .arg(format!("--pid={pid}"))
         .arg("dump")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
