@@ -110,7 +110,9 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     server.overload = overload.as_ref().map(Overload::state);
     let server = Arc::new(server);
     let listeners = listeners(&parts.listeners, &server)?;
-    let xds = XdsModel::parse(bootstrap.dynamic_resources.as_ref())?;
+    let manager = bootstrap.cluster_manager.as_ref();
+    let load_stats = manager.and_then(|manager| manager.load_stats_config.as_ref());
+    let xds = XdsModel::parse(bootstrap.dynamic_resources.as_ref(), load_stats)?;
     xds.check(&clusters)?;
     if xds.is_dynamic()
         || !server.runtime.wanted().is_empty()

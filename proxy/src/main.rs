@@ -8,6 +8,7 @@ mod check;
 mod cli;
 mod demo;
 mod listeners;
+mod load_report;
 mod logging;
 mod overload;
 mod server;

@@ -54,7 +54,6 @@ fn whole_fields(b: &Bootstrap) -> ConfigResult<()> {
     for (set, field) in [
         (!dynamic.lds_resources_locator.is_empty(), "dynamic_resources.lds_resources_locator"),
         (!dynamic.cds_resources_locator.is_empty(), "dynamic_resources.cds_resources_locator"),
-        (manager.load_stats_config.is_some(), "cluster_manager.load_stats_config"),
         (
             outlier.is_some_and(|o| !o.event_log_path.is_empty()),
             "cluster_manager.outlier_detection.event_log_path",

@@ -84,7 +84,7 @@ fn proto_duration(duration: Duration) -> ProtoDuration {
     ProtoDuration { seconds: duration.as_secs() as i64, nanos: 0 }
 }
 
-fn proto_address(address: &Address) -> core::Address {
+pub(crate) fn proto_address(address: &Address) -> core::Address {
     use core::address::Address as A;
     let inner = match address {
         Address::Ip(ip) => A::SocketAddress(core::SocketAddress {

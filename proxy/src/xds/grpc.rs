@@ -51,9 +51,14 @@ impl ControlPlanes {
             backoff: service.backoff,
             rate_limit: source.rate_limit.map(|(max_tokens, fill_rate)| RateLimit { max_tokens, fill_rate }),
         };
-        let transport =
-            Grpc { manager: self.manager.clone(), clusters: self.clusters.clone(), service: service.clone() };
-        Some(Client::new(config, Rc::new(transport), Rc::new(ControlPlaneStats::new(scope, path, service))))
+        let observer = Rc::new(ControlPlaneStats::new(scope, path, service));
+        Some(Client::new(config, self.transport(service), observer))
+    }
+
+    /// Calls to a service.
+    pub fn transport(&self, service: &GrpcService) -> Rc<dyn Transport> {
+        let (manager, clusters) = (self.manager.clone(), self.clusters.clone());
+        Rc::new(Grpc { manager, clusters, service: service.clone() })
     }
 
     /// Who we are.

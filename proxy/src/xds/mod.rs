@@ -53,7 +53,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
-use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::core::v3::{ApiConfigSource, Node};
 use sampan_core::config_source::{Api, ApiSource, ConfigSource, SourceKind};
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::stats::Scope;
@@ -85,12 +85,19 @@ pub struct XdsModel {
     pub cds: Option<ConfigSource>,
     /// `dynamic_resources.lds_config`
     pub lds: Option<ConfigSource>,
+    /// `cluster_manager.load_stats_config`
+    pub load_stats: Option<ApiSource>,
 }
 
 impl XdsModel {
     /// Checks the message; what it says beyond this is refused by the bootstrap's check.
-    pub fn parse(message: Option<&DynamicResources>) -> ConfigResult<Self> {
-        let Some(message) = message else { return Ok(Self::default()) };
+    pub fn parse(
+        message: Option<&DynamicResources>,
+        load_stats: Option<&ApiConfigSource>,
+    ) -> ConfigResult<Self> {
+        let load_stats = load_stats.map(ApiSource::from_proto).transpose();
+        let load_stats = load_stats.at("load_stats_config").at("cluster_manager")?;
+        let Some(message) = message else { return Ok(Self { load_stats, ..Self::default() }) };
         let cds = message.cds_config.as_ref().map(ConfigSource::from_proto).transpose();
         let lds = message.lds_config.as_ref().map(ConfigSource::from_proto).transpose();
         let ads = message.ads_config.as_ref().map(ApiSource::from_proto).transpose();
@@ -98,6 +105,7 @@ impl XdsModel {
             ads: ads.at("ads_config").at("dynamic_resources")?,
             cds: cds.at("cds_config").at("dynamic_resources")?,
             lds: lds.at("lds_config").at("dynamic_resources")?,
+            load_stats,
         })
     }
 }
@@ -116,6 +124,13 @@ impl XdsModel {
                 Api::Grpc { .. } => check_cluster(ads, clusters),
             };
             checked.at("ads_config").at("dynamic_resources")?;
+        }
+        if let Some(source) = &self.load_stats {
+            let checked = match &source.api {
+                Api::Rest { .. } => Err(ConfigError::new("load is reported over gRPC only").at("api_type")),
+                Api::Grpc { .. } => check_cluster(source, clusters),
+            };
+            checked.at("load_stats_config").at("cluster_manager")?;
         }
         for (source, field) in [(&self.cds, "cds_config"), (&self.lds, "lds_config")] {
             let Some(source) = source else { continue };
@@ -266,6 +281,10 @@ impl Xds {
             reject_unknown: flags.reject_unknown,
             last_good: flags.last_good.map(|path| LastGood::open(path, node, root)),
         });
+        if let Some(ApiSource { api: Api::Grpc { service, .. }, .. }) = &model.load_stats {
+            let transport = context.control.transport(service);
+            crate::load_report::Reporter::start(clusters, transport, node, root);
+        }
         tokio::task::spawn_local(crate::overload::give_back(context.updated.clone()));
         let secrets = Rc::new(Secrets::new(context.clone()));
         let eds = Rc::new(Eds::new(context.clone(), secrets.clone()));

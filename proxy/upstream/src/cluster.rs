@@ -22,7 +22,7 @@ use crate::lb::{Size, Tables};
 use crate::manager::Warming;
 use crate::outlier::{Detector, OutlierStats, SuccessRates};
 use crate::proxy_header::ProxyHeaderConfig;
-use crate::stats::{ClusterStats, TableStats, TimeoutBudgetStats};
+use crate::stats::{ClusterStats, HostCounter, TableStats, TimeoutBudgetStats};
 
 use building::{Building, Kept};
 use destinations::Destinations;
@@ -75,6 +75,8 @@ pub struct Cluster {
     pub(crate) eds_warming: Mutex<Option<Warming>>,
     /// How many hosts took each transport socket, before the counters of that were made.
     socket_matches: Vec<AtomicU64>,
+    /// Requests that were dropped because there were too many, for load reports.
+    dropped: HostCounter,
     /// TCP metadata exchange, where its filter is among the cluster's.
     pub(crate) exchange: Option<Arc<Exchange>>,
 }
@@ -171,6 +173,7 @@ impl Cluster {
             tasks: Mutex::default(),
             destinations: Box::default(),
             socket_matches,
+            dropped: HostCounter::default(),
             exchange,
         };
         if cluster.config.discovery == Discovery::Static {
@@ -215,6 +218,11 @@ impl Cluster {
     /// The counters; made now if nobody asked before.
     pub fn stats(&self) -> &Arc<ClusterStats> {
         &self.used().stats
+    }
+
+    /// Requests that were dropped because there were too many.
+    pub fn dropped(&self) -> &HostCounter {
+        &self.dropped
     }
 
     /// Whether the counters were made.

@@ -37,5 +37,5 @@ pub use manager::{ClusterManager, Clusters};
 pub use outlier::{Outcome, SuccessRates};
 pub use pool::{H1Lease, H2Lease, HttpLease, PoolError, TcpLease};
 pub use proxy_header::Told;
-pub use stats::{ClusterStats, HostStats, TimeoutBudgetStats};
+pub use stats::{ClusterStats, HostCounter, HostStats, TimeoutBudgetStats};
 pub use worker::{WorkerCluster, WorkerClusters, WorkerHost};

@@ -68,7 +68,7 @@ func (l *loads) StreamLoadStats(stream lrs.LoadReportingService_StreamLoadStatsS
 	}
 	l.record.mu.Lock()
 	features := slices.DeleteFunc(first.Node.GetClientFeatures(), func(f string) bool { return f != "envoy.lrs.supports_send_all_clusters" })
-	l.record.add("lrs", request{Stream: l.record.opened, Node: first.Node.GetId(), Names: features})
+	l.record.add("lrs", request{Node: first.Node.GetId(), Names: features})
 	l.record.mu.Unlock()
 	l.add(first)
 	ended := make(chan error, 1)

@@ -86,6 +86,12 @@ impl Forward<'_> {
             }
             return downstream_failed(error);
         }
+        if self.config.dynamic_stats
+            && !matches!(failure, Failure::Overflow | Failure::NoHost)
+            && let Some(host) = &self.host
+        {
+            host.host.stats.rq_error.inc();
+        }
         let stats = self.cluster.stats().clone();
         let info = &mut self.stream.info;
         let (status, flag, reason, transport) = match &failure {
@@ -139,6 +145,9 @@ impl Forward<'_> {
         let details = format!("upstream_reset_{when}_response_started{{{}}}", details.replace(' ', "_"));
         let overloaded = matches!(failure, Failure::Overflow) && !self.config.suppress_envoy_headers;
         self.charge_local(status);
+        if matches!(failure, Failure::Overflow) && self.config.dynamic_stats {
+            self.cluster.cluster().dropped().inc();
+        }
         let mut reply = LocalReply::new(status, details).body(body);
         if overloaded {
             reply = reply.header(HeaderId::X_ENVOY_OVERLOADED, "true");

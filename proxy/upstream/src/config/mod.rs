@@ -276,7 +276,6 @@ fn refuse_unsupported(m: &Message) -> ConfigResult<()> {
         // Without a selector there are no subsets.
         (m.lb_subset_config.as_ref().is_some_and(|c| !c.subset_selectors.is_empty()), "lb_subset_config"),
         (m.upstream_config.is_some(), "upstream_config"),
-        (m.lrs_server.is_some(), "lrs_server"),
         (m.preconnect_policy.is_some(), "preconnect_policy"),
         (m.queuing_policies.is_some(), "queuing_policies"),
         (m.connection_pool_per_downstream_connection, "connection_pool_per_downstream_connection"),
