@@ -11,12 +11,13 @@
 //! To drain is to ask clients to go ([`Phase::Leaving`]) for the drain time, and then to close what is left. With
 //! `--drain-strategy gradual` ever more responses do so.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::admin::v3::UpdateFailureState;
+use envoy_types::pb::envoy::admin::v3::unready_targets_dumps::UnreadyTargetsDump;
 use envoy_types::pb::envoy::config::listener::v3::Listener as Message;
 use prost::Message as _;
 use sampan_core::Address;
@@ -47,6 +48,8 @@ pub struct ListenerManager {
     drain_time: Duration,
     ramp: Option<Duration>,
     all: RefCell<All>,
+    /// What they wait for.
+    dependencies: OnceCell<Dependencies>,
     /// Something moved in `all`.
     moved: Notify,
     /// A listener, or some of its chains, have no connections left.
@@ -113,6 +116,7 @@ impl ListenerManager {
             drain_time: options.drain_time,
             ramp: options.ramp(),
             all: RefCell::new(All { active, ..All::default() }),
+            dependencies: OnceCell::new(),
             moved: Notify::new(),
             gone: Notify::new(),
         }
@@ -393,6 +397,28 @@ impl ListenerManager {
     /// The listeners that serve.
     pub fn active(&self) -> Vec<Rc<Entry>> {
         self.all.borrow().active.clone()
+    }
+
+    /// Tells what listeners wait for.
+    pub fn depend_on(&self, dependencies: Dependencies) {
+        // There is one start.
+        let _ = self.dependencies.set(dependencies);
+    }
+
+    /// `/init_dump`: what listeners wait for, in Envoy's words. Before the start is over it shows all of them, then
+    /// those that warm. The number stands for the listener's message, as Envoy's own hash of it does there.
+    pub fn unready(&self, started: bool) -> Vec<UnreadyTargetsDump> {
+        let active = if started { Vec::new() } else { self.active() };
+        let dump = |entry: Rc<Entry>| {
+            let name = &entry.config.name;
+            let bytes = entry.origin.as_ref().map_or(name.as_bytes(), |origin| &origin.bytes);
+            let number = twox_hash::XxHash64::oneshot(0, bytes);
+            UnreadyTargetsDump {
+                name: format!("init manager Listener-local-init-manager {name} {number}"),
+                target_names: self.dependencies.get().map_or_else(Vec::new, |d| d.unready(&entry.config)),
+            }
+        };
+        active.into_iter().chain(self.warming()).map(dump).collect()
     }
 
     /// The listeners that wait for their routes.

@@ -262,6 +262,11 @@ impl AdminSource for View {
         self.process.listeners.active().iter().map(row).collect()
     }
 
+    fn init_dump(&self) -> pb::UnreadyTargetsDumps {
+        let unready_targets_dumps = self.process.listeners.unready(self.process.live.get());
+        pb::UnreadyTargetsDumps { unready_targets_dumps }
+    }
+
     fn certs(&self) -> pb::Certificates {
         pb::Certificates { certificates: self.certificates() }
     }

@@ -82,6 +82,20 @@ impl Extensions {
         }
     }
 
+    /// What of a listener's wants was not answered yet, in Envoy's words.
+    pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
+        let all = self.all.borrow();
+        let answered = |wanted: &&WantedExtension| {
+            let same = |s: &&Subscription| {
+                s.stage == wanted.stage && s.source == wanted.source && s.extension.name == wanted.name
+            };
+            all.iter().find(same).is_some_and(|s| *s.extension.answered.borrow())
+        };
+        let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedExtension>());
+        let names = wanted.filter(|wanted| wanted.warms && !answered(wanted));
+        names.map(|w| format!("shared target FilterConfigSubscription init {}", w.name)).collect()
+    }
+
     fn subscribe(&self, wanted: &WantedExtension) -> Rc<Extension> {
         let same = |s: &&Subscription| {
             s.stage == wanted.stage && s.source == wanted.source && s.extension.name == wanted.name

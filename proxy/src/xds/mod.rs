@@ -221,6 +221,15 @@ pub struct Dependencies {
 }
 
 impl Dependencies {
+    /// What of a listener's wants was not answered yet, in Envoy's words.
+    pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
+        let mut all = self.extensions.unready(listener);
+        all.extend(self.routes.unready(listener));
+        all.extend(self.scopes.unready(listener));
+        all.extend(self.secrets.unready(listener));
+        all
+    }
+
     /// Subscribes to what a listener wants; what is awaited then returns when all of it has been answered.
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         let (routes, secrets) = (self.routes.follow(listener), self.secrets.follow(listener));
@@ -296,6 +305,7 @@ impl Xds {
         let scopes = Rc::new(Srds::new(context.clone(), routes.clone()));
         let keys = Rc::new(KeysAhead::new(context.clone()));
         let shared = Dependencies { routes, secrets, extensions, scopes, keys };
+        listeners.depend_on(shared.clone());
         let sources = std::cell::RefCell::default();
         let mut this =
             Self { cds: None, lds: None, shared, context: context.clone(), eds, rtds: None, sources };

@@ -95,6 +95,18 @@ impl Rds {
         }
     }
 
+    /// What of a listener's wants was not answered yet, in Envoy's words.
+    pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
+        let all = self.all.borrow();
+        let answered = |wanted: &&WantedRoutes| {
+            let same = |s: &&Subscription| s.source == wanted.source && s.table.name == wanted.name;
+            all.iter().find(same).is_some_and(|s| *s.table.answered.borrow())
+        };
+        let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedRoutes>());
+        let names = wanted.filter(|wanted| !answered(wanted));
+        names.map(|w| format!("shared target RdsRouteConfigSubscription RDS init {}", w.name)).collect()
+    }
+
     /// Subscribes to one table; who gives up its slot ends it.
     pub(super) fn follow_one(&self, wanted: &WantedRoutes) -> watch::Receiver<bool> {
         self.tidy();

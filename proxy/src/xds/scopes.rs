@@ -100,6 +100,19 @@ impl Srds {
         }
     }
 
+    /// What of a listener's wants was not answered yet, in Envoy's words.
+    pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
+        let all = self.all.borrow();
+        let table = |held: &Held| held.answered.as_ref().is_none_or(|answered| *answered.borrow());
+        let answered = |wanted: &&WantedScopes| {
+            let found = all.iter().find(|s| s.source == wanted.source);
+            found.is_some_and(|s| *s.scopes.answered.borrow() && s.scopes.all.borrow().values().all(table))
+        };
+        let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedScopes>());
+        let names = wanted.filter(|wanted| !answered(wanted));
+        names.map(|_| "target ConfigSubscriptionCommonBase init target 'SRDS'".to_owned()).collect()
+    }
+
     fn subscribe(&self, wanted: &WantedScopes) -> Rc<Scopes> {
         let found = self.all.borrow().iter().find(|s| s.source == wanted.source).map(|s| s.scopes.clone());
         if let Some(scopes) = found {

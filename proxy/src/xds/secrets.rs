@@ -97,6 +97,20 @@ impl Secrets {
         wants.iter().for_each(|wanted| drop(self.subscribe(wanted)));
     }
 
+    /// What of a listener's wants was not answered yet, in Envoy's words.
+    pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
+        let all = self.all.borrow();
+        let answered = |wanted: &&WantedSecret| {
+            let same = |s: &&Subscription| s.source == wanted.source && s.secret.name == wanted.name;
+            all.iter().find(same).is_some_and(|s| *s.secret.answered.borrow())
+        };
+        let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedSecret>());
+        wanted
+            .filter(|wanted| !answered(wanted))
+            .map(|w| format!("shared target SdsApi {}", w.name))
+            .collect()
+    }
+
     fn subscribe(&self, wanted: &WantedSecret) -> Rc<Slot> {
         let same = |s: &&Subscription| s.source == wanted.source && s.secret.name == wanted.name;
         let found = self.all.borrow().iter().find(same).map(|s| s.secret.clone());
