@@ -48,7 +48,7 @@ pub struct Case {
     /// Replacements made in every observed string before anything is compared.
     #[serde(default)]
     pub mask: Vec<Mask>,
-    /// Paths (`a.b.*.c`) left out of the comparison between the subjects.
+    /// Paths (`a/b/*/c`) left out of the comparison between the subjects.
     #[serde(default)]
     pub ignore: Vec<String>,
     /// Access log lines come in no fixed order.

@@ -4,18 +4,19 @@
 //! the stack of the filter's future. A chain is any number of [`ConnectionFilter`]s and one [`TerminalFilter`],
 //! which takes the connection over and serves it to its end.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::ExtensionConfigSource;
-use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::protobuf::{Any, Struct};
 use futures_util::future::LocalBoxFuture;
 use sampan_core::drain;
 use sampan_core::error::{ConfigError, ConfigResult};
 use sampan_core::format::FormatContext;
-use sampan_core::stream_info::{ConnectionInfo, Metadata, StreamInfo};
+use sampan_core::stream_info::{ConnectionInfo, Metadata, ResponseFlag, StreamInfo};
 use sampan_tls::Transport;
 
 use crate::accept::Open;
@@ -50,6 +51,52 @@ impl Downstream {
         let seen = look(&mut info);
         self.metadata = info.dynamic_metadata;
         seen
+    }
+}
+
+/// What filters find out about a connection when its client speaks, too late for [`Downstream`]; kept in the connection's
+/// slots for whoever serves it.
+#[derive(Default)]
+pub struct Findings(RefCell<Found>);
+
+#[derive(Default)]
+struct Found {
+    metadata: Metadata,
+    received: usize,
+    refused: Option<(ResponseFlag, &'static str, &'static str)>,
+}
+
+impl Findings {
+    /// Dynamic metadata.
+    pub fn add_metadata(&self, filter: &str, values: Struct) {
+        if !values.fields.is_empty() {
+            let mut found = self.0.borrow_mut();
+            found.metadata.entry(filter.to_owned()).or_default().fields.extend(values.fields);
+        }
+    }
+
+    /// How much came before somebody was asked.
+    pub fn received(&self, bytes: usize) {
+        self.0.borrow_mut().received = bytes;
+    }
+
+    /// The connection ends: its flag, its details, and why this proxy closes it.
+    pub fn refuse(&self, flag: ResponseFlag, details: &'static str, close_reason: &'static str) {
+        self.0.borrow_mut().refused = Some((flag, details, close_reason));
+    }
+
+    /// Adds what was found to what is known.
+    pub fn tell(&self, info: &mut StreamInfo) {
+        let found = self.0.borrow();
+        if let Some((flag, details, close_reason)) = found.refused {
+            info.bytes.received = found.received as u64;
+            info.flags.set(flag);
+            info.details = Some(details.into());
+            info.downstream_local_close_reason = Some(close_reason.into());
+        }
+        for (filter, values) in &found.metadata {
+            info.dynamic_metadata_mut(filter).fields.extend(values.fields.clone());
+        }
     }
 }
 

@@ -31,7 +31,7 @@ use tokio::io::Interest;
 use tokio::time::{sleep, sleep_until};
 
 use crate::context::{FactoryContext, Worker};
-use crate::network::{Downstream, Held, NetworkFilter, NetworkFilterRegistry, TerminalFilter};
+use crate::network::{Downstream, Findings, Held, NetworkFilter, NetworkFilterRegistry, TerminalFilter};
 use crate::rbac::Refusal;
 use crate::stats::stats;
 
@@ -174,6 +174,9 @@ impl Session {
         info.bytes.sent = down;
         info.bytes.wire_sent = down;
         info.bytes.upstream_wire_received = down;
+        if let Some(findings) = info.connection.slots.get::<Findings>() {
+            findings.tell(&mut info);
+        }
     }
 
     /// Writes to the filter's access log what is known so far.

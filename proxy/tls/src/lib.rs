@@ -11,6 +11,7 @@ mod common;
 mod context;
 mod data_source;
 mod failure;
+mod gate;
 mod params;
 mod peers;
 mod san;

@@ -12,6 +12,8 @@ use std::task::{Context, Poll};
 use sampan_core::peer::{Exchange, PeerCell, PeerExchange};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::gate::{self, Gated};
 use tokio_rustls::{client, server};
 
 /// A connected byte stream.
@@ -26,6 +28,8 @@ pub enum Transport {
     TlsClient(Box<client::TlsStream<Box<Transport>>>),
     /// Istio's TCP metadata exchange above one of the others.
     Exchange(Box<PeerExchange<Transport>>),
+    /// A client that has to be allowed first.
+    Gated(Box<Gated>),
     /// Nothing: the stream was taken out.
     Taken,
 }
@@ -53,6 +57,10 @@ macro_rules! each {
                 let $stream = Pin::new($stream.as_mut());
                 $body
             }
+            Transport::Gated($stream) => {
+                let $stream = Pin::new(&mut $stream.inner);
+                $body
+            }
             Transport::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
@@ -60,8 +68,13 @@ macro_rules! each {
 
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Self::Gated(gated) = this {
+            return gated.poll_read(cx, buf);
+        }
+        let whole = Pin::new(this);
         // A peer that closes without close_notify has closed: HTTP's framing tells whether something is missing.
-        match each!(self, s => s.poll_read(cx, buf)) {
+        match each!(whole, s => s.poll_read(cx, buf)) {
             Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
             polled => polled,
         }
@@ -99,6 +112,7 @@ impl Transport {
     pub fn plain_tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(s) => Some(s),
+            Self::Gated(s) if s.is_open() => s.inner.plain_tcp(),
             _ => None,
         }
     }
@@ -111,6 +125,7 @@ impl Transport {
             Self::TlsServer(s) => s.get_ref().0.tcp(),
             Self::TlsClient(s) => s.get_ref().0.tcp(),
             Self::Exchange(s) => s.inner().tcp(),
+            Self::Gated(s) => s.inner.tcp(),
             Self::Taken => None,
         }
     }
@@ -120,8 +135,15 @@ impl Transport {
         match self {
             Self::TlsServer(_) | Self::TlsClient(_) => true,
             Self::Exchange(s) => s.inner().is_tls(),
+            Self::Gated(s) => s.inner.is_tls(),
             Self::Tcp(_) | Self::Unix(_) | Self::Taken => false,
         }
+    }
+
+    /// Lets nothing of the peer's pass until the answer is yes; `ask` is called with its first byte.
+    pub fn close_until(&mut self, ask: gate::Ask) {
+        let inner = std::mem::replace(self, Self::Taken);
+        *self = Self::Gated(Box::new(Gated::new(inner, ask)));
     }
 
     /// Begins Istio's metadata exchange on it, if ALPN has agreed on that.

@@ -355,10 +355,22 @@ impl HeaderMap {
     /// `x-forwarded-for`.
     pub fn append_to_value(&mut self, id: HeaderId, separator: &str, more: &[u8]) {
         let Some(first) = self.position(id) else { return self.append(id, more) };
-        let e = self.entries[first];
-        if e.value_len == 0 {
+        if self.entries[first].value_len == 0 {
             return self.set(id, more);
         }
+        self.grow(first, separator, more);
+    }
+
+    /// The same for any name, but only where there is such a header.
+    pub fn append_to_existing(&mut self, name: &HeaderName, separator: &str, more: &[u8]) {
+        if let Some(first) = self.entries.iter().position(|e| self.is(e, name)) {
+            let separator = if self.entries[first].value_len == 0 { "" } else { separator };
+            self.grow(first, separator, more);
+        }
+    }
+
+    fn grow(&mut self, first: usize, separator: &str, more: &[u8]) {
+        let e = self.entries[first];
         let at = self.arena.len();
         self.arena.extend_from_within(e.value as usize..(e.value + e.value_len) as usize);
         self.arena.extend_from_slice(separator.as_bytes());

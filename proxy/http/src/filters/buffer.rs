@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use envoy_types::pb::envoy::extensions::filters::http::buffer::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
+use futures_util::FutureExt;
 use sampan_codec::{Body, BodyError, BodyStream, Frame};
 use sampan_core::HeaderMap;
 use sampan_core::error::{ConfigError, ConfigResult};
@@ -49,20 +50,23 @@ pub(super) fn make_route(any: &Any) -> ConfigResult<RouteConfig> {
     }))
 }
 
-/// What was buffered.
+/// What was buffered, and what comes behind it.
 struct Buffered {
     data: Option<Bytes>,
     trailers: Option<HeaderMap>,
+    rest: Body,
 }
 
 impl BodyStream for Buffered {
-    fn poll_frame(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
-        let next = self.data.take().map(Frame::Data).or_else(|| self.trailers.take().map(Frame::Trailers));
-        Poll::Ready(next.map(Ok))
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        match self.data.take().map(Frame::Data).or_else(|| self.trailers.take().map(Frame::Trailers)) {
+            Some(next) => Poll::Ready(Some(Ok(next))),
+            None => self.rest.poll_frame(cx),
+        }
     }
 
     fn is_end(&self) -> bool {
-        self.data.is_none() && self.trailers.is_none()
+        self.data.is_none() && self.trailers.is_none() && self.rest.is_end()
     }
 }
 
@@ -81,22 +85,62 @@ impl HttpFilter for Buffer {
 }
 
 async fn buffer(stream: &mut Stream, max: usize) -> Outcome {
+    match read_ahead(stream, max, false).await {
+        Ok(data) => {
+            if !stream.request.contains(HeaderId::CONTENT_LENGTH) {
+                stream.request.append(HeaderId::CONTENT_LENGTH, data.len().to_string());
+            }
+            Outcome::Continue
+        }
+        Err(outcome) => outcome,
+    }
+}
+
+/// Takes what has come of a body that nobody will read: where that is all of it, the connection can serve on.
+pub(super) fn discard_ready(stream: &mut Stream) {
+    let mut received = 0;
+    while received < stream.manager.buffer_limit as usize {
+        match stream.body.frame().now_or_never() {
+            Some(Some(Ok(Frame::Data(data)))) => {
+                received += data.len();
+                stream.timer.set_received(received as u64);
+            }
+            Some(Some(Ok(Frame::Trailers(_))) | None) => {
+                stream.body = Body::Empty;
+                break;
+            }
+            Some(Some(Err(_))) | None => break,
+        }
+    }
+}
+
+/// Reads a request's body before it goes on; it stays the stream's. One of more than `max` bytes is refused, or where
+/// a part is enough no more is read than what has come by then.
+pub(super) async fn read_ahead(stream: &mut Stream, max: usize, partial: bool) -> Result<Bytes, Outcome> {
+    let limit = if partial { stream.manager.buffer_limit as usize } else { max };
     let mut data = BytesMut::new();
     let mut trailers = None;
+    let mut complete = true;
     loop {
         match stream.body.frame().await {
             None => break,
             Some(Ok(Frame::Data(more))) => {
                 sampan_core::clock::tick();
                 stream.timer.touch();
-                if data.len() + more.len() > max {
+                stream.timer.set_received((data.len() + more.len()) as u64);
+                let full = partial && data.len() + more.len() >= max;
+                if !full && data.len() + more.len() > limit {
                     stream.manager.stats.downstream_rq_too_large.inc();
                     let mut reply =
                         LocalReply::new(413, "request_payload_too_large").body("Payload Too Large");
                     reply.close = true;
-                    return reply.outcome();
+                    return Err(reply.outcome());
                 }
                 data.extend_from_slice(&more);
+                if full {
+                    complete = stream.body.is_end();
+                    break;
+                }
             }
             Some(Ok(Frame::Trailers(t))) => {
                 trailers = Some(t);
@@ -105,16 +149,20 @@ async fn buffer(stream: &mut Stream, max: usize) -> Outcome {
             Some(Err(BodyError::Protocol(e))) => {
                 let mut reply = LocalReply::new(e.status, e.details).body("Bad Request");
                 reply.close = true;
-                return reply.outcome();
+                return Err(reply.outcome());
             }
-            Some(Err(_)) => return Outcome::Reset,
+            Some(Err(_)) => return Err(Outcome::Reset),
         }
     }
-    stream.info.last_downstream_rx = Some(std::time::Instant::now());
-    stream.timer.request_done();
-    if !stream.request.contains(HeaderId::CONTENT_LENGTH) {
-        stream.request.append(HeaderId::CONTENT_LENGTH, data.len().to_string());
-    }
-    stream.body = Body::stream(Buffered { data: Some(data.freeze()).filter(|d| !d.is_empty()), trailers });
-    Outcome::Continue
+    let rest = if complete {
+        stream.info.last_downstream_rx = Some(std::time::Instant::now());
+        stream.timer.request_done();
+        Body::Empty
+    } else {
+        std::mem::take(&mut stream.body)
+    };
+    let data = data.freeze();
+    let first = Some(data.clone()).filter(|data| !data.is_empty());
+    stream.body = Body::stream(Buffered { data: first, trailers, rest });
+    Ok(data)
 }

@@ -3,6 +3,7 @@
 mod alpn;
 mod buffer;
 pub(crate) mod cors;
+pub(crate) mod ext_authz;
 mod fault;
 mod grpc_stats;
 mod header_mutation;
@@ -10,6 +11,7 @@ mod health_check;
 mod istio_stats;
 pub mod jwt_authn;
 mod local_ratelimit;
+mod mutation_rules;
 mod on_demand;
 mod peer_metadata;
 mod rbac;
@@ -29,10 +31,11 @@ type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [Line; 16] = [
+    let lines: [Line; 17] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
+        (ext_authz::TYPE, ext_authz::make, Some((ext_authz::ROUTE_TYPE, ext_authz::make_route))),
         (fault::TYPE, fault::make, Some((fault::TYPE, fault::make_route))),
         (
             header_mutation::TYPE,

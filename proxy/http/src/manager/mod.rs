@@ -47,8 +47,10 @@ impl TerminalFilter for Terminal {
     }
 }
 
-/// Registers the manager as a network filter that makes its HTTP filters of `filters`.
+/// Registers the manager as a network filter that makes its HTTP filters of `filters`, and the network filters that are
+/// kin to HTTP ones.
 pub fn register(registry: &mut NetworkFilterRegistry, filters: Arc<HttpFilterRegistry>) {
+    crate::filters::ext_authz::network::register(registry);
     registry.register(TYPE, move |any, context| -> ConfigResult<NetworkFilter> {
         let message: HttpConnectionManager = decode(any)?;
         let manager = Manager::from_proto(&message, context, &filters)?;

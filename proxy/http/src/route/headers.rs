@@ -270,7 +270,7 @@ impl<'m> Pending<'m> {
 }
 
 /// `host` lies in the list as `:authority`.
-pub(super) fn as_stored(name: &HeaderName) -> &HeaderName {
+pub fn as_stored(name: &HeaderName) -> &HeaderName {
     static AUTHORITY: HeaderName = HeaderName::Known(HeaderId::AUTHORITY);
     if name.id() == HeaderId::HOST { &AUTHORITY } else { name }
 }
@@ -281,7 +281,7 @@ fn matching(message: Option<&StringMatcherMessage>) -> ConfigResult<Operation> {
 }
 
 /// Adds another value. What Envoy keeps as inline headers, of which there can only be one, grows by a comma.
-fn append(headers: &mut HeaderMap, name: &HeaderName, value: &[u8]) {
+pub fn append(headers: &mut HeaderMap, name: &HeaderName, value: &[u8]) {
     match name.id() {
         HeaderId::COOKIE => headers.append_to_value(HeaderId::COOKIE, "; ", value),
         id if is_inline(id) => headers.append_to_value(id, ",", value),

@@ -47,7 +47,7 @@ pub use action::{Action, DirectResponse};
 pub use connect::ConnectConfig;
 pub use forward::{ClusterAction, GrpcTimeout, StreamDuration};
 pub use hash::{Cookie, HashPolicies, MakeCookie};
-pub use headers::{HeaderMutations, Values, is_inline};
+pub use headers::{HeaderMutations, Values, append as append_header, as_stored, is_inline};
 pub use internal_redirect::{InternalRedirects, RedirectStep, Redirected};
 pub use mirror::Mirror;
 pub use on_demand::{Demand, HostsOnDemand};

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sampan_codec::{BodyError, Frame};
 use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::stream_info::StreamInfo;
 use sampan_core::{clock, local_info};
 use sampan_upstream::{LbContext, Outcome, Priority, WorkerCluster, WorkerClusters, WorkerHost};
 
@@ -20,7 +21,9 @@ use super::exchange::Exchange;
 use super::failure::{Failure, reset};
 use super::outlier;
 use crate::manager::append_ip;
+use crate::route::HeaderMutations;
 use crate::stream::Stream;
+use crate::tracing::Context;
 
 /// The greatest answer that is read, as in Envoy.
 pub const USUAL_LIMIT: usize = 32 << 20;
@@ -57,6 +60,27 @@ impl<'a> Request<'a> {
             limit: Some(USUAL_LIMIT),
             internal: true,
             forwarded: true,
+        }
+    }
+}
+
+/// The request for whose sake something is asked.
+#[derive(Clone, Copy)]
+pub struct Asker<'a> {
+    /// Its head; empty where it is a connection.
+    pub request: &'a HeaderMap,
+    /// What is known of it.
+    pub info: &'a StreamInfo,
+    /// Its trace.
+    pub trace: Option<&'a Context>,
+}
+
+impl Asker<'_> {
+    /// Adds headers that may print what is known of the asker, and its trace.
+    pub fn add(&self, mutations: &HeaderMutations, headers: &mut HeaderMap) {
+        mutations.apply_values(headers, &mutations.values(self.request, self.info));
+        if let Some(trace) = self.trace {
+            trace.inject(headers);
         }
     }
 }
@@ -191,8 +215,10 @@ impl Call<'_> {
                 let _ = exchange.poll_flush(cx);
                 exchange.poll_head(cx)
             });
-            let head = head.await.map_err(broken)?;
+            let mut head = head.await.map_err(broken)?;
             if head.status >= 200 {
+                let took = clock::tick().duration_since(self.start).as_millis().to_string();
+                head.headers.set(HeaderId::X_ENVOY_UPSTREAM_SERVICE_TIME, took);
                 break head;
             }
         };

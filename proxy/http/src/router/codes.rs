@@ -60,6 +60,8 @@ struct ClusterCodes {
     external: Option<Codes>,
     canary: Option<Codes>,
     retry: Option<Codes>,
+    /// What filters count.
+    others: HashMap<Box<str>, Counter, FixedState>,
 }
 
 /// What is counted for a virtual cluster or a route, by one worker.
@@ -174,6 +176,7 @@ fn with<T>(cluster: &Arc<Cluster>, charge: impl FnOnce(&mut ClusterCodes) -> T) 
             external: None,
             canary: None,
             retry: None,
+            others: HashMap::default(),
         }));
         cache.insert(key, fresh.clone());
         fresh
@@ -205,6 +208,23 @@ pub(super) fn charge(cluster: &Arc<Cluster>, status: u16, kind: Kind) {
         }
         origin(codes, kind.internal).charge(status);
     });
+}
+
+/// Counts something else under the cluster's name, `ext_authz.ok` for one.
+pub fn other(cluster: &Arc<Cluster>, what: &str) {
+    with(cluster, |codes| {
+        if let Some(counter) = codes.others.get(what) {
+            return counter.inc();
+        }
+        let counter = codes.cluster.scope().counter(what);
+        counter.inc();
+        codes.others.insert(what.into(), counter);
+    });
+}
+
+/// Counts the code of a reply that a filter made in the cluster's place.
+pub fn internal(cluster: &Arc<Cluster>, status: u16) {
+    charge(cluster, status, Kind { internal: true, canary: false });
 }
 
 /// Counts the code of a response that a retry took the place of.

@@ -10,12 +10,11 @@ use prost::Message;
 use sampan_core::config_source;
 use sampan_core::error::{ConfigError, ConfigResult};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
-use sampan_core::stream_info::StreamInfo;
 use sampan_upstream::WorkerClusters;
 use xds_client::End;
 use xds_client::grpc::{Deframer, framed};
 
-use super::callout::{self, Answer, Request};
+use super::callout::{self, Answer, Asker, Request};
 use super::timeouts::set_grpc_timeout;
 use crate::manager::duration;
 use crate::route::HeaderMutations;
@@ -59,7 +58,7 @@ impl GrpcService {
         &self.service.cluster
     }
 
-    /// Calls a method (`/package.Service/Method`) and waits for its answer. `info` is what metadata may print of.
+    /// Calls a method (`/package.Service/Method`) and waits for its answer.
     ///
     /// # Errors
     /// The status, which is never 0.
@@ -68,21 +67,22 @@ impl GrpcService {
         clusters: &WorkerClusters,
         path: &str,
         message: &impl Message,
-        info: &StreamInfo,
+        asker: Asker<'_>,
     ) -> Result<R, End> {
+        let headers = self.head(path, asker);
         let ours = !self.service.skip_envoy_headers;
         let request = Request {
             timeout: self.timeout.filter(|timeout| !timeout.is_zero()),
             internal: ours,
             forwarded: ours,
-            ..Request::new(self.cluster(), self.head(path, info), framed(message))
+            ..Request::new(self.cluster(), headers, framed(message))
         };
         let answer = callout::ask(clusters, request).await.map_err(End::unavailable)?;
         let bytes = last_message(answer, self.limit)?;
         R::decode(&*bytes).map_err(|error| End::internal(error.to_string()))
     }
 
-    fn head(&self, path: &str, info: &StreamInfo) -> HeaderMap {
+    fn head(&self, path: &str, asker: Asker<'_>) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(512, 16);
         headers.append(HeaderId::METHOD, "POST");
         headers.append(HeaderId::SCHEME, "http");
@@ -93,7 +93,7 @@ impl GrpcService {
             set_grpc_timeout(&mut headers, timeout);
         }
         headers.append(HeaderId::CONTENT_TYPE, "application/grpc");
-        self.metadata.apply_to_request(&mut headers, info);
+        asker.add(&self.metadata, &mut headers);
         escape_binary(&mut headers);
         headers
     }

@@ -46,6 +46,10 @@ use crate::route::{Action, ClusterAction, Decision, Redirect, Selected};
 use crate::stream::Stream;
 use codes::RequestCounters;
 pub use codes::drop_replaced;
+/// What filters count under a cluster's name.
+pub mod count {
+    pub use super::codes::{internal, other};
+}
 pub use config::{RouterConfig, TYPE};
 use exchange::Exchange;
 use failure::Failure;

@@ -3,7 +3,7 @@
 //!
 //! What a request's trailers get is formatted when its head passes; they themselves come when the head is gone.
 
-mod query;
+pub(super) mod query;
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};

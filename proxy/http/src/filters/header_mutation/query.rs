@@ -21,7 +21,7 @@ enum Mutation {
     Append { name: Vec<u8>, value: Formatter, action: Action },
 }
 
-type Parameters = BTreeMap<Vec<u8>, Vec<Vec<u8>>>;
+pub(in crate::filters) type Parameters = BTreeMap<Vec<u8>, Vec<Vec<u8>>>;
 
 impl QueryMutations {
     pub(super) fn from_proto(messages: &[core::KeyValueMutation]) -> ConfigResult<Self> {
@@ -33,28 +33,44 @@ impl QueryMutations {
         if self.0.is_empty() {
             return;
         }
-        let Some(path) = request.get(HeaderId::PATH) else { return };
-        let (path, query) = match path.iter().position(|c| *c == b'?') {
-            Some(at) => (&path[..at], &path[at + 1..]),
-            None => (path, &b""[..]),
-        };
-        let mut parameters = parse(query);
+        let decoded = |text: &[u8]| percent_decoded(text).into_owned();
+        let Some((path, mut parameters)) = split(request, decoded) else { return };
         for mutation in &self.0 {
             mutation.apply(&mut parameters, request, info);
         }
-        let mut out = path.to_vec();
-        let mut separator = b'?';
-        for (name, values) in &parameters {
-            for value in values {
-                out.push(separator);
-                out.extend_from_slice(name);
-                out.push(b'=');
-                out.extend_from_slice(value);
-                separator = b'&';
-            }
-        }
-        request.set(HeaderId::PATH, out);
+        join(request, path, &parameters);
     }
+}
+
+/// Changes a request's query, whose parameters come as they are: encoded.
+pub(in crate::filters) fn rewrite(request: &mut HeaderMap, change: impl FnOnce(&mut Parameters)) {
+    let Some((path, mut parameters)) = split(request, <[u8]>::to_vec) else { return };
+    change(&mut parameters);
+    join(request, path, &parameters);
+}
+
+/// The path before its query, and the query.
+fn split(request: &HeaderMap, read: fn(&[u8]) -> Vec<u8>) -> Option<(Vec<u8>, Parameters)> {
+    let path = request.get(HeaderId::PATH)?;
+    let (path, query) = match path.iter().position(|c| *c == b'?') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (path, &b""[..]),
+    };
+    Some((path.to_vec(), parse(query, read)))
+}
+
+fn join(request: &mut HeaderMap, mut path: Vec<u8>, parameters: &Parameters) {
+    let mut separator = b'?';
+    for (name, values) in parameters {
+        for value in values {
+            path.push(separator);
+            path.extend_from_slice(name);
+            path.push(b'=');
+            path.extend_from_slice(value);
+            separator = b'&';
+        }
+    }
+    request.set(HeaderId::PATH, path);
 }
 
 impl Mutation {
@@ -112,8 +128,8 @@ impl Mutation {
     }
 }
 
-/// A query's parameters, decoded. A name without `=` has an empty value.
-fn parse(query: &[u8]) -> Parameters {
+/// A query's parameters. A name without `=` has an empty value.
+fn parse(query: &[u8], read: fn(&[u8]) -> Vec<u8>) -> Parameters {
     let mut parameters = Parameters::new();
     let mut rest = query;
     while !rest.is_empty() {
@@ -125,15 +141,14 @@ fn parse(query: &[u8]) -> Parameters {
             Some(at) => (&part[..at], &part[at + 1..]),
             None => (part, &b""[..]),
         };
-        let name = percent_decoded(name).into_owned();
-        parameters.entry(name).or_default().push(percent_decoded(value).into_owned());
+        parameters.entry(read(name)).or_default().push(read(value));
         rest = behind;
     }
     parameters
 }
 
 /// `%XX` for all but letters, digits and `*-._`.
-fn encoded(value: &[u8]) -> Vec<u8> {
+pub(in crate::filters) fn encoded(value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(value.len());
     for byte in value {
         if byte.is_ascii_alphanumeric() || b"*-._".contains(byte) {
@@ -152,6 +167,7 @@ mod tests {
 
     #[test]
     fn empty_parts_count_but_the_last() {
+        let parse = |query| parse(query, <[u8]>::to_vec);
         let parameters = parse(b"&=x&=&q==1&a");
         assert_eq!(parameters[&b""[..]], [&b""[..], b"x", b""]);
         assert_eq!(parameters[&b"q"[..]], [b"=1"]);
