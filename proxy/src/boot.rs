@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use prost::Message;
 use prost::bytes::Bytes;
 use sampan_config::{BootstrapParts, LoadError, LoadOptions, UnknownFields, load_bootstrap, split_bootstrap};
-use sampan_core::access_log::{AccessLogManager, FlushPolicy};
+use sampan_core::access_log::{AccessLogManager, FlushPolicy, Target};
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::log::{Component, Format, Level};
 use sampan_core::overload::Overload;
@@ -23,7 +23,7 @@ use sampan_http::filters::jwt_authn::WantedKeys;
 use sampan_listener::{ListenerConfig, NetworkFilterRegistry, NodeInfo, Server};
 use sampan_tls::StaticSecrets;
 use sampan_upstream::config::BindConfig;
-use sampan_upstream::{ClusterConfig, ClusterManager};
+use sampan_upstream::{ClusterConfig, ClusterManager, EventLog};
 use thiserror::Error;
 
 use crate::cli::Options;
@@ -94,7 +94,11 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
     let bind = bootstrap.cluster_manager.as_ref().and_then(|m| m.upstream_bind_config.as_ref());
     let bind =
         bind.map(BindConfig::from_proto).transpose().at("upstream_bind_config").at("cluster_manager")?;
-    let manager = ClusterManager::new(&stats.root(), secrets.clone()).with_node(node).with_bind(bind);
+    let policy = FlushPolicy { min_size: options.file_flush_min_size, interval: options.file_flush_interval };
+    let logs = AccessLogManager::new(&stats.root(), policy);
+    let events = outlier_events(&bootstrap, &logs)?;
+    let manager = ClusterManager::new(&stats.root(), secrets.clone());
+    let manager = manager.with_node(node).with_bind(bind).with_events(events);
     let clusters = Arc::new(manager);
     for (i, bytes) in parts.clusters.iter().enumerate() {
         add_cluster(&clusters, bytes).map_err(|e| e.index(i).at("clusters").at("static_resources"))?;
@@ -106,7 +110,7 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
             Some(made.at("overload_manager")?)
         }
     };
-    let mut server = server(options, &bootstrap, stats, runtime, secrets, &clusters);
+    let mut server = server(&bootstrap, stats, logs, runtime, secrets, &clusters);
     server.overload = overload.as_ref().map(Overload::state);
     let server = Arc::new(server);
     let listeners = listeners(&parts.listeners, &server)?;
@@ -185,9 +189,9 @@ fn own_node(bootstrap: &Bootstrap) -> sampan_core::peer::Node {
 }
 
 fn server(
-    options: &Options,
     bootstrap: &Bootstrap,
     stats: Store,
+    access_logs: AccessLogManager,
     runtime: Runtime,
     secrets: StaticSecrets,
     clusters: &Arc<ClusterManager>,
@@ -197,12 +201,21 @@ fn server(
     let info = NodeInfo { id: own.id.clone(), cluster, zone: own.zone.clone(), own };
     let known = clusters.clusters();
     let known = Arc::new(move |name: &str| known.get(name).is_some());
-    let policy = FlushPolicy { min_size: options.file_flush_min_size, interval: options.file_flush_interval };
-    let access_logs = AccessLogManager::new(&stats.root(), policy);
     access_logs.set_node(bootstrap.node.clone().unwrap_or_default());
     let mut server = Server::new(stats, runtime, secrets, info, known);
     server.access_logs = access_logs;
     server
+}
+
+/// Where outlier detection tells of what it does.
+fn outlier_events(bootstrap: &Bootstrap, logs: &AccessLogManager) -> ConfigResult<Option<EventLog>> {
+    let outlier = bootstrap.cluster_manager.as_ref().and_then(|m| m.outlier_detection.as_ref());
+    let Some(path) = outlier.map(|o| &o.event_log_path).filter(|path| !path.is_empty()) else {
+        return Ok(None);
+    };
+    let file = logs.open(Target::Path(path.clone()));
+    let file = file.at("event_log_path").at("outlier_detection").at("cluster_manager")?;
+    Ok(Some(EventLog::new(file)))
 }
 
 fn is_eds(cluster: &sampan_upstream::Cluster) -> bool {

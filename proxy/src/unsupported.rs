@@ -55,10 +55,6 @@ fn whole_fields(b: &Bootstrap) -> ConfigResult<()> {
         (!dynamic.lds_resources_locator.is_empty(), "dynamic_resources.lds_resources_locator"),
         (!dynamic.cds_resources_locator.is_empty(), "dynamic_resources.cds_resources_locator"),
         (
-            outlier.is_some_and(|o| !o.event_log_path.is_empty()),
-            "cluster_manager.outlier_detection.event_log_path",
-        ),
-        (
             outlier.is_some_and(|o| o.event_service.is_some()),
             "cluster_manager.outlier_detection.event_service",
         ),

@@ -20,7 +20,7 @@ use crate::config::{ClusterConfig, Discovery, LoadAssignment, Thresholds, Transp
 use crate::host::{Health, Host, HostSet};
 use crate::lb::{Size, Tables};
 use crate::manager::Warming;
-use crate::outlier::{Detector, OutlierStats, SuccessRates};
+use crate::outlier::{Detector, EventLog, OutlierStats, SuccessRates};
 use crate::proxy_header::ProxyHeaderConfig;
 use crate::stats::{ClusterStats, HostCounter, TableStats, TimeoutBudgetStats};
 
@@ -141,6 +141,7 @@ impl Cluster {
         root: &Scope,
         secrets: &StaticSecrets,
         exchange: Option<Arc<Exchange>>,
+        events: Option<Arc<EventLog>>,
     ) -> ConfigResult<Self> {
         let scope = root.scope("cluster").scope(&config.stat_name.replace(':', "_"));
         let mut sockets =
@@ -150,7 +151,7 @@ impl Cluster {
             sockets.push(socket.at("transport_socket").at_index("transport_socket_matches", i)?);
         }
         let socket_matches = sockets.iter().map(|_| AtomicU64::new(0)).collect();
-        let outlier = config.outlier.as_deref().map(|c| Box::new(Detector::new(c)));
+        let outlier = config.outlier.as_deref().map(|c| Box::new(Detector::new(c, events)));
         let drop_share = config.load_assignment.drop_share;
         let cluster = Self {
             outlier,

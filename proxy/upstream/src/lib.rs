@@ -34,7 +34,7 @@ pub use connect::{ConnectFailure, ConnectFailureKind, ConnectInfo, ConnectOption
 pub use host::{Health, HealthFlag, Host, HostSet, Locality};
 pub use lb::{LbContext, PreviousPriorities};
 pub use manager::{ClusterManager, Clusters};
-pub use outlier::{Outcome, SuccessRates};
+pub use outlier::{EventLog, Outcome, SuccessRates};
 pub use pool::{H1Lease, H2Lease, HttpLease, PoolError, TcpLease};
 pub use proxy_header::Told;
 pub use stats::{ClusterStats, HostCounter, HostStats, TimeoutBudgetStats};

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::cluster::{Cluster, Origin, destinations};
 use crate::config::{BindConfig, ClusterConfig, Discovery, ExchangeConfig};
 use crate::dns;
-use crate::outlier;
+use crate::outlier::{self, EventLog};
 
 /// The slots that all threads share. Workers take the lock only for names they have not used before.
 #[derive(Default)]
@@ -30,6 +30,7 @@ pub struct ClusterManager {
     secrets: StaticSecrets,
     resolver: dns::SharedResolver,
     bind: Option<Box<BindConfig>>,
+    events: Option<Arc<EventLog>>,
     node: Arc<peer::Node>,
     /// What connections of clusters begin with, by configuration: most clusters of a mesh have the same.
     exchanges: Mutex<Vec<(ExchangeConfig, Arc<peer::Exchange>)>>,
@@ -152,6 +153,7 @@ impl ClusterManager {
             scope: scope.clone(),
             resolver: dns::SharedResolver::default(),
             bind: None,
+            events: None,
             node: Arc::default(),
             exchanges: Mutex::default(),
         }
@@ -187,6 +189,12 @@ impl ClusterManager {
         Self { bind: bind.map(Box::new), ..self }
     }
 
+    /// `cluster_manager.outlier_detection.event_log_path`
+    #[must_use]
+    pub fn with_events(self, events: Option<EventLog>) -> Self {
+        Self { events: events.map(Arc::new), ..self }
+    }
+
     /// The slots, for the workers.
     pub fn clusters(&self) -> Arc<Clusters> {
         self.slots.clusters.clone()
@@ -218,7 +226,14 @@ impl ClusterManager {
         if config.bind.is_none() {
             config.bind.clone_from(&self.bind);
         }
-        let cluster = Arc::new(Cluster::new(config, origin, &self.scope, &self.secrets, exchange)?);
+        let cluster = Arc::new(Cluster::new(
+            config,
+            origin,
+            &self.scope,
+            &self.secrets,
+            exchange,
+            self.events.clone(),
+        )?);
         let slots = &self.slots;
         let mut aside = slots.aside();
         let waiting = aside.remove(cluster.name());

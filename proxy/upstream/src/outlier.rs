@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   monitor   one host: consecutive failures, success rates, ejections
+//!   events    the event log
 //!   stats     cluster.NAME.outlier_detection.*
 //! ```
 //!
@@ -19,8 +20,12 @@ use crate::cluster::Cluster;
 use crate::config::OutlierConfig;
 use crate::host::{HealthFlag, Host};
 
+mod events;
 mod monitor;
 mod stats;
+
+use events::Ejected;
+pub use events::EventLog;
 
 pub(crate) use monitor::Monitor;
 use monitor::{Rate, State};
@@ -70,6 +75,7 @@ const UNKNOWN: SuccessRates = SuccessRates { average: -1.0, threshold: -1.0 };
 /// The detector of a cluster.
 pub(crate) struct Detector {
     config: OutlierConfig,
+    events: Option<Arc<EventLog>>,
     inner: Mutex<Inner>,
 }
 
@@ -81,8 +87,8 @@ struct Inner {
 }
 
 impl Detector {
-    pub(crate) fn new(config: &OutlierConfig) -> Self {
-        Self { config: config.clone(), inner: Mutex::new(Inner { active: 0, rates: [UNKNOWN; 2] }) }
+    pub(crate) fn new(config: &OutlierConfig, events: Option<Arc<EventLog>>) -> Self {
+        Self { config: config.clone(), events, inner: Mutex::new(Inner { active: 0, rates: [UNKNOWN; 2] }) }
     }
 
     /// Success rates of errors of external and of local origin.
@@ -182,7 +188,8 @@ impl Detector {
             stats.ejections_total.inc();
         }
         if rand::random::<u32>() % 100 >= self.config.enforcing[why as usize] {
-            return;
+            drop(inner);
+            return self.log(cluster, host, monitor, why, false);
         }
         if host.set_flag(HealthFlag::FailedOutlierCheck, true) {
             inner.active += 1;
@@ -198,8 +205,18 @@ impl Detector {
         {
             state.back_off += 1;
         }
+        state.ejections += 1;
         drop(state);
         cluster.health_changed();
+        self.log(cluster, host, monitor, why, true);
+    }
+
+    fn log(&self, cluster: &Cluster, host: &Host, monitor: &Monitor, why: Ejection, enforced: bool) {
+        let Some(events) = &self.events else { return };
+        let local = matches!(why, Ejection::LocalOriginSuccessRate | Ejection::LocalOriginFailurePercentage);
+        let of = usize::from(local);
+        let (rate, rates) = (monitor.success_rates()[of], self.rates()[of]);
+        events.ejected(cluster, host, &monitor.state(), &Ejected { why, enforced, rate, rates });
     }
 
     /// What `interval` brings.
@@ -213,6 +230,9 @@ impl Detector {
         for (host, monitor) in &hosts {
             if host.has_flag(HealthFlag::FailedOutlierCheck) && self.is_over(&monitor.state(), now) {
                 self.uneject(stats, host, monitor, now);
+                if let Some(events) = &self.events {
+                    events.returned(cluster, host, &monitor.state());
+                }
                 returned = true;
             }
             monitor.turn();

@@ -19,6 +19,8 @@ pub(crate) struct Monitor {
 pub(super) struct State {
     pub(super) ejected: Option<Instant>,
     pub(super) returned: Option<Instant>,
+    /// How often it was ejected.
+    pub(super) ejections: u32,
     /// How many base times the next ejection takes.
     pub(super) back_off: u32,
     pub(super) jitter: Duration,
