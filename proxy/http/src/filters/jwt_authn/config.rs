@@ -457,7 +457,7 @@ fn remote_model(name: &str, message: &pb::RemoteJwks) -> ConfigResult<RemoteMode
         scheme: scheme.to_owned(),
         authority: parsed.authority().ok_or_else(invalid)?.as_str().to_owned(),
         path: parsed.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
-        timeout: duration(timeout),
+        timeout: Some(duration(timeout)).filter(|timeout| !timeout.is_zero()),
         // Whole seconds count.
         cache: message
             .cache_duration

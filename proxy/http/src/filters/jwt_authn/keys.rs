@@ -49,7 +49,8 @@ pub(super) struct RemoteModel {
     pub(super) scheme: String,
     pub(super) authority: String,
     pub(super) path: String,
-    pub(super) timeout: Duration,
+    /// None: a fetch may take as long as it likes.
+    pub(super) timeout: Option<Duration>,
     pub(super) cache: Duration,
     /// Tries of a fetch at most, and the pauses between them.
     pub(super) attempts: u32,
@@ -148,8 +149,13 @@ impl Remote {
     }
 
     async fn fetch(&self, clusters: &WorkerClusters, lifetime: Option<Duration>) -> Answer {
-        let asked = tokio::time::timeout(self.model.timeout, self.ask(clusters)).await;
-        let answer = asked.unwrap_or_else(|_| Err("timeout".to_owned()));
+        let asked = self.ask(clusters);
+        let answer = match self.model.timeout {
+            Some(timeout) => {
+                tokio::time::timeout(timeout, asked).await.unwrap_or_else(|_| Err("timeout".to_owned()))
+            }
+            None => asked.await,
+        };
         let counters = self.counters.get();
         match answer {
             Ok(keys) => {
@@ -172,13 +178,10 @@ impl Remote {
 
     /// Tries until there is an answer that is no server's error.
     async fn ask(&self, clusters: &WorkerClusters) -> Result<Jwks, String> {
-        let timeout = self.model.try_timeout.map_or(self.model.timeout, |t| t.min(self.model.timeout));
+        let timeout = self.model.try_timeout.into_iter().chain(self.model.timeout).min();
         let mut attempt = 0;
         loop {
-            let request = Request {
-                timeout: Some(timeout),
-                ..Request::new(&self.model.cluster, self.head(), Bytes::new())
-            };
+            let request = Request { timeout, ..Request::new(&self.model.cluster, self.head(), Bytes::new()) };
             let asked = callout::ask(clusters, request).await;
             attempt += 1;
             let again = !matches!(&asked, Ok(answer) if answer.status < 500);
