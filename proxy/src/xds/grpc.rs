@@ -182,6 +182,7 @@ impl Grpc {
         }
         if !self.service.skip_envoy_headers {
             append("x-envoy-internal", "true");
+            append("x-forwarded-for", &sampan_core::local_info::address().to_string());
         }
         headers
     }

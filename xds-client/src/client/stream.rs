@@ -123,12 +123,18 @@ impl Inner {
             if !self.is_due() {
                 return Ok(());
             }
-            if let Some(tokens) = tokens
-                && !tokens.take(Instant::now())
-            {
-                self.observer.rate_limited();
-                self.observer.held_back(1);
-                return Ok(());
+            if let Some(tokens) = tokens {
+                let waited = tokens.wanted;
+                let goes = tokens.take(Instant::now());
+                if goes == waited {
+                    self.observer.held_back(usize::from(!goes));
+                }
+                if !goes {
+                    if !waited {
+                        self.observer.rate_limited();
+                    }
+                    return Ok(());
+                }
             }
             match self.next_request() {
                 Some(request) => call.send(request),
