@@ -3,7 +3,7 @@
 //!
 //! What changes from run to run is made comparable here: addresses become `address:port` (so that ports get their names), times
 //! and durations become words, and ids of traces and spans become `trace1`, `span1`, … in the order in which they were seen, so
-//! that a tree still shows whose child a span is.
+//! that a tree still shows whose child a span is. Attributes become a map: Envoy's order is that of a hash table.
 
 use std::collections::BTreeMap;
 
@@ -149,7 +149,10 @@ fn otlp(kind: &str, bytes: &[u8], ids: &mut Ids) -> Value {
             (_, Wire::Number(n)) => n.into(),
             (kind, Wire::Bytes(b)) => otlp(kind, b, ids),
         };
-        if repeated {
+        if let ("attributes", Value::Object(pair)) = (*name, &value) {
+            let all = tree.entry(*name).or_insert_with(|| json!({}));
+            all.as_object_mut().into_iter().for_each(|all| all.extend(pair.clone()));
+        } else if repeated {
             let list = tree.entry(*name).or_insert_with(|| json!([]));
             list.as_array_mut().into_iter().for_each(|list| list.push(value.clone()));
         } else {
@@ -212,7 +215,7 @@ mod tests {
         let seen = otlp("Span", &span, &mut ids);
         let expected = json!({
             "traceId": "trace1", "spanId": "span1", "parentSpanId": "span2", "name": "name",
-            "attributes": [{ "k": { "stringValue": "val" } }],
+            "attributes": { "k": { "stringValue": "val" } },
         });
         assert_eq!(seen, expected);
         assert_eq!(otlp("Span", b"\x12\x01d", &mut ids), json!({ "spanId": "span2" }));

@@ -21,6 +21,7 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
 use crate::config_source::GrpcService;
+use crate::runtime::Runtime;
 
 /// Calls of a thread to its clusters.
 pub trait Uplink {
@@ -73,12 +74,29 @@ pub struct Plan {
     pub call: CallKind,
     /// The message.
     pub shape: Shape,
-    /// A batch goes out after this at the latest.
-    pub interval: Duration,
+    /// A batch goes out after so many milliseconds at the latest.
+    pub interval: Setting,
     /// A batch goes out when it holds so many bytes.
     pub limit: usize,
     /// A batch goes out when it holds so many records; 0: whatever their number.
-    pub records: u32,
+    pub records: Setting,
+}
+
+/// A number that may be found in the runtime.
+pub enum Setting {
+    /// This.
+    Fixed(u64),
+    /// What stands under the key; this where nothing does.
+    Runtime(Runtime, &'static str, u64),
+}
+
+impl Setting {
+    fn get(&self) -> u64 {
+        match self {
+            Self::Fixed(number) => *number,
+            Self::Runtime(runtime, key, usual) => runtime.integer(key, *usual),
+        }
+    }
 }
 
 /// A stream that stays open, or a call for each batch.
@@ -146,8 +164,9 @@ impl Exporter {
 
 impl Batch {
     fn is_over_limit(&self) -> bool {
-        let records = self.plan.records;
-        self.buffer.borrow().len() >= self.plan.limit || (records > 0 && self.count.get() >= records)
+        let records = || Some(self.plan.records.get()).filter(|records| *records > 0);
+        self.buffer.borrow().len() >= self.plan.limit
+            || records().is_some_and(|records| u64::from(self.count.get()) >= records)
     }
 
     fn push(self: &Rc<Self>, record: &impl Message, uplink: &Rc<dyn Uplink>) -> bool {
@@ -171,7 +190,8 @@ impl Batch {
             tokio::task::spawn_local(async move {
                 // A batch that its collector does not take yet is offered again and again.
                 while batch.count.get() > 0 {
-                    tokio::time::sleep(batch.plan.interval).await;
+                    let interval = Duration::from_millis(batch.plan.interval.get().max(1));
+                    tokio::time::sleep(interval).await;
                     batch.flush(&uplink);
                 }
                 batch.armed.set(false);

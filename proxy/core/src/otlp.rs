@@ -34,6 +34,77 @@ pub struct LogRecord {
     pub span_id: Vec<u8>,
 }
 
+/// `opentelemetry.proto.common.v1.InstrumentationScope`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Scope {
+    /// Which program.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Which of its versions.
+    #[prost(string, tag = "2")]
+    pub version: String,
+}
+
+/// `opentelemetry.proto.trace.v1.Span`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Span {
+    /// 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub trace_id: Vec<u8>,
+    /// 8 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub span_id: Vec<u8>,
+    /// `tracestate`
+    #[prost(string, tag = "3")]
+    pub trace_state: String,
+    /// 8 bytes, or none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub parent_span_id: Vec<u8>,
+    /// The operation.
+    #[prost(string, tag = "5")]
+    pub name: String,
+    /// `SpanKind`
+    #[prost(int32, tag = "6")]
+    pub kind: i32,
+    /// When it began.
+    #[prost(fixed64, tag = "7")]
+    pub start_time_unix_nano: u64,
+    /// When it was over.
+    #[prost(fixed64, tag = "8")]
+    pub end_time_unix_nano: u64,
+    /// What is told.
+    #[prost(message, repeated, tag = "9")]
+    pub attributes: Vec<KeyValue>,
+    /// What happened on its way.
+    #[prost(message, repeated, tag = "11")]
+    pub events: Vec<Event>,
+    /// How it ended.
+    #[prost(message, optional, tag = "15")]
+    pub status: Option<Status>,
+    /// The W3C flags, and whether the parent is another's.
+    #[prost(fixed32, tag = "16")]
+    pub flags: u32,
+}
+
+/// `opentelemetry.proto.trace.v1.Span.Event`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Event {
+    /// When.
+    #[prost(fixed64, tag = "1")]
+    pub time_unix_nano: u64,
+    /// What.
+    #[prost(string, tag = "2")]
+    pub name: String,
+}
+
+/// `opentelemetry.proto.trace.v1.Status`
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Status {
+    /// `StatusCode`
+    #[prost(int32, tag = "3")]
+    pub code: i32,
+}
+
 /// The answer to an export: of logs and of spans alike.
 #[derive(Clone, PartialEq, prost::Message)]
 struct ExportResponse {

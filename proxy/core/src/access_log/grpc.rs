@@ -6,7 +6,6 @@
 mod entry;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::ApiVersion;
 use envoy_types::pb::envoy::data::accesslog::v3 as data;
@@ -17,7 +16,7 @@ use prost::Message;
 use crate::config_source::GrpcService;
 use crate::custom_tag::CustomTag;
 use crate::error::{AtField, ConfigError, ConfigResult};
-use crate::export::{CallKind, Exporter, Plan, Shape, field};
+use crate::export::{CallKind, Exporter, Plan, Setting, Shape, field};
 use crate::format::FormatContext;
 use crate::header::HeaderName;
 use crate::stats::Counter;
@@ -125,11 +124,12 @@ fn common_config(
 }
 
 /// When batches go out, and how large they may grow.
-pub(super) fn buffering(message: &pb::CommonGrpcAccessLogConfig) -> (Duration, usize) {
-    let interval = message.buffer_flush_interval.as_ref().map_or(Duration::from_secs(1), |interval| {
-        Duration::new(interval.seconds.max(0).unsigned_abs(), interval.nanos.max(0).unsigned_abs())
+pub(super) fn buffering(message: &pb::CommonGrpcAccessLogConfig) -> (Setting, usize) {
+    let interval = message.buffer_flush_interval.as_ref().map_or(1000, |interval| {
+        let (seconds, nanos) = (interval.seconds.max(0).unsigned_abs(), interval.nanos.max(0).unsigned_abs());
+        seconds.saturating_mul(1000).saturating_add(u64::from(nanos / 1_000_000))
     });
-    (interval, message.buffer_size_bytes.map_or(16_384, |size| size.value as usize))
+    (Setting::Fixed(interval), message.buffer_size_bytes.map_or(16_384, |size| size.value as usize))
 }
 
 /// The service of a `common_config`, which must not be of the second version and has no retries.
@@ -164,7 +164,7 @@ fn exporter(
             shape: Shape { levels: vec![(logs, Default::default())], record: 1 },
             interval,
             limit,
-            records: 0,
+            records: Setting::Fixed(0),
         }
     }))
 }

@@ -17,7 +17,7 @@ use super::grpc::{buffering, service};
 use crate::config_source::GrpcService;
 use crate::custom_tag::{CustomTag, sanitized};
 use crate::error::{AtField, ConfigError, ConfigResult};
-use crate::export::{CallKind, Exporter, Plan, Shape, field};
+use crate::export::{CallKind, Exporter, Plan, Setting, Shape, field};
 use crate::format::{Extensions, FormatContext, Formatter};
 use crate::otlp;
 
@@ -206,7 +206,7 @@ fn exporter(message: &OpenTelemetryAccessLogConfig, exporters: &Exporters) -> Co
             shape: Shape { levels: vec![(1, field(1, &resource)), (2, Default::default())], record: 2 },
             interval,
             limit,
-            records: 0,
+            records: Setting::Fixed(0),
         }
     }))
 }

@@ -50,9 +50,9 @@ fn exporter(call: CallKind, limit: usize) -> Exporter {
         service: Arc::new(service),
         call,
         shape: Shape { levels: vec![(2, Bytes::from_static(b"\x08\x01")), (3, Bytes::new())], record: 1 },
-        interval: Duration::from_millis(20),
+        interval: Setting::Fixed(20),
         limit,
-        records: 0,
+        records: Setting::Fixed(0),
     })
 }
 

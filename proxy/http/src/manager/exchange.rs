@@ -249,6 +249,9 @@ impl Exchange {
                 }
             }
         }
+        if let Some(tracing) = &manager.tracing {
+            tracing.finish(&self.stream, &self.facts(AccessLogType::DownstreamEnd));
+        }
         self.log(AccessLogType::DownstreamEnd);
     }
 }

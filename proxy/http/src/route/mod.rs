@@ -334,7 +334,7 @@ impl Route {
                 .map(|l| l.value)
                 .or(message.per_request_buffer_limit_bytes.map(|l| u64::from(l.value))),
             decorator: message.decorator.as_ref().map(Decorator::from_proto),
-            sampling: message.tracing.as_ref().map(Sampling::of_route),
+            sampling: message.tracing.as_ref().map(|t| Sampling::of_route(t).at("tracing")).transpose()?,
             counted: None,
         })
     }

@@ -8,11 +8,17 @@ use super::Provider;
 /// This proxy's span in a trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
-    high: u64,
-    low: u64,
-    span: u64,
-    parent: Option<u64>,
-    sampled: bool,
+    pub(super) high: u64,
+    pub(super) low: u64,
+    pub(super) span: u64,
+    pub(super) parent: Option<u64>,
+    pub(super) sampled: bool,
+    /// The span of the request to the upstream, where it has one of its own and is reported.
+    pub(super) child: Option<u64>,
+    /// The operation, of a span that is reported.
+    pub(super) name: String,
+    /// The traffic is outbound.
+    pub(super) outbound: bool,
     form: Form,
 }
 
@@ -70,6 +76,18 @@ impl Context {
         }
     }
 
+    /// The `tracestate` that came.
+    pub(super) fn state(&self) -> String {
+        match &self.form {
+            Form::W3c(state) => sampan_core::custom_tag::sanitized(state).into_owned(),
+            Form::B3 | Form::B3Single => String::new(),
+        }
+    }
+
+    fn new((high, low): (u64, u64), span: u64, parent: Option<u64>, sampled: bool, form: Form) -> Self {
+        Self { high, low, span, parent, sampled, child: None, name: String::new(), outbound: false, form }
+    }
+
     /// The trace's id and the span's.
     pub fn ids(&self) -> (String, String) {
         let trace = if self.high == 0 && !matches!(self.form, Form::W3c(_)) {
@@ -82,7 +100,10 @@ impl Context {
 
     /// Puts it into a request.
     pub fn inject(&self, headers: &mut HeaderMap) {
-        let (trace, span) = self.ids();
+        let (trace, mut span) = self.ids();
+        if let Some(child) = self.child {
+            span = format!("{child:016x}");
+        }
         // What was there goes; what comes stands at the end, as in Envoy.
         let mut set = |id: HeaderId, value: &[u8]| {
             headers.remove(id);
@@ -137,13 +158,14 @@ fn zipkin(
     Some(match remote {
         None => {
             let low = random();
-            Context { high: if wide { random() } else { 0 }, low, span: low, parent: None, sampled, form }
+            let high = if wide { random() } else { 0 };
+            Context::new((high, low), low, None, sampled, form)
         }
         Some(Remote { high, low, span, parent }) if share => {
-            Context { high, low, span, parent, sampled, form }
+            Context::new((high, low), span, parent, sampled, form)
         }
         Some(Remote { high, low, span, .. }) => {
-            Context { high, low, span: random(), parent: Some(span), sampled, form }
+            Context::new((high, low), random(), Some(span), sampled, form)
         }
     })
 }
@@ -197,14 +219,7 @@ fn single_remote(value: &[u8]) -> Option<Option<Remote>> {
 fn w3c(headers: &HeaderMap, traced: bool, random: &impl Fn() -> u64) -> Option<Context> {
     let Some(parent) = headers.get(HeaderId::TRACEPARENT) else {
         let form = Form::W3c(Vec::new());
-        return Some(Context {
-            high: random(),
-            low: random(),
-            span: random(),
-            parent: None,
-            sampled: traced,
-            form,
-        });
+        return Some(Context::new((random(), random()), random(), None, traced, form));
     };
     let mut parts = parent.split(|c| *c == b'-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -218,7 +233,7 @@ fn w3c(headers: &HeaderMap, traced: bool, random: &impl Fn() -> u64) -> Option<C
     }
     let state = headers.joined(&HeaderName::Known(HeaderId::TRACESTATE)).unwrap_or_default().into_owned();
     let form = Form::W3c(state);
-    Some(Context { high, low, span: random(), parent: Some(span), sampled: flags & 1 == 1, form })
+    Some(Context::new((high, low), random(), Some(span), flags & 1 == 1, form))
 }
 
 #[cfg(test)]

@@ -2,17 +2,20 @@
 //!
 //! The decision is made once the route is known, by Envoy's rules (`ConnectionManagerUtility::mutateTracingRequestHeader`),
 //! is packed into the request id and counted below `http.PREFIX.tracing`. A provider decides the form of the context
-//! ([`context`]): the peer's is continued with a span of this proxy's own. **Spans are not sent to the collector**
-//! (`docs/divergences.md`); what Istio's telemetry shows of a trace comes from the other proxies.
+//! ([`context`]): the peer's is continued with a span of this proxy's own, which goes to the collector where that takes
+//! OTLP by gRPC ([`span`]). **Spans of Zipkin and of OTLP over HTTP are not sent** (`docs/divergences.md`).
 
 mod context;
+mod span;
 
 use envoy_types::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
 use envoy_types::pb::envoy::config::route::v3 as route_pb;
 use envoy_types::pb::envoy::config::trace::v3::{OpenTelemetryConfig, ZipkinConfig, tracing};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Percent};
+use sampan_core::custom_tag::{CustomTag, sanitized};
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::format::FormatContext;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::runtime::{Fraction, Runtime};
 use sampan_core::stats::Counter;
@@ -20,6 +23,7 @@ use sampan_listener::FactoryContext;
 use sampan_listener::context::TrafficDirection;
 
 pub use context::Context;
+use span::Spans;
 
 use crate::filter::{decode, message_name};
 use crate::stream::Stream;
@@ -31,6 +35,8 @@ const REASON_AT: usize = 14;
 pub struct Tracing {
     sampling: Sampling,
     provider: Option<Provider>,
+    /// Where the provider's spans go.
+    spans: Option<Spans>,
     /// Requests leave this workload (`OUTBOUND`): the operation's name goes with them, not with the responses.
     outbound: bool,
     /// `pack_trace_reason` of the request id.
@@ -61,6 +67,8 @@ pub struct Sampling {
     client: Fraction,
     random: Fraction,
     overall: Fraction,
+    /// `custom_tags`
+    tags: Vec<CustomTag>,
 }
 
 /// `decorator` of a route.
@@ -97,27 +105,29 @@ fn fraction(numerator: u32, ten_thousand: bool, key: &str) -> Fraction {
 }
 
 impl Sampling {
-    fn of_manager(message: &hcm::Tracing) -> Self {
+    fn of_manager(message: &hcm::Tracing) -> ConfigResult<Self> {
         // Client and overall sampling are whole per cents, as in Envoy.
         let whole = |p: &Option<Percent>| p.as_ref().map_or(100, |p| p.value as u32);
         let random = message.random_sampling.as_ref().map_or(10_000, |p| (p.value * 100.0).round() as u32);
-        Self {
+        Ok(Self {
             client: fraction(whole(&message.client_sampling), false, "tracing.client_enabled"),
             random: fraction(random, true, "tracing.random_sampling"),
             overall: fraction(whole(&message.overall_sampling), false, "tracing.global_enabled"),
-        }
+            tags: CustomTag::list_from_proto(&message.custom_tags, "custom_tags")?,
+        })
     }
 
     /// `tracing` of a route, in place of the connection manager's.
-    pub fn of_route(message: &route_pb::Tracing) -> Self {
+    pub fn of_route(message: &route_pb::Tracing) -> ConfigResult<Self> {
         let one = |p: &Option<FractionalPercent>, key| {
             p.as_ref().map_or_else(|| fraction(100, false, key), |p| Fraction::fixed(p).with_key(key))
         };
-        Self {
+        Ok(Self {
             client: one(&message.client_sampling, "tracing.client_enabled"),
             random: one(&message.random_sampling, "tracing.random_sampling"),
             overall: one(&message.overall_sampling, "tracing.global_enabled"),
-        }
+            tags: CustomTag::list_from_proto(&message.custom_tags, "custom_tags")?,
+        })
     }
 }
 
@@ -131,7 +141,11 @@ impl Decorator {
 
 impl Provider {
     #[allow(deprecated)] // `split_spans_for_request` is deprecated and still known.
-    fn from_proto(message: &tracing::Http, child: bool, context: &FactoryContext) -> ConfigResult<Self> {
+    fn from_proto(
+        message: &tracing::Http,
+        child: bool,
+        context: &FactoryContext,
+    ) -> ConfigResult<(Self, Option<Spans>)> {
         let Some(tracing::http::ConfigType::TypedConfig(any)) = &message.config_type else {
             return Err(ConfigError::missing("typed_config"));
         };
@@ -155,7 +169,7 @@ impl Provider {
                 };
                 known(collector, context)?;
                 let shared = config.shared_span_context.is_none_or(|s| s.value);
-                Ok(Self::Zipkin { wide: config.trace_id_128bit, shared, child })
+                Ok((Self::Zipkin { wide: config.trace_id_128bit, shared, child }, None))
             }
             "envoy.config.trace.v3.OpenTelemetryConfig" => {
                 let config: OpenTelemetryConfig = decode(any)?;
@@ -168,7 +182,7 @@ impl Provider {
                         "OpenTelemetry Tracer must have exactly one of gRPC, HTTP, or custom exporter configured.",
                     ));
                 }
-                Ok(Self::OpenTelemetry)
+                Ok((Self::OpenTelemetry, Spans::from_proto(&config, context)?))
             }
             _ => Err(ConfigError::unsupported(format!("tracer '{}' ({})", message.name, any.type_url))),
         }
@@ -194,12 +208,18 @@ impl Tracing {
     ) -> ConfigResult<Self> {
         let scope = context.root_scope().scope(prefix);
         let provider = message.provider.as_ref();
-        let provider = provider
-            .map(|p| Provider::from_proto(p, message.spawn_upstream_span.is_some_and(|s| s.value), context));
+        let child = message.spawn_upstream_span.is_some_and(|s| s.value);
+        let provider = provider.map(|p| Provider::from_proto(p, child, context));
+        let (provider, mut spans) = provider.transpose().at("provider")?.unzip();
+        if let Some(Some(spans)) = &mut spans {
+            spans.longest_path = message.max_path_tag_length.map_or(256, |length| length.value as usize);
+            (spans.verbose, spans.child) = (message.verbose, child);
+        }
         let counter = |name: &str| scope.counter(&format!("tracing.{name}"));
         Ok(Self {
-            sampling: Sampling::of_manager(message),
-            provider: provider.transpose().at("provider")?,
+            sampling: Sampling::of_manager(message)?,
+            provider,
+            spans: spans.flatten(),
             outbound: context.traffic_direction == TrafficDirection::Outbound,
             pack,
             by_request_id,
@@ -237,6 +257,13 @@ impl Tracing {
             let told = matches!(self.provider, Some(Provider::OpenTelemetry));
             stream.info.span_id = told.then(|| span_id.into());
         }
+        if let (Some(spans), Some(trace)) = (&self.spans, &mut stream.trace)
+            && trace.sampled
+        {
+            trace.name = self.operation(route.and_then(|r| r.decorator.as_ref()), &stream.request);
+            trace.outbound = self.outbound;
+            trace.child = spans.child.then(|| stream.worker.random());
+        }
         stream.operation_set =
             stream.request.contains(HeaderId::X_ENVOY_DECORATOR_OPERATION) && !self.outbound;
         if !self.outbound {
@@ -244,6 +271,27 @@ impl Tracing {
         } else if let Some(decorator) = route.and_then(|r| r.decorator.as_ref()).filter(|d| d.propagate) {
             stream.request.set(HeaderId::X_ENVOY_DECORATOR_OPERATION, &*decorator.operation);
         }
+    }
+
+    /// The operation's name: the caller's or the route's, or the direction.
+    fn operation(&self, decorator: Option<&Decorator>, headers: &HeaderMap) -> String {
+        let text = |id| headers.get(id).map(sanitized).unwrap_or_default();
+        let told = text(HeaderId::X_ENVOY_DECORATOR_OPERATION);
+        match decorator {
+            _ if !self.outbound && !told.is_empty() => told.into_owned(),
+            Some(decorator) if !decorator.operation.is_empty() => decorator.operation.to_string(),
+            _ if self.outbound => format!("egress {}", text(HeaderId::AUTHORITY)),
+            _ => "ingress".to_owned(),
+        }
+    }
+
+    /// The stream is over: its spans go to the collector, if it is sampled.
+    pub fn finish(&self, stream: &Stream, context: &FormatContext<'_>) {
+        let Some(trace) = stream.trace.as_ref().filter(|trace| trace.sampled) else { return };
+        let Some(spans) = &self.spans else { return };
+        let route = stream.route.as_ref().and_then(|route| route.route());
+        let of_route = route.and_then(|r| r.sampling.as_ref()).map_or(&[][..], |sampling| &sampling.tags);
+        spans.finish(stream, trace, context, &[of_route, &self.sampling.tags]);
     }
 
     /// What a response tells of the operation's name: inbound the caller learns it, outbound it stays here.
