@@ -1,6 +1,6 @@
 //! The control plane: one ADS stream in either variant, in this process, so that the time of a push is known to the microsecond.
 //!
-//! It serves what it has been given, answers new names, counts answers by type and sends what [`ControlPlane::push`] is told
+//! It serves what it has been given, answers new names, sees by type what was answered and sends what [`ControlPlane::push`] is told
 //! to, whatever was sent before. It keeps no books of what the proxy has: an identical push is sent like any other.
 
 use std::{
@@ -51,7 +51,7 @@ struct State {
     resources: HashMap<String, BTreeMap<String, Any>>,
     /// The open stream, and whether it is delta.
     stream: Option<(mpsc::UnboundedSender<Bytes>, bool)>,
-    /// Responses sent, their answers, and the length of the last request, by type.
+    /// What was sent last and what was answered last, by type.
     kinds: HashMap<String, Kind>,
     refused: Option<String>,
     version: u64,
@@ -60,7 +60,9 @@ struct State {
 #[derive(Default)]
 struct Kind {
     sent: u64,
+    /// In the state of the world one answer may stand for several responses.
     answered: u64,
+    /// Of the last request.
     length: usize,
 }
 
@@ -114,7 +116,7 @@ impl ControlPlane {
         self.shared.lock().all(type_url)
     }
 
-    /// Waits until every response of a type has its answer.
+    /// Waits until the last response of a type has its answer.
     pub async fn answered(&self, type_url: &str, limit: Duration) -> Result<()> {
         let all = async {
             loop {
@@ -171,7 +173,7 @@ impl Shared {
         if let Some(status) = error {
             state.refused = Some(status.message);
         } else if !nonce.is_empty() {
-            kind.answered += 1;
+            kind.answered = nonce.parse().unwrap_or(0);
         }
         let wanted: Vec<Named> = match state.resources.get(&type_url) {
             Some(all) if asked.is_empty() && first => {
@@ -229,7 +231,7 @@ impl State {
         };
         // A stream that is gone is noticed as an answer that does not come.
         let _ = stream.send(bytes);
-        self.kinds.entry(type_url).or_default().sent += 1;
+        self.kinds.entry(type_url).or_default().sent = self.version;
     }
 }
 
