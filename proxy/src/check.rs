@@ -38,7 +38,7 @@ use sampan_listener::{
 };
 use sampan_tls::{ClientContext, ServerContext, StaticSecrets};
 use sampan_upstream::{ClusterConfig, ClusterManager, LoadAssignment};
-use tokio::task::LocalSet;
+use tokio::runtime::LocalRuntime;
 
 use crate::cli::{Mode, Options};
 use crate::xds::{Named, unpack};
@@ -142,10 +142,8 @@ impl Request {
     }
 
     fn resources(&self, all: &[Any], clusters: &HashSet<String>) -> Vec<String> {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-            return vec!["no runtime".to_owned()];
-        };
-        LocalSet::new().block_on(&runtime, async {
+        let Ok(runtime) = LocalRuntime::new() else { return vec!["no runtime".to_owned()] };
+        runtime.block_on(async {
             let checker = Checker::new(self.reject_unknown, clusters.clone());
             all.iter().filter_map(|any| checker.any(any).err()).collect()
         })

@@ -12,9 +12,9 @@ use sampan_core::drain::{Drain, Phase};
 use sampan_core::error::AtField;
 use sampan_core::log::{Component, Level};
 use sampan_listener::Bound;
+use tokio::runtime::LocalRuntime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
 use tokio::time::Interval;
 
 use crate::boot::{self, Boot, BootError};
@@ -68,17 +68,13 @@ pub struct Process {
     workers: Workers,
 }
 
-fn control_runtime() -> Result<tokio::runtime::Runtime, BootError> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| BootError::System("control thread".to_owned(), e))
+fn control_runtime() -> Result<LocalRuntime, BootError> {
+    LocalRuntime::new().map_err(|e| BootError::System("control thread".to_owned(), e))
 }
 
 /// `--mode validate`
 pub fn validate(options: &Options) -> Result<(), BootError> {
-    let runtime = control_runtime()?;
-    LocalSet::new().block_on(&runtime, async {
+    control_runtime()?.block_on(async {
         let boot = boot::load(options)?;
         let model = admin_model(&boot)?;
         admin_access_log(&boot, &model).map(drop)
@@ -87,8 +83,7 @@ pub fn validate(options: &Options) -> Result<(), BootError> {
 
 /// Serves until told to end.
 pub fn run(options: &Options) -> Result<(), BootError> {
-    let runtime = control_runtime()?;
-    LocalSet::new().block_on(&runtime, serve(options))
+    control_runtime()?.block_on(serve(options))
 }
 
 fn admin_model(boot: &Boot) -> Result<AdminModel, BootError> {

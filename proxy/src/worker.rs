@@ -7,8 +7,8 @@ use std::thread;
 use sampan_core::drain::Signal;
 use sampan_listener::{ListenSockets, ListenerConfig, Listeners, Server, Worker};
 use sampan_upstream::{Clusters, WorkerClusters};
+use tokio::runtime::LocalRuntime;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::LocalSet;
 
 /// What the control thread tells a worker.
 pub enum Order {
@@ -37,13 +37,13 @@ impl Handle {
         drain: Signal,
     ) -> std::io::Result<Self> {
         let (orders, inbox) = mpsc::unbounded_channel();
-        let thread = thread::Builder::new().name(format!("wrk:worker_{id}")).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            match runtime {
-                Ok(runtime) => LocalSet::new().block_on(&runtime, work(id, server, clusters, drain, inbox)),
-                Err(error) => crate::logging::critical(&error),
-            }
-        })?;
+        let thread =
+            thread::Builder::new().name(format!("wrk:worker_{id}")).spawn(
+                move || match LocalRuntime::new() {
+                    Ok(runtime) => runtime.block_on(work(id, server, clusters, drain, inbox)),
+                    Err(error) => crate::logging::critical(&error),
+                },
+            )?;
         Ok(Self { orders, thread })
     }
 

@@ -73,7 +73,7 @@ impl Listener {
     }
 }
 
-/// Serves until the future is dropped. Must run inside a `LocalSet`: connections are tasks of this thread.
+/// Serves until the future is dropped. Must run where `spawn_local` works: connections are tasks of this thread.
 pub async fn serve(listener: Listener, admin: Rc<Admin>) {
     let stats = Stats::new(&admin.stats.root());
     loop {

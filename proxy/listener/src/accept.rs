@@ -29,7 +29,7 @@ use crate::stats::WorkerCounters;
 const BACK_OFF: Duration = Duration::from_millis(50);
 const GLOBAL_LIMIT: &str = "overload.global_downstream_max_connections";
 
-/// All listeners of one worker. Lives on the worker's thread, inside its `LocalSet`.
+/// All listeners of one worker. Lives on the worker's thread, inside its runtime.
 pub struct Listeners {
     worker: Rc<Worker>,
     by_name: RefCell<HashMap<Arc<str>, Active>>,

@@ -50,7 +50,7 @@ impl AsRawFd for Fd {
 }
 
 impl Watcher {
-    /// Needs the control thread's runtime and `LocalSet`.
+    /// Needs the control thread's runtime.
     #[allow(
         deprecated,
         reason = "`register` is unsafe for types that could close their descriptor; this one owns it"
