@@ -242,7 +242,8 @@ async fn serve_h1(connection: Connection, transport: Transport, remote: &mut boo
                 let body = if head.end { Body::Empty } else { Body::stream(codec.body()) };
                 // The exchange's state is large and an idle connection must not pay for it: it lives on the heap
                 // for as long as the exchange does.
-                Box::pin(exchange(&connection, head, body, &timer, &mut responder, last)).await
+                let exchange = exchange(&connection, head, body, &timer, &responder, last);
+                Box::pin(exchange.serve(&mut responder, &connection.drain)).await
             }
             Next::Refuse(error) => {
                 manager.stats.downstream_cx_protocol_error.inc();
@@ -344,14 +345,15 @@ pub(super) fn stream(
     })
 }
 
-pub(super) async fn exchange(
+/// The exchange that a head begins.
+pub(super) fn exchange(
     connection: &Connection,
     head: RequestHead,
     body: Body,
     timer: &Timer,
-    responder: &mut Responder,
+    responder: &Responder,
     last: bool,
-) -> Fate {
+) -> Box<Exchange> {
     let RequestHead { headers, protocol, end, upgrade, bytes, .. } = head;
     let mut stream = stream(connection, headers, body, protocol, timer);
     stream.info.bytes.header_received = bytes as u64;
@@ -366,7 +368,7 @@ pub(super) async fn exchange(
         connection.manager.stats.downstream_cx_max_requests_reached.inc();
         stream.request.set(HeaderId::CONNECTION, "close");
     }
-    Exchange::new(stream, responder).serve(responder, &connection.drain).await
+    Exchange::new(stream, responder)
 }
 
 /// What the client wants to upgrade to, lower case.

@@ -71,11 +71,11 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Begins the accounting.
-    pub fn new(stream: Box<Stream>, responder: &Responder) -> Self {
+    /// Begins the accounting. Boxed: it goes through several hands, each of which would keep room for it.
+    pub fn new(stream: Box<Stream>, responder: &Responder) -> Box<Self> {
         count_begin(&stream);
         let (read, written) = responder.wire_bytes().unwrap_or_default();
-        Self {
+        Box::new(Self {
             states: SmallVec::new(),
             response: None,
             trailers: None,
@@ -85,11 +85,15 @@ impl Exchange {
             // The head has been read already and belongs to this exchange.
             wire_before: (read.saturating_sub(stream.info.bytes.header_received), written),
             stream,
-        }
+        })
     }
 
     /// Serves the exchange to its end.
-    pub async fn serve(mut self, responder: &mut Responder, drain: &sampan_core::drain::Signal) -> Fate {
+    pub async fn serve(
+        mut self: Box<Self>,
+        responder: &mut Responder,
+        drain: &sampan_core::drain::Signal,
+    ) -> Fate {
         let protocol = self.stream.info.protocol.unwrap_or(Protocol::Http11);
         self.close = request::wants_close(protocol, &self.stream.request);
         self.answer_expect(responder);
@@ -140,7 +144,7 @@ impl Exchange {
 
     /// A reply to what the codec refused: no filter has seen it.
     pub async fn refuse(
-        mut self,
+        mut self: Box<Self>,
         reply: LocalReply,
         responder: &mut Responder,
         drain: &sampan_core::drain::Signal,

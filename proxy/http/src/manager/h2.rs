@@ -63,7 +63,7 @@ pub struct Shared {
 
 /// An exchange that has handed all to the codec, which may still wait for the client's window.
 struct Unsent {
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     responder: Responder,
     since: Instant,
     _active: ActiveStream,
@@ -413,7 +413,8 @@ async fn serve_stream(shared: Rc<Shared>, accepted: Box<Accepted>, active: Activ
             Exchange::new(stream, &responder).gone(ResetReason::RemoteReset, &mut responder);
         }
         Ok(head) => {
-            exchange(connection, head, body, &timer, &mut responder, false).await;
+            let exchange = exchange(connection, head, body, &timer, &responder, false);
+            exchange.serve(&mut responder, &connection.drain).await;
         }
         Err(error) => {
             let stream = stream(connection, Default::default(), body, Protocol::Http2, &timer);

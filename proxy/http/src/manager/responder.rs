@@ -27,7 +27,7 @@ pub struct H2 {
     /// What it shares with the connection.
     pub shared: Rc<Shared>,
     /// The exchange, once it has handed all to the codec.
-    pub finished: Option<Exchange>,
+    pub finished: Option<Box<Exchange>>,
     /// The stream is to be reset behind what is queued, with this code.
     pub cut: Option<h2::Reason>,
 }

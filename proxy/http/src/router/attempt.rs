@@ -9,7 +9,7 @@ use sampan_codec::BodyError;
 use sampan_codec::h1::ResponseHead;
 use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderName};
-use sampan_upstream::{ConnectOptions, Host, HttpLease, LbContext, Outcome, PreviousPriorities, WorkerHost};
+use sampan_upstream::{Host, HttpLease, LbContext, Outcome, PreviousPriorities, WorkerHost};
 
 use super::exchange::Exchange;
 use super::failure::{Failure, reset};
@@ -124,7 +124,7 @@ impl Forward<'_> {
         self.stream.info.upstream_mut().last_tx = last_tx;
         let mut head = match head {
             Err(failure @ (Failure::PerTryTimeout | Failure::PerTryIdleTimeout)) if self.timeouts.hedging => {
-                self.slow = Some(exchange);
+                self.slow = Some(Box::new(exchange));
                 return Err(failure);
             }
             head => head?,
@@ -225,7 +225,9 @@ impl Forward<'_> {
             match raw {
                 None => host.http(priority, h2, options).await,
                 Some(_) => {
-                    let lease = host.tcp(priority, options.unwrap_or(&ConnectOptions::default())).await;
+                    // Boxed: its state is larger than all else here, and few requests are CONNECT.
+                    let options = options.cloned().unwrap_or_default();
+                    let lease = Box::pin(host.tcp(priority, &options)).await;
                     lease.map(|lease| HttpLease::Tcp(Box::new(lease)))
                 }
             }

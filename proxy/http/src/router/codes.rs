@@ -18,7 +18,8 @@ struct Codes {
     completed: Counter,
     time: Option<Histogram>,
     classes: [Option<Counter>; 5],
-    codes: HashMap<u16, Counter, FixedState>,
+    /// Few, and nearly always the same: a search from the front costs less than a hash.
+    codes: Vec<(u16, Counter)>,
 }
 
 impl Codes {
@@ -27,7 +28,7 @@ impl Codes {
             completed: scope.counter("upstream_rq_completed"),
             time: None,
             classes: Default::default(),
-            codes: HashMap::default(),
+            codes: Vec::new(),
             scope,
         }
     }
@@ -41,8 +42,14 @@ impl Codes {
                 .get_or_insert_with(|| scope.counter(&format!("upstream_rq_{class}xx")))
                 .inc();
         }
-        let scope = &self.scope;
-        self.codes.entry(status).or_insert_with(|| scope.counter(&format!("upstream_rq_{status}"))).inc();
+        match self.codes.iter().find(|(code, _)| *code == status) {
+            Some((_, counter)) => counter.inc(),
+            None => {
+                let counter = self.scope.counter(&format!("upstream_rq_{status}"));
+                counter.inc();
+                self.codes.push((status, counter));
+            }
+        }
     }
 
     fn time(&mut self, milliseconds: u64) {

@@ -22,13 +22,14 @@ pub(super) enum Exchange {
         before: (u64, u64),
     },
     H2 {
-        stream: ClientStream,
+        /// Boxed as what is large below: an exchange is handed on by value, and nearly all are of HTTP/1.
+        stream: Box<ClientStream>,
         lease: H2Lease,
         done: bool,
     },
     /// CONNECT that ends here: the host gets bytes, the client a 200 at once.
     Tcp {
-        codec: ClientConnection,
+        codec: Box<ClientConnection>,
         lease: Box<TcpLease>,
         /// The end of the request's body was queued.
         ended: bool,
@@ -48,7 +49,7 @@ impl Exchange {
         match lease {
             HttpLease::Tcp(mut lease) => {
                 let transport = lease.transport.take().ok_or(ResetReason::ConnectionFailure)?;
-                let mut codec = ClientConnection::new(transport, Rc::default());
+                let mut codec = Box::new(ClientConnection::new(transport, Rc::default()));
                 codec.open_raw(first);
                 Ok(Self::Tcp { codec, lease, ended: end })
             }
@@ -59,7 +60,7 @@ impl Exchange {
                 Ok(Self::H1 { lease: Some(lease), host, half_closed: false, before })
             }
             HttpLease::H2(mut lease) => {
-                let stream = lease.start(headers, end)?;
+                let stream = Box::new(lease.start(headers, end)?);
                 Ok(Self::H2 { stream, lease, done: false })
             }
         }

@@ -116,7 +116,7 @@ impl Race {
 impl Forward<'_> {
     /// The request with hedging, to its response.
     pub(super) async fn hedge(
-        mut self,
+        &mut self,
         mut upload: Upload,
         mut retry: RetryState<'_>,
     ) -> Result<Response, End> {
@@ -246,7 +246,7 @@ impl Forward<'_> {
         if let (Some(exchange), Some(host)) = (self.slow.take(), self.host.clone()) {
             let upstream = self.stream.info.upstream.clone();
             let retried = matches!(decision, Retry::After(_));
-            race.racers.push(Racer { exchange, host, upstream, retried });
+            race.racers.push(Racer { exchange: *exchange, host, upstream, retried });
         }
         match decision {
             Retry::After(delay) => {

@@ -126,7 +126,8 @@ pub async fn forward(stream: &mut Stream, config: &Arc<RouterConfig>) -> Result<
     };
     config::check_strict(stream, config)?;
     config::check_required(&stream.request)?;
-    Forward::new(stream, config, &selected, action, cluster).run().await
+    let mut forward = Forward::new(stream, config, &selected, action, cluster);
+    forward.run().await
 }
 
 /// A redirect or direct response.
@@ -194,7 +195,7 @@ struct Forward<'s> {
     /// The attempt before was too slow.
     timed_out: bool,
     /// An attempt that was too slow, and goes on (hedging).
-    slow: Option<Exchange>,
+    slow: Option<Box<Exchange>>,
     connect_options: Option<ConnectOptions>,
     counters: RequestCounters,
 }
@@ -239,7 +240,8 @@ impl<'s> Forward<'s> {
         }
     }
 
-    async fn run(mut self) -> Result<Response, End> {
+    /// By reference, as all that has much to hold: what is given by value has room in both futures and is copied.
+    async fn run(&mut self) -> Result<Response, End> {
         if let Some(reply) = self.drop_overload() {
             return Err(reply.into());
         }
@@ -314,7 +316,7 @@ impl<'s> Forward<'s> {
 
     /// The head that is the request's answer.
     fn finish(
-        mut self,
+        &mut self,
         mut head: ResponseHead,
         mut exchange: Exchange,
         mut upload: Upload,

@@ -15,9 +15,15 @@ use crate::filter::Response;
 
 impl Forward<'_> {
     /// The response's head, with what the router adds to it.
-    pub(super) fn respond(self, mut head: ResponseHead, mut exchange: Exchange, upload: Upload) -> Response {
+    pub(super) fn respond(
+        &mut self,
+        mut head: ResponseHead,
+        mut exchange: Exchange,
+        upload: Upload,
+    ) -> Response {
         let waits = self.waits_for_tunnel();
-        let Self { stream, config, selected, cluster, timeouts, internal, counters, cookies, .. } = self;
+        let Self { stream, config, selected, cluster, timeouts, counters, cookies, .. } = self;
+        let (internal, counters) = (self.internal, std::mem::take(counters));
         let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         let host = exchange.host();
         let kind = codes::Kind { internal, canary: canary || host.canary() };
@@ -36,7 +42,7 @@ impl Forward<'_> {
             let mut text = itoa::Buffer::new();
             head.headers.set(HeaderId::X_ENVOY_UPSTREAM_SERVICE_TIME, text.format(took));
         }
-        for cookie in cookies {
+        for cookie in cookies.drain(..) {
             head.headers.append(HeaderId::SET_COOKIE, cookie);
         }
         stream.info.details.get_or_insert(Cow::Borrowed("via_upstream"));
@@ -65,7 +71,7 @@ impl Forward<'_> {
                 exchange,
                 upload,
                 timer: stream.timer.clone(),
-                deadline: timeouts,
+                deadline: std::mem::take(timeouts),
                 tunnel: head.tunnel,
                 refused,
                 complete,

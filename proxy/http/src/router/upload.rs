@@ -22,7 +22,7 @@ pub(super) struct Upload {
 
 struct Kept {
     data: Vec<Bytes>,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
     room: usize,
 }
 
@@ -88,7 +88,10 @@ impl Upload {
                 return Poll::Ready(Ok(Piece { frame: Some(Frame::Data(data.clone())), end: last }));
             }
             if let Some(trailers) = &kept.trailers {
-                return Poll::Ready(Ok(Piece { frame: Some(Frame::Trailers(trailers.clone())), end: true }));
+                return Poll::Ready(Ok(Piece {
+                    frame: Some(Frame::Trailers((**trailers).clone())),
+                    end: true,
+                }));
             }
         }
         if self.ended {
@@ -122,7 +125,7 @@ impl Upload {
                 self.at += 1;
             }
             Frame::Data(_) => self.kept = None,
-            Frame::Trailers(trailers) => kept.trailers = Some(trailers.clone()),
+            Frame::Trailers(trailers) => kept.trailers = Some(Box::new(trailers.clone())),
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::route::Selected;
 
 impl Exchange {
     /// The client gave up.
-    pub fn gone(mut self, reason: ResetReason, responder: &mut Responder) -> Fate {
+    pub fn gone(mut self: Box<Self>, reason: ResetReason, responder: &mut Responder) -> Fate {
         self.count_wire(responder);
         let reason = match responder {
             // The request's body has told before the stream did.
@@ -71,7 +71,7 @@ impl Exchange {
     }
 
     /// The codec does not like the request: its stream is reset (HTTP/2).
-    pub fn turn_away(mut self, error: CodecError, responder: &mut Responder) {
+    pub fn turn_away(mut self: Box<Self>, error: CodecError, responder: &mut Responder) {
         self.stream.info.flags.set(ResponseFlag::DownstreamRemoteReset);
         self.stream.info.details = Some(Cow::Borrowed(error.details));
         self.stream.manager.stats.downstream_rq_rx_reset.inc();
@@ -100,7 +100,7 @@ impl Exchange {
     }
 
     /// The response's body broke off.
-    pub(super) fn broken(mut self, error: BodyError, responder: &mut Responder) -> Fate {
+    pub(super) fn broken(mut self: Box<Self>, error: BodyError, responder: &mut Responder) -> Fate {
         self.count_wire(responder);
         let info = &mut self.stream.info;
         let (flag, reason) = match error {

@@ -20,7 +20,7 @@ use crate::manager::responder::Responder;
 impl Exchange {
     /// Writes head and body as the client takes them.
     pub(super) async fn send(
-        mut self,
+        mut self: Box<Self>,
         mut response: Response,
         responder: &mut Responder,
         drain: &Signal,
@@ -123,7 +123,7 @@ impl Exchange {
     }
 
     /// Everything is queued: it is flushed, and the connection's fate told.
-    async fn complete(mut self, responder: &mut Responder) -> Fate {
+    async fn complete(mut self: Box<Self>, responder: &mut Responder) -> Fate {
         let timer = self.stream.timer.clone();
         let flushed = poll_fn(|cx| match responder.poll_flush(cx) {
             Poll::Ready(result) => Poll::Ready(result.is_ok()),
