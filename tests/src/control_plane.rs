@@ -122,7 +122,7 @@ pub enum Act {
     Calm,
     /// From now on each response is in trouble: `hang`, `close`, `garbage`, `malformed`, `refuse`, `repeat`, `delay_ms`, `types`.
     Trouble(Map<String, Value>),
-    /// A response that nobody asked for: `type`, `version`, `nonce`, `resources` (null: none), `names`, `versions`, `aliases`,
+    /// A response that nobody asked for: `type`, `version`, `nonce`, `resources` (null: none), `names`, `versions`, `ttls`, `aliases`,
     /// `removed`, `type_url`.
     Send(Map<String, Value>),
     /// What the load reporting service answers from now on: a LoadStatsResponse.

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // trouble is what goes wrong with each response from now on. It ends when the next trouble is set.
@@ -153,6 +154,7 @@ type unasked struct {
 	Removed   []string          `json:"removed"`  // delta
 	Versions  []string          `json:"versions"` // delta: of the resources, by place
 	Names     []string          `json:"names"`    // delta: of the resources, by place
+	TTLs      []string          `json:"ttls"`     // delta: of the resources, by place
 	Aliases   [][]string        `json:"aliases"`  // delta: of the resources, by place; a resource that is null is only these
 	TypeURL   string            `json:"type_url"` // instead of that of `type`
 }
@@ -190,6 +192,13 @@ func (r *record) send(u unasked) error {
 	}
 	for place, any := range packed {
 		one := &discovery.Resource{Name: at(u.Names, place), Version: at(u.Versions, place), Resource: any}
+		if text := at(u.TTLs, place); text != "" {
+			ttl, err := time.ParseDuration(text)
+			if err != nil {
+				return err
+			}
+			one.Ttl = durationpb.New(ttl)
+		}
 		if place < len(u.Aliases) {
 			one.Aliases = u.Aliases[place]
 		}

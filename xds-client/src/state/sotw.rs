@@ -180,8 +180,9 @@ impl Subscription {
             }
             let wrapped = wire::Resource::decode(any.value)
                 .map_err(|error| refusal("", format!("a wrapped resource: {error}")))?;
-            // A heart-beat prolongs the life of what is there and changes nothing.
-            if wrapped.resource.is_none() && wrapped.version == self.version {
+            // A heart-beat prolongs the life of what is there and changes nothing. Its version, and that of any wrapped
+            // resource, is the response's (Envoy 1.40).
+            if wrapped.resource.is_none() && version == self.version {
                 self.lives.set(&wrapped.name, ttl(wrapped.ttl), now);
                 continue;
             }
@@ -197,7 +198,7 @@ impl Subscription {
         self.check(&any)?;
         Ok(Resource {
             name: wrapped.name,
-            version: if wrapped.version.is_empty() { version.to_owned() } else { wrapped.version },
+            version: version.to_owned(),
             type_url: any.type_url,
             value: Some(any.value),
             aliases: wrapped.aliases,
