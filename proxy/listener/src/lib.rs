@@ -10,6 +10,7 @@ pub mod config;
 pub mod context;
 pub mod discovered;
 pub mod istio;
+mod mongo;
 pub mod network;
 pub mod socket;
 

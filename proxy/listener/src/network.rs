@@ -279,6 +279,7 @@ impl NetworkFilterRegistry {
     /// A registry with the filters of this crate.
     pub fn with_own_filters() -> Self {
         let mut registry = Self::default();
+        crate::mongo::register(&mut registry);
         crate::rbac::register(&mut registry);
         crate::simple::register(&mut registry);
         crate::state::register(&mut registry);

@@ -20,6 +20,7 @@ mod slot;
 mod sniff;
 mod spiffe;
 mod stats;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod tickets;
@@ -32,4 +33,5 @@ pub use client::ClientContext;
 pub use context::{ClientOptions, HandshakeError, LoadedCertificate, StaticSecrets};
 pub use server::ServerContext;
 pub use slot::{Commit, SecretUser, TlsContext, TlsSlot, WantedSecret};
+pub use tap::{Tap, Tapped};
 pub use transport::Transport;

@@ -16,6 +16,8 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::gate::{self, Gated};
 use tokio_rustls::{client, server};
 
+use crate::tap::{Tap, Tapped};
+
 /// A connected byte stream.
 pub enum Transport {
     /// Plain TCP.
@@ -30,6 +32,8 @@ pub enum Transport {
     Exchange(Box<PeerExchange<Transport>>),
     /// A client that has to be allowed first.
     Gated(Box<Gated>),
+    /// One of the others with somebody who looks at its bytes.
+    Tapped(Box<Tapped>),
     /// Nothing: the stream was taken out.
     Taken,
 }
@@ -59,6 +63,10 @@ macro_rules! each {
             }
             Transport::Gated($stream) => {
                 let $stream = Pin::new(&mut $stream.inner);
+                $body
+            }
+            Transport::Tapped($stream) => {
+                let $stream = Pin::new($stream.as_mut());
                 $body
             }
             Transport::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
@@ -125,6 +133,7 @@ impl Transport {
             Self::TlsServer(s) => s.get_ref().0.tcp(),
             Self::TlsClient(s) => s.get_ref().0.tcp(),
             Self::Exchange(s) => s.inner().tcp(),
+            Self::Tapped(s) => s.inner().tcp(),
             Self::Gated(s) => s.inner.tcp(),
             Self::Taken => None,
         }
@@ -135,6 +144,7 @@ impl Transport {
         match self {
             Self::TlsServer(_) | Self::TlsClient(_) => true,
             Self::Exchange(s) => s.inner().is_tls(),
+            Self::Tapped(s) => s.inner().is_tls(),
             Self::Gated(s) => s.inner.is_tls(),
             Self::Tcp(_) | Self::Unix(_) | Self::Taken => false,
         }
@@ -144,6 +154,12 @@ impl Transport {
     pub fn close_until(&mut self, ask: gate::Ask) {
         let inner = std::mem::replace(self, Self::Taken);
         *self = Self::Gated(Box::new(Gated::new(inner, ask)));
+    }
+
+    /// Lets somebody look at what passes from now on.
+    pub fn tap(&mut self, tap: Box<dyn Tap>) {
+        let inner = std::mem::replace(self, Self::Taken);
+        *self = Self::Tapped(Box::new(Tapped::new(inner, tap)));
     }
 
     /// Begins Istio's metadata exchange on it, if ALPN has agreed on that.
