@@ -11,9 +11,11 @@ use serde_json::{Map, Value, json};
 
 use crate::grpc;
 
-/// OTLP, as far as Envoy writes it: message, then number, JSON name and type of its fields (`*` repeats).
-/// Source: opentelemetry-proto v1.
-const OTLP: &[(&str, &[(u64, &str, &str)])] = &[
+/// A message: its name, then number, JSON name and type of its fields (`*` repeats).
+type Message = (&'static str, &'static [(u64, &'static str, &'static str)]);
+
+/// OTLP, as far as Envoy writes it. Source: opentelemetry-proto v1.
+const OTLP: &[Message] = &[
     ("Logs", &[(1, "resourceLogs", "*ResourceLogs")]),
     (
         "ResourceLogs",

@@ -34,6 +34,10 @@ impl Entry {
     }
 }
 
+fn breaks_out(value: &[u8]) -> bool {
+    value.iter().any(|b| matches!(b, b'\0' | b'\r' | b'\n'))
+}
+
 /// A piece of a head as HTTP/1 writes it, see [`HeaderMap::iter_lines`].
 pub enum Piece<'m> {
     /// One or more whole lines, lower-case names.
@@ -387,6 +391,20 @@ impl HeaderMap {
         self.entries.insert(0, e);
     }
 
+    /// The name of a header whose value would end its line of HTTP/1, or hide what is behind: one with CR, LF or NUL in it.
+    /// No parser lets such a value in; what filters and formats put into headers may come from anywhere.
+    pub fn breaks_out(&self) -> Option<&[u8]> {
+        let mut made = self.entries.iter().filter(|e| e.spelled != IN_LINE);
+        made.find(|e| breaks_out(self.value_bytes(e))).map(|e| self.name_bytes(e))
+    }
+
+    /// Removes what [`HeaderMap::breaks_out`] finds.
+    pub fn remove_broken(&mut self) {
+        if self.breaks_out().is_some() {
+            self.remove_if(|_, _, value| breaks_out(value));
+        }
+    }
+
     /// Removes a well-known header; tells whether it was there.
     pub fn remove(&mut self, id: HeaderId) -> bool {
         if !self.present.contains(id) {
@@ -553,6 +571,24 @@ mod tests {
         assert_eq!(h.get(HeaderId::ACCEPT), Some(&b"b"[..]));
         h.clear();
         assert!(!h.contains(HeaderId::ACCEPT) && h.get_name(&HeaderName::new("x-one")).is_none());
+    }
+
+    #[test]
+    fn a_value_that_ends_its_line_is_found() {
+        let mut h = HeaderMap::new();
+        h.append(HeaderId::PATH, "/a");
+        h.append_lower(b"x-a", b"tab\tand \xff");
+        assert_eq!(h.breaks_out(), None);
+        for bad in ["a\r\nb: c", "a\n", "\r", "a\0b"] {
+            let mut h = h.clone();
+            h.set(HeaderId::PATH, bad);
+            assert_eq!(h.breaks_out(), Some(&b":path"[..]));
+            h.set(HeaderId::PATH, "/");
+            h.append_to_existing(&HeaderName::new("x-a"), ",", bad.as_bytes());
+            assert_eq!(h.breaks_out(), Some(&b"x-a"[..]));
+            h.remove_broken();
+            assert_eq!((h.breaks_out(), h.len()), (None, 1));
+        }
     }
 
     #[test]

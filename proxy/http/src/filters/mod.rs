@@ -20,11 +20,8 @@ mod wasm;
 
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{ConfigError, ConfigResult};
-use sampan_core::stream_info::ResponseFlag;
 
-use crate::filter::{
-    HttpFilterContext, HttpFilterFactory, HttpFilterKind, HttpFilterRegistry, LocalReply, RouteConfig,
-};
+use crate::filter::{HttpFilterContext, HttpFilterFactory, HttpFilterKind, HttpFilterRegistry, RouteConfig};
 use crate::router::{self, RouterConfig};
 
 type Make = fn(&Any, &HttpFilterContext<'_>) -> ConfigResult<HttpFilterKind>;
@@ -69,14 +66,6 @@ pub fn register(registry: &mut HttpFilterRegistry) {
         let factory = HttpFilterFactory { filter, route: route.map(|(_, make)| make) };
         registry.register(message, route.map(|(name, _)| name), factory);
     }
-}
-
-/// What a filter was to put into a header would end the header's line: nobody is sent that.
-fn invalid_value(name: &str) -> LocalReply {
-    let details = format!("filter_removed_required_request_headers{{invalid_header_value_for:_{name}}}");
-    LocalReply::new(503, details)
-        .body(format!("invalid header value for: {name}"))
-        .flag(ResponseFlag::DownstreamProtocolError)
 }
 
 /// Refuses a field that is set and that Sampan does not implement.

@@ -84,11 +84,18 @@ pub(super) fn check_required(request: &HeaderMap) -> Result<(), LocalReply> {
         Some(method) if method != b"CONNECT" && !request.contains(HeaderId::PATH) => HeaderId::PATH,
         Some(_) => return Ok(()),
     };
-    let name = missing.name();
-    let details = format!("filter_removed_required_request_headers{{missing_required_header:_{name}}}");
-    Err(LocalReply::new(503, details)
-        .body(format!("missing required header: {name}"))
-        .flag(ResponseFlag::DownstreamProtocolError))
+    Err(unfit("missing required header", missing.name()))
+}
+
+/// A filter, or what a route adds, may have put something into a header that no header can carry.
+pub(super) fn check_values(request: &HeaderMap) -> Result<(), LocalReply> {
+    let Some(name) = request.breaks_out() else { return Ok(()) };
+    Err(unfit("invalid header value for", &String::from_utf8_lossy(name)))
+}
+
+fn unfit(what: &str, name: &str) -> LocalReply {
+    let details = format!("filter_removed_required_request_headers{{{}:_{name}}}", what.replace(' ', "_"));
+    LocalReply::new(503, details).body(format!("{what}: {name}")).flag(ResponseFlag::DownstreamProtocolError)
 }
 
 /// `strict_check_headers`

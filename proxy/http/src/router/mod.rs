@@ -249,6 +249,7 @@ impl<'s> Forward<'s> {
         self.set_attempt_headers(1);
         let keep_original = !self.config.suppress_envoy_headers;
         self.selected.finalize_request(&mut self.stream.request, &self.stream.info, keep_original);
+        config::check_values(&self.stream.request)?;
         self.connect_options = self.connect_options();
         self.set_hash();
         let Stream { request, worker, .. } = &mut *self.stream;

@@ -106,9 +106,7 @@ impl HttpFilter for HeaderMutation {
         let Stream { request, info, route, .. } = stream;
         for mutations in self.each(route.as_ref()) {
             mutations.request.apply_to_request(request, info);
-            if !mutations.query.apply(request, info) {
-                return Step::reply(super::invalid_value(":path"));
-            }
+            mutations.query.apply(request, info);
         }
         self.wrap(stream);
         Step::Continue

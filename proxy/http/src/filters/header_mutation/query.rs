@@ -29,20 +29,16 @@ impl QueryMutations {
         Ok(Self(messages.iter().enumerate().map(parse).collect::<ConfigResult<_>>()?))
     }
 
-    /// False where the path then has in it what would end its line: such a one may not be sent.
-    #[must_use]
-    pub(super) fn apply(&self, request: &mut HeaderMap, info: &StreamInfo) -> bool {
+    pub(super) fn apply(&self, request: &mut HeaderMap, info: &StreamInfo) {
         if self.0.is_empty() {
-            return true;
+            return;
         }
         let decoded = |text: &[u8]| percent_decoded(text).into_owned();
-        let Some((path, mut parameters)) = split(request, decoded) else { return true };
+        let Some((path, mut parameters)) = split(request, decoded) else { return };
         for mutation in &self.0 {
             mutation.apply(&mut parameters, request, info);
         }
         join(request, path, &parameters);
-        let path = request.get(HeaderId::PATH).unwrap_or_default();
-        !path.iter().any(|c| matches!(c, b'\0' | b'\r' | b'\n'))
     }
 }
 

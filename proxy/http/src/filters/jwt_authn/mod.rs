@@ -29,11 +29,11 @@ use futures_util::future::join_all;
 use sampan_core::error::ConfigResult;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stats::Counter;
+use sampan_core::stream_info::ResponseFlag;
 
 use crate::filter::{
     HttpFilter, HttpFilterContext, HttpFilterKind, LocalReply, Outcome, RouteConfig, State, Step, decode,
 };
-use crate::filters::invalid_value;
 use crate::jwt::Status;
 use crate::route::{RequestView, without_query};
 use crate::stream::Stream;
@@ -227,7 +227,7 @@ impl JwtAuthn {
         }
         self.allowed.inc();
         if let Some(name) = done.bad_header {
-            return Some(invalid_value(name.as_str()));
+            return Some(invalid_header(name.as_str()));
         }
         if done.clear_route {
             stream.refresh_route();
@@ -271,6 +271,14 @@ impl JwtAuthn {
 /// No space may stand in a log's details.
 fn details(reason: &str) -> String {
     format!("jwt_authn_access_denied{{{}}}", reason.replace(|c: char| c.is_ascii_whitespace(), "_"))
+}
+
+/// The claim that a header was to carry cannot stand in one.
+fn invalid_header(name: &str) -> LocalReply {
+    let details = format!("filter_removed_required_request_headers{{invalid_header_value_for:_{name}}}");
+    LocalReply::new(503, details)
+        .body(format!("invalid header value for: {name}"))
+        .flag(ResponseFlag::DownstreamProtocolError)
 }
 
 fn is_preflight(request: &HeaderMap) -> bool {

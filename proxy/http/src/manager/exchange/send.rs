@@ -27,6 +27,7 @@ impl Exchange {
     ) -> Fate {
         let mut end = response.body.is_end();
         self.decorate(&mut response, responder, drain);
+        response.headers.remove_broken();
         let status = response.status;
         self.stream.manager.stats.charge(status);
         self.stream.manager.listener_stats.charge(status);
@@ -94,6 +95,7 @@ impl Exchange {
                             Frame::Data(data) => stream.info.bytes.sent += data.len() as u64,
                             Frame::Trailers(t) => {
                                 Self::pass_trailers(stream, response.as_ref(), t);
+                                t.remove_broken();
                                 *trailers = Some(t.clone());
                                 end = true;
                             }
