@@ -48,21 +48,18 @@ const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms: ";
 const WHOLE_TIMEOUT: &str = "x-envoy-expected-rq-timeout-ms: 15000";
 
 impl Seen {
-    /// Lines before the headers.
-    fn start(&self) -> usize {
-        self.head.iter().take_while(|l| l.starts_with(':')).count().max(1)
-    }
-
-    /// By start line and request id; an internal redirect shares only the latter.
+    /// The same request id, and all else that attempts share; an internal redirect has another path.
     fn is_retry_of(&self, earlier: &Seen) -> bool {
-        let id = |seen: &Seen| seen.head.iter().find(|line| line.starts_with("x-request-id: ")).cloned();
-        let start = self.start();
-        self.head.get(..start) == earlier.head.get(..start)
-            && id(self).is_some_and(|own| id(earlier) == Some(own))
+        let shared = |seen: &Seen| -> Vec<String> {
+            let own =
+                |line: &&String| !line.starts_with(EXPECTED) && !line.starts_with("x-envoy-attempt-count: ");
+            seen.head.iter().filter(own).cloned().collect()
+        };
+        self.head.iter().any(|line| line.starts_with("x-request-id: ")) && shared(self) == shared(earlier)
     }
 
     fn observation(&self, earlier: &[Seen]) -> Value {
-        let start = self.start();
+        let start = self.head.iter().take_while(|l| l.starts_with(':')).count().max(1);
         let mut head = self.head.clone();
         if earlier.iter().any(|one| self.is_retry_of(one)) {
             // A retry may come before a millisecond of the default timeout has passed, or after.
