@@ -35,7 +35,9 @@ impl Entry {
 }
 
 fn breaks_out(value: &[u8]) -> bool {
-    value.iter().any(|b| matches!(b, b'\0' | b'\r' | b'\n'))
+    // Words at a time: few values have a control character at all.
+    let text = text_len(value, b' ');
+    value[text..].iter().any(|b| matches!(b, b'\0' | b'\r' | b'\n'))
 }
 
 /// A piece of a head as HTTP/1 writes it, see [`HeaderMap::iter_lines`].
