@@ -16,6 +16,23 @@ pub(super) fn object(text: &[u8]) -> Option<Struct> {
     }
 }
 
+/// Escapes the control characters that stand in strings as they are: RFC 8259 forbids them, Envoy's parser does not, and a key that a
+/// YAML file folds has line ends in it.
+pub(super) fn escaped(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let (mut string, mut escape) = (false, false);
+    for &byte in text {
+        if string && byte < b' ' {
+            out.extend_from_slice(format!("\\u{byte:04x}").as_bytes());
+            continue;
+        }
+        string ^= byte == b'"' && !escape;
+        escape = string && byte == b'\\' && !escape;
+        out.push(byte);
+    }
+    out
+}
+
 /// A member as text.
 pub(super) enum Text<'o> {
     Missing,

@@ -58,7 +58,7 @@ impl Jwks {
     /// # Errors
     /// Why there is no usable key.
     pub fn parse(text: &[u8]) -> Result<Self, Status> {
-        let object = json::object(text).ok_or(Status::JwksParseError)?;
+        let object = json::object(&json::escaped(text)).ok_or(Status::JwksParseError)?;
         let Some(keys) = object.fields.get("keys") else { return Self::certificates(&object) };
         let Some(Kind::ListValue(list)) = &keys.kind else { return Err(Status::JwksBadKeys) };
         let mut wrong = None;

@@ -288,3 +288,12 @@ fn key_sets_that_are_none() {
     // A bad key does not spoil the good one beside it.
     assert!(Jwks::parse(json!({"keys": [{"kty": "dsa"}, secret()]}).to_string().as_bytes()).is_ok());
 }
+
+#[test]
+fn a_key_may_be_folded_over_lines() {
+    use super::json::escaped;
+    let text = b"{\n\t\"a\": \"b\nc\\\"\td\\\\\"\n}";
+    assert_eq!(escaped(text), b"{\n\t\"a\": \"b\\u000ac\\\"\\u0009d\\\\\"\n}");
+    let folded = "{\"keys\": [{\"kty\": \"oct\", \"k\": \"c2Vj\n   cmV0\"}]}";
+    assert!(Jwks::parse(folded.as_bytes()).is_ok());
+}

@@ -213,8 +213,8 @@ pub struct Upgrade {
 pub struct Chain {
     /// All but the last.
     pub filters: Vec<NamedFilter>,
-    /// The last.
-    pub router: Arc<RouterConfig>,
+    /// The last; none where there is no filter at all.
+    pub router: Option<Arc<RouterConfig>>,
 }
 
 /// A filter with its name in the chain, by which routes configure it.
@@ -683,11 +683,12 @@ fn chain(
             Err(e) => return Err(e.at("typed_config").index(i).at(field)),
         }
     }
-    let router = router.ok_or_else(|| {
-        let last = filters.last().map_or("", |f| f.name.as_str());
-        ConfigError::new(format!("non-terminal filter {last:?} is the last filter in a http filter chain"))
-            .at(field)
-    })?;
+    if router.is_none()
+        && let Some(last) = filters.last()
+    {
+        let reason = format!("non-terminal filter {:?} is the last filter in a http filter chain", last.name);
+        return Err(ConfigError::new(reason).at(field));
+    }
     Ok(Chain { filters: made, router })
 }
 

@@ -63,7 +63,11 @@ impl Exchange {
                     Outcome::Reset => return Err(Failure::Reset),
                 }
             }
-            router::forward(stream, &chain.router).await.map_err(|end| match end {
+            let Some(router) = &chain.router else {
+                // No filter at all: nobody answers, as in Envoy, until a timeout does.
+                return std::future::pending().await;
+            };
+            router::forward(stream, router).await.map_err(|end| match end {
                 router::End::Reply(reply) => Failure::Reply(reply),
                 router::End::Reset => Failure::Reset,
                 router::End::Follow(followed) => Failure::Follow(followed),
