@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::config::core::v3::{self as pb, config_source::Config
 use envoy_types::pb::google::protobuf::Duration as ProtoDuration;
 
 use crate::error::{AtField, ConfigError, ConfigResult};
+use crate::header::{HeaderId, HeaderMap};
 
 /// A checked `ConfigSource`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,6 +192,42 @@ impl ApiSource {
 }
 
 impl GrpcService {
+    /// The head of a call of a method (`/package.Service/Method`) as far as `grpc-timeout`, `content-type` and the
+    /// metadata, which follow in this order.
+    pub fn bare_head(&self, path: &str) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(512, 16);
+        headers.append(HeaderId::METHOD, "POST");
+        headers.append(HeaderId::SCHEME, "http");
+        headers.append(HeaderId::AUTHORITY, &*self.authority);
+        headers.append(HeaderId::PATH, path);
+        headers.append(HeaderId::TE, "trailers");
+        headers
+    }
+
+    /// The head of a call whose metadata are what stands in the configuration.
+    pub fn head(&self, path: &str) -> HeaderMap {
+        let mut headers = self.bare_head(path);
+        headers.append(HeaderId::CONTENT_TYPE, "application/grpc");
+        for (name, value) in &self.metadata {
+            headers.append_lower(name.as_bytes(), value.as_bytes());
+        }
+        headers
+    }
+
+    /// The head of a stream, which tells whose it is unless `skip_envoy_headers` is set.
+    pub fn stream_head(&self, path: &str, tls: bool) -> HeaderMap {
+        let mut headers = self.head(path);
+        if tls {
+            headers.set(HeaderId::SCHEME, "https");
+        }
+        if !self.skip_envoy_headers {
+            headers.append(HeaderId::X_ENVOY_INTERNAL, "true");
+            let own = crate::local_info::address().to_string();
+            headers.append_to_value(HeaderId::X_FORWARDED_FOR, ",", own.as_bytes());
+        }
+        headers
+    }
+
     /// Checks the message.
     pub fn from_proto(message: &pb::GrpcService) -> ConfigResult<Self> {
         use pb::grpc_service::TargetSpecifier;

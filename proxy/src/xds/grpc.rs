@@ -12,7 +12,7 @@ use sampan_codec::body::{BodyError, Frame};
 use sampan_codec::h2::ClientStream;
 use sampan_core::HeaderMap;
 use sampan_core::config_source::{Api, ApiSource, GrpcService};
-use sampan_core::header::{HeaderId, HeaderName};
+use sampan_core::header::HeaderName;
 use sampan_core::log::{Component, Level};
 use sampan_core::stats::{Counter, Gauge, Scope, TextReadout};
 use sampan_upstream::{ClusterManager, H2Lease, HttpLease, LbContext, PoolError, Priority, WorkerClusters};
@@ -158,33 +158,10 @@ impl Transport for Grpc {
                 Ok(_) => return Err(End::unavailable("the cluster does not speak HTTP/2")),
                 Err(error) => return Err(End::unavailable(reason(&error))),
             };
-            let headers = self.head(path, lease.info().tls.is_some());
+            let headers = self.service.stream_head(path, lease.info().tls.is_some());
             let stream = lease.start(&headers, false).map_err(reset)?;
             Ok(Box::new(Exchange { stream, _lease: lease, out: None, answered: false }) as Box<dyn Call>)
         })
-    }
-}
-
-impl Grpc {
-    fn head(&self, path: &str, tls: bool) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(512, 16);
-        headers.append(HeaderId::METHOD, "POST");
-        headers.append(HeaderId::SCHEME, if tls { "https" } else { "http" });
-        headers.append(HeaderId::PATH, path);
-        headers.append(HeaderId::AUTHORITY, &*self.service.authority);
-        let mut append = |name: &str, value: &str| {
-            headers.append_lower(name.as_bytes(), value.as_bytes());
-        };
-        append("te", "trailers");
-        append("content-type", "application/grpc");
-        for (name, value) in &self.service.metadata {
-            append(name, value);
-        }
-        if !self.service.skip_envoy_headers {
-            append("x-envoy-internal", "true");
-            append("x-forwarded-for", &sampan_core::local_info::address().to_string());
-        }
-        headers
     }
 }
 

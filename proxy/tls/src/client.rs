@@ -11,7 +11,7 @@ use rustls::ClientConfig;
 use rustls::SignatureScheme;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{DnsName, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
 use sampan_core::error::AtField;
 use sampan_core::stats::Scope;
@@ -156,15 +156,11 @@ impl ClientContext {
             return Err(no_versions(&self.stats));
         }
         let sni = options.sni.as_deref().or(self.sni.as_deref()).filter(|s| !s.is_empty());
-        let name = match sni {
-            Some(text) => server_name(text).ok_or_else(|| {
-                HandshakeError(format!("TLS_error:|invalid server name {text}:TLS_error_end").into())
-            })?,
-            // rustls wants a name even if none is sent.
-            None => {
-                ServerName::from(DnsName::try_from_str("no-sni.invalid").expect("a valid name")).to_owned()
-            }
-        };
+        // rustls wants a name even if none is sent.
+        let text = sni.unwrap_or("no-sni.invalid");
+        let name = server_name(text).ok_or_else(|| {
+            HandshakeError(format!("TLS_error:|invalid server name {text}:TLS_error_end").into())
+        })?;
         let config = self.config(options, sni.is_some());
         let stream = TlsConnector::from(config)
             .connect(name, Box::new(transport))

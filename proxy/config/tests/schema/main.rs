@@ -1,7 +1,7 @@
 //! Makes `src/schema.bin` out of the descriptor set in the sources of `envoy-types`, and proves that the committed
 //! file is what that gives. `UPDATE_SCHEMA=1 cargo test -p sampan-config --test schema` writes it anew.
 
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod blob;
 mod descriptor;

@@ -1,7 +1,7 @@
 //! Small configurations, right and wrong, with the verdict on each. With `ENVOY` set to the program of Envoy 1.40 its
 //! verdict is compared too.
 
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::{path::Path, process::Command};
 

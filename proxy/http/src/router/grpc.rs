@@ -83,12 +83,7 @@ impl GrpcService {
     }
 
     fn head(&self, path: &str, asker: Asker<'_>) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(512, 16);
-        headers.append(HeaderId::METHOD, "POST");
-        headers.append(HeaderId::SCHEME, "http");
-        headers.append(HeaderId::AUTHORITY, &*self.service.authority);
-        headers.append(HeaderId::PATH, path);
-        headers.append(HeaderId::TE, "trailers");
+        let mut headers = self.service.bare_head(path);
         if let Some(timeout) = self.timeout {
             set_grpc_timeout(&mut headers, timeout);
         }

@@ -11,17 +11,14 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use sampan_codec::body::Frame;
-use sampan_core::HeaderMap;
 use sampan_core::config_source::GrpcService;
 use sampan_core::export::{Answer, Outflow, Uplink};
-use sampan_core::header::HeaderId;
 use sampan_upstream::{HttpLease, LbContext, Priority, WorkerClusters, WorkerHost};
 use tokio::sync::mpsc;
 
 use super::codes::{self, Kind};
 use super::exchange::Exchange;
 use super::{callout, grpc};
-use crate::manager::append_ip;
 
 /// How many bytes may wait in a stream: the usual buffer limit of a connection.
 const FULL: usize = 1 << 20;
@@ -63,7 +60,7 @@ impl Uplink for Collectors {
                 limit: Some(LONGEST_ANSWER),
                 internal: ours,
                 forwarded: ours,
-                ..callout::Request::new(&service.cluster, head(&service, path), message)
+                ..callout::Request::new(&service.cluster, service.head(path), message)
             };
             let answer = callout::ask(&clusters, request).await.map_err(|_| UNAVAILABLE)?;
             grpc::last_message(answer, 0).map_err(|end| end.code)
@@ -81,29 +78,8 @@ async fn open(host: &Rc<WorkerHost>, service: &GrpcService, path: &str) -> Optio
     if !matches!(lease, HttpLease::H2(_)) {
         return None;
     }
-    let mut headers = head(service, path);
-    if Exchange::info(&lease).0.tls.is_some() {
-        headers.set(HeaderId::SCHEME, "https");
-    }
-    if !service.skip_envoy_headers {
-        headers.append(HeaderId::X_ENVOY_INTERNAL, "true");
-        append_ip(&mut headers, sampan_core::local_info::address());
-    }
+    let headers = service.stream_head(path, Exchange::info(&lease).0.tls.is_some());
     Exchange::start(lease, &headers, false, b"").ok()
-}
-
-fn head(service: &GrpcService, path: &str) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(512, 16);
-    headers.append(HeaderId::METHOD, "POST");
-    headers.append(HeaderId::SCHEME, "http");
-    headers.append(HeaderId::AUTHORITY, &*service.authority);
-    headers.append(HeaderId::PATH, path);
-    headers.append(HeaderId::TE, "trailers");
-    headers.append(HeaderId::CONTENT_TYPE, "application/grpc");
-    for (name, value) in &service.metadata {
-        headers.append_lower(name.as_bytes(), value.as_bytes());
-    }
-    headers
 }
 
 struct State {

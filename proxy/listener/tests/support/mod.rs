@@ -1,6 +1,6 @@
 //! What the tests of this crate share: messages, a process of one worker, clients.
 #![allow(dead_code, reason = "not every test file uses all of it")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot be set up has failed")]
 
 use std::collections::BTreeMap;
 use std::io::Read;
