@@ -197,24 +197,17 @@ impl Signal {
     pub async fn until_closing(mut self, serve: impl Future<Output = ()>) {
         let mut serve = pin!(serve);
         let active = self.active.clone();
-        let mut seen = active.phase.load(Ordering::Relaxed);
         let mut closing = pin!(self.reached(Phase::Closing));
-        let mut registered = false;
+        let (mut registered, mut over) = (false, false);
         std::future::poll_fn(|cx| {
-            if serve.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
+            // Before `serve` is polled, so that no change falls between the two. While all serve, registering once is
+            // enough: the task and so its waker stay the same. After a change, which may be seen before its notice
+            // comes, each poll registers.
+            if !registered || active.phase.load(Ordering::Relaxed) > Phase::Serving as u8 {
+                registered = true;
+                over |= closing.as_mut().poll(cx).is_ready();
             }
-            let now = active.phase.load(Ordering::Relaxed);
-            if now >= Phase::Closing as u8 {
-                return Poll::Ready(());
-            }
-            registered &= now == seen;
-            seen = now;
-            // Registering once for each phase is enough: the task and so its waker stay the same.
-            if !registered {
-                registered = closing.as_mut().poll(cx).is_pending();
-            }
-            Poll::Pending
+            if serve.as_mut().poll(cx).is_ready() || over { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -307,6 +300,43 @@ mod tests {
         drain.advance(Phase::Closing);
         serving.await.unwrap();
         assert_eq!(last.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn no_change_is_missed_however_close_they_come() {
+        for _ in 0..100 {
+            let drain = Drain::new();
+            let signal = drain.signal();
+            let (begun, begins) = std::sync::mpsc::channel();
+            let (ended, ends) = std::sync::mpsc::channel();
+            let worker = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                runtime.block_on(async {
+                    let serve = || {
+                        let mut own = signal.clone();
+                        let serving = async move {
+                            own.reached(Phase::Draining).await;
+                            std::future::pending().await
+                        };
+                        tokio::spawn(signal.clone().until_closing(serving))
+                    };
+                    let all: Vec<_> = std::iter::repeat_with(serve).take(100).collect();
+                    tokio::task::yield_now().await;
+                    begun.send(()).unwrap();
+                    for one in all {
+                        one.await.unwrap();
+                    }
+                    ended.send(()).unwrap();
+                });
+            });
+            begins.recv().unwrap();
+            drain.advance(Phase::Leaving);
+            drain.advance(Phase::Draining);
+            std::thread::sleep(Duration::from_micros(200));
+            drain.advance(Phase::Closing);
+            ends.recv_timeout(Duration::from_secs(5)).unwrap();
+            worker.join().unwrap();
+        }
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sampan_codec::h1::{HeadError, RequestHead, ServerConnection, UNDERSCORE};
 use sampan_codec::{Body, CodecError};
 use sampan_core::clock;
-use sampan_core::drain::{Phase, Signal};
+use sampan_core::drain::Signal;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::{ConnectionInfo, Protocol, ResponseFlag, StreamInfo};
 use sampan_listener::{Downstream, Held, Refusal, Worker};
@@ -145,8 +145,6 @@ async fn detect_h2(
     let Transport::Tcp(tcp) = transport else { return Some(false) };
     let timer = Timer::default();
     let deadline = manager.limits.idle_timeout.map(|d| Instant::now() + d);
-    let mut drain = drain.clone();
-    let mut draining = pin!(drain.reached(Phase::Draining));
     let mut first = [0u8; PREFACE.len()];
     let n = {
         let mut peek = pin!(tcp.peek(&mut first));
@@ -158,7 +156,7 @@ async fn detect_h2(
                 manager.stats.downstream_cx_idle_timeout.inc();
                 return Poll::Ready(None);
             }
-            if draining.as_mut().poll(cx).is_ready() { Poll::Ready(None) } else { Poll::Pending }
+            if drain.ends_idle() { Poll::Ready(None) } else { Poll::Pending }
         })
         .await?
     };
@@ -180,9 +178,6 @@ async fn serve_h1(connection: Connection, transport: Transport, remote: &mut boo
     let stats = manager.h1_stats();
     clock::tick();
     let timer = Timer::default();
-    let mut drain = connection.drain.clone();
-    let mut draining = pin!(drain.reached(Phase::Draining));
-    let mut registered = false;
     let mut served = 0u32;
     let duration_at = manager.limits.max_connection_duration.map(|d| connection.start + d);
     let mut responder = Responder::H1(codec.clone(), connection.drain.clone());
@@ -222,10 +217,6 @@ async fn serve_h1(connection: Connection, transport: Transport, remote: &mut boo
             if timer.poll(cx, duration_at).is_ready() {
                 manager.stats.downstream_cx_max_duration_reached.inc();
                 return Poll::Ready(Next::End);
-            }
-            // Registering once is enough: the task and so its waker stay the same.
-            if !registered {
-                registered = draining.as_mut().poll(cx).is_pending();
             }
             if connection.drain.ends_idle() { Poll::Ready(Next::End) } else { Poll::Pending }
         })

@@ -9,14 +9,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use sampan_codec::ResetReason;
 use sampan_codec::h2::{self, Accepted, End};
-use sampan_core::drain::Phase;
 use sampan_core::stream_info::{Protocol, ResponseFlag};
 use sampan_tls::Transport;
 
@@ -241,8 +239,6 @@ pub(super) async fn serve(connection: Connection, transport: Transport) {
 async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
     let Connection { manager, drain: signal, start, .. } = &shared.connection;
     let timer = Timer::default();
-    let mut signal = signal.clone();
-    let mut draining = pin!(signal.reached(Phase::Draining));
     let mut drain = Drain::No;
     let mut idle_since = Some(Instant::now());
     let mut served = 0u32;
@@ -254,7 +250,7 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
                 return Poll::Ready(Event::TooManyResets);
             }
             // The last turn: the client learns which of its streams were not served.
-            if shared.connection.drain.is_closing() {
+            if signal.is_closing() {
                 if drain != Drain::Final {
                     codec.goaway();
                 }
@@ -282,7 +278,7 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
                 }
                 Drain::Final => return Poll::Pending,
             }
-            if draining.as_mut().poll(cx).is_ready() {
+            if signal.ends_idle() {
                 manager.stats.downstream_cx_drain_close.inc();
                 return Poll::Ready(Event::StartDrain(limits.drain_timeout.min(PROCESS_DRAIN)));
             }
