@@ -151,10 +151,33 @@ async fn serve(options: &Options) -> Result<(), BootError> {
     process.listeners.open().await?;
     process.live.set(true);
     process.stats.initialised(process.started.elapsed());
+    tokio::task::spawn_local(give_back());
     sampan_core::log!(Component::Main, Level::Info, "starting main dispatch loop");
     main_loop(&process, inbox).await;
     finish(&process);
     Ok(())
+}
+
+/// How long a control plane usually needs to say all it has to say.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// Gives back what only the start needed: its own now, and what reading a control plane's first answers needed later.
+async fn give_back() {
+    for wait in [Duration::ZERO, SETTLED] {
+        tokio::time::sleep(wait).await;
+        match sampan_os::pages::release_program() {
+            Ok(bytes) => {
+                sampan_core::log!(
+                    Component::Main,
+                    Level::Debug,
+                    "gave {bytes} bytes of the program's pages back"
+                );
+            }
+            Err(error) => {
+                sampan_core::log!(Component::Main, Level::Debug, "the program's pages stay: {error}");
+            }
+        }
+    }
 }
 
 fn hardware_threads() -> u32 {

@@ -1,0 +1,3 @@
+//! Calls of the operating system that no safe crate offers: the one place of the workspace where `unsafe` stands.
+
+pub mod pages;
