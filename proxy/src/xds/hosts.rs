@@ -5,10 +5,12 @@
 //! host. What was answered once is not asked again, whatever became of it (Envoy 1.40).
 //! Hosts are known by their own names: those that come replace those of the same name, and `removed_resources` takes them.
 //!
+//! Clients choose those names, so that they are bounded ([`Asked`]), other than in Envoy.
+//!
 //! A table that is the first in its place waits for the first answer. Delta only.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -45,13 +47,62 @@ struct VirtualHosts {
     table: Weak<Table>,
     name: Arc<str>,
     hosts: RefCell<Hosts>,
-    /// Who waits for a name; none: it was answered.
-    asked: RefCell<HashMap<String, Option<Vec<oneshot::Sender<()>>>>>,
+    asked: RefCell<Asked>,
     /// There was an answer, or there will be none in time.
     settled: Cell<bool>,
     config_reload: Counter,
     /// A question counts as one.
     update_attempt: Counter,
+}
+
+/// Names that a table asks for.
+const MOST_ASKED: usize = 1000;
+
+/// The names that were asked for, at most [`MOST_ASKED`]. For one more the oldest is let go that has its answer, those
+/// without a host first; where none has, nothing is asked, so that a control plane never owes more answers than that.
+#[derive(Default)]
+struct Asked {
+    /// Who waits for a name; none: it was answered.
+    names: HashMap<Rc<str>, Option<Vec<oneshot::Sender<()>>>>,
+    /// Those whose answer was that there is no such host, the oldest first.
+    unknown: VecDeque<Rc<str>>,
+    /// Those that got a host.
+    known: VecDeque<Rc<str>>,
+    /// Those without an answer.
+    open: VecDeque<Rc<str>>,
+}
+
+impl Asked {
+    /// Makes place for one more. Gives the name that is asked for no more, or nothing where there is no place.
+    fn make_place(&mut self) -> Option<Option<Rc<str>>> {
+        if self.names.len() < MOST_ASKED {
+            return Some(None);
+        }
+        let oldest = self.unknown.pop_front().or_else(|| self.known.pop_front()).or_else(|| {
+            // A control plane that does not answer must not keep the places of those who have gone.
+            let waits = |name: &Rc<str>| self.names.get(name).is_some_and(awaited);
+            if self.open.front().is_some_and(waits) { None } else { self.open.pop_front() }
+        })?;
+        self.names.remove(&oldest);
+        Some(Some(oldest))
+    }
+
+    /// A name has its answer. Gives those who waited.
+    fn answered(&mut self, name: &str, known: bool) -> Vec<oneshot::Sender<()>> {
+        let Some((name, waiting)) = self.names.get_key_value(name) else { return Vec::new() };
+        if waiting.is_none() {
+            return Vec::new();
+        }
+        let name = name.clone();
+        self.open.retain(|open| *open != name);
+        if known { &mut self.known } else { &mut self.unknown }.push_back(name.clone());
+        self.names.insert(name, None).flatten().unwrap_or_default()
+    }
+}
+
+/// Whether somebody still waits for the answer.
+fn awaited(waiting: &Option<Vec<oneshot::Sender<()>>>) -> bool {
+    waiting.iter().flatten().any(|one| !one.is_closed())
 }
 
 /// Where a table's hosts come from, if Envoy would ask there.
@@ -141,31 +192,42 @@ async fn listen(
     stream: Rc<Source>,
 ) {
     while let Some(Demand { host, answer }) = demands.recv().await {
-        let name = format!("{}/{host}", subscriber.name);
+        let name: Rc<str> = format!("{}/{host}", subscriber.name).into();
         let mut asked = subscriber.asked.borrow_mut();
-        match asked.get_mut(&name) {
+        match asked.names.get_mut(&name) {
             Some(None) => drop(answer.send(())),
             Some(Some(waiting)) => {
                 subscriber.update_attempt.inc();
-                waiting.retain(|one| !one.is_closed());
+                if waiting.len() == waiting.capacity() {
+                    waiting.retain(|one| !one.is_closed());
+                }
                 waiting.push(answer);
             }
             None => {
+                let Some(oldest) = asked.make_place() else { continue };
                 subscriber.update_attempt.inc();
-                asked.insert(name.clone(), Some(vec![answer]));
+                asked.names.insert(name.clone(), Some(vec![answer]));
+                asked.open.push_back(name.clone());
                 stream.ask(&name);
+                if let Some(oldest) = oldest {
+                    stream.forget(&oldest);
+                }
             }
         }
     }
 }
 
 impl VirtualHosts {
-    fn answered<'a>(&self, names: impl Iterator<Item = &'a String>) {
+    fn answered(&self, resources: &[Rc<Decoded>]) {
         let mut asked = self.asked.borrow_mut();
-        for waiting in names.filter_map(|name| asked.get_mut(name).and_then(Option::take)) {
-            for one in waiting {
-                // A stream that went away waits for nothing.
-                let _ = one.send(());
+        for resource in resources {
+            // What has no value tells that there is no such host.
+            let known = resource.message.is::<VirtualHost>();
+            for name in std::iter::once(&resource.name).chain(&resource.aliases) {
+                for one in asked.answered(name, known) {
+                    // A stream that went away waits for nothing.
+                    let _ = one.send(());
+                }
             }
         }
     }
@@ -211,7 +273,7 @@ impl Subscriber for VirtualHosts {
         }
         self.settled.set(true);
         table.complete();
-        self.answered(added.iter().flat_map(|one| std::iter::once(&one.name).chain(&one.aliases)));
+        self.answered(added);
         Ok(())
     }
 
@@ -220,5 +282,36 @@ impl Subscriber for VirtualHosts {
         if let Some(table) = self.table.upgrade() {
             table.complete();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(asked: &mut Asked, name: &str) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        asked.names.insert(name.into(), Some(vec![sender]));
+        asked.open.push_back(name.into());
+        receiver
+    }
+
+    #[test]
+    fn names_of_clients_are_bounded() {
+        let mut asked = Asked::default();
+        let mut waiting: Vec<_> = (0..MOST_ASKED).map(|i| ask(&mut asked, &i.to_string())).collect();
+        assert_eq!(asked.make_place(), None, "each is awaited");
+        assert_eq!(asked.answered("1", true).len(), 1);
+        assert_eq!(asked.answered("2", false).len(), 1);
+        assert!(asked.answered("2", true).is_empty() && asked.answered("none", true).is_empty());
+        assert_eq!(asked.make_place(), Some(Some("2".into())), "there is no such host");
+        assert_eq!(asked.make_place(), Some(None));
+        waiting.push(ask(&mut asked, "more"));
+        assert_eq!(asked.make_place(), Some(Some("1".into())), "it has its answer");
+        waiting.push(ask(&mut asked, "most"));
+        assert_eq!(asked.make_place(), None);
+        drop(waiting.remove(0));
+        assert_eq!(asked.make_place(), Some(Some("0".into())), "nobody waits for it");
+        assert_eq!(asked.names.len(), asked.open.len() + asked.known.len() + asked.unknown.len());
     }
 }

@@ -161,6 +161,13 @@ impl Source {
         }
     }
 
+    /// Takes [`Self::ask`] back.
+    pub fn forget(&self, name: &str) {
+        if let Self::Stream(watch, _) = self {
+            watch.forget(name);
+        }
+    }
+
     fn api(
         context: &Rc<Context>,
         source: &ConfigSource,

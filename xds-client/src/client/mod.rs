@@ -282,6 +282,15 @@ impl Watch {
         self.of.touch();
         self.client.wake();
     }
+
+    /// Asks for a name no longer that came by [`Watch::ask`].
+    pub fn forget(&self, name: &str) {
+        if self.of.watches.borrow_mut().forget(&self.entry, name) {
+            machine!(self.of, machine => machine.remove(name));
+        }
+        self.of.touch();
+        self.client.wake();
+    }
 }
 
 impl Drop for Watch {

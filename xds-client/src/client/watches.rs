@@ -110,7 +110,7 @@ impl Watches {
             }
             users.push(entry.clone());
         }
-        let gone = old.difference(&now).filter(|name| self.forget(entry, name)).cloned().collect();
+        let gone = old.difference(&now).filter(|name| self.leave(entry, name)).cloned().collect();
         (new, gone)
     }
 
@@ -123,11 +123,16 @@ impl Watches {
             users.retain(|user| user.id != entry.id);
         }
         let names = entry.names.take();
-        names.into_iter().filter(|name| self.forget(entry, name)).collect()
+        names.into_iter().filter(|name| self.leave(entry, name)).collect()
+    }
+
+    /// Whether nobody wants this name any more.
+    pub(super) fn forget(&mut self, entry: &Rc<Entry>, name: &str) -> bool {
+        entry.names.borrow_mut().remove(name) && self.leave(entry, name)
     }
 
     /// Whether this was the name's last user.
-    fn forget(&mut self, entry: &Rc<Entry>, name: &str) -> bool {
+    fn leave(&mut self, entry: &Rc<Entry>, name: &str) -> bool {
         let Some(users) = self.by_name.get_mut(name) else { return false };
         users.retain(|user| user.id != entry.id);
         if users.is_empty() {

@@ -16,8 +16,12 @@ pub struct Subscription {
     names: BTreeSet<String>,
     /// What the server gave and did not take away.
     known: BTreeMap<String, String>,
+    /// Of those the ones of which the server said that there is no such resource (VHDS).
+    absent: BTreeSet<String>,
     added: BTreeSet<String>,
     removed: BTreeSet<String>,
+    /// Of `added` those that the server was told to give up, which it was not told yet.
+    renewed: BTreeSet<String>,
     answers: VecDeque<(String, Option<wire::Status>)>,
     first: bool,
     open: bool,
@@ -32,8 +36,10 @@ impl Subscription {
             type_url: type_url.to_owned(),
             names: BTreeSet::new(),
             known: BTreeMap::new(),
+            absent: BTreeSet::new(),
             added: BTreeSet::new(),
             removed: BTreeSet::new(),
+            renewed: BTreeSet::new(),
             answers: VecDeque::new(),
             first: true,
             open: false,
@@ -45,7 +51,9 @@ impl Subscription {
     /// Asks for another name; [`WILDCARD`] is everything.
     pub fn add(&mut self, name: &str) {
         if self.names.insert(name.to_owned()) {
-            self.removed.remove(name);
+            if self.removed.remove(name) {
+                self.renewed.insert(name.to_owned());
+            }
             self.added.insert(name.to_owned());
         }
     }
@@ -55,13 +63,16 @@ impl Subscription {
         if !self.names.remove(name) {
             return;
         }
-        self.added.remove(name);
-        self.removed.insert(name.to_owned());
+        // What the server was not told yet is not worth a word, so that names that come and go leave nothing behind.
+        if !self.added.remove(name) || self.renewed.remove(name) {
+            self.removed.insert(name.to_owned());
+        }
         if name == WILDCARD {
             self.known.retain(|name, _| self.names.contains(name));
+            self.absent.retain(|name| self.names.contains(name));
             self.lives.0.retain(|name, _| self.names.contains(name));
-        } else if !self.names.contains(WILDCARD) {
-            // Under a wildcard the server may keep a name that was let go: it stays known.
+        } else if self.absent.remove(name) || !self.names.contains(WILDCARD) {
+            // Under a wildcard the server may keep what was let go, if there is such: it stays known.
             self.known.remove(name);
             self.lives.0.remove(name);
         }
@@ -78,6 +89,7 @@ impl Subscription {
         self.first = true;
         self.answers.clear();
         self.removed.clear();
+        self.renewed.clear();
         self.added = self.names.clone();
     }
 
@@ -123,6 +135,7 @@ impl Subscription {
         }
         let known = if self.first { self.known.clone() } else { BTreeMap::new() };
         let unsubscribe = std::mem::take(&mut self.removed);
+        self.renewed.clear();
         self.first = false;
         let (response_nonce, error_detail) = self.answers.pop_front().unwrap_or_default();
         Some(DeltaDiscoveryRequest {
@@ -205,15 +218,23 @@ impl Subscription {
 
     fn accept(&mut self, resources: Vec<wire::Resource>, removed: Vec<String>, now: Instant) {
         for resource in resources {
-            let asked = self.names.contains(WILDCARD) || self.names.contains(&resource.name);
+            // Of what there is not, only what is asked for matters.
+            let absent = resource.resource.is_none() && self.type_url == types::VIRTUAL_HOST;
+            let asked = self.names.contains(&resource.name) || (!absent && self.names.contains(WILDCARD));
             if asked {
                 self.lives.set(&resource.name, ttl(resource.ttl), now);
+                if absent {
+                    self.absent.insert(resource.name.clone());
+                } else {
+                    self.absent.remove(&resource.name);
+                }
                 self.known.insert(resource.name, resource.version);
             }
         }
         for name in removed {
             self.lives.0.remove(&name);
             self.known.remove(&name);
+            self.absent.remove(&name);
         }
     }
 

@@ -176,6 +176,31 @@ fn delta_says_what_envoy_said() {
 }
 
 #[test]
+fn names_that_come_and_go_leave_nothing_behind() {
+    let now = Instant::now();
+    let mut s = delta::Subscription::new(crate::types::VIRTUAL_HOST);
+    s.add(WILDCARD);
+    s.stream_opened();
+    s.next_request().unwrap();
+    s.add("never sent");
+    s.remove("never sent");
+    assert_eq!(s.next_request(), None);
+    s.add("a");
+    assert_eq!(s.next_request().unwrap().resource_names_subscribe, ["a"]);
+    let absent =
+        |name| wire::Resource { resource: None, aliases: vec!["x".into()], ..named(name, "1", None, 0) };
+    s.answer(change("n", vec![absent("a"), absent("not asked")], &[]), Ok(()), now);
+    assert_eq!(s.known().len(), 1);
+    s.next_request().unwrap();
+    s.remove("a");
+    assert!(s.known().is_empty());
+    // The server does not know yet that it was let go.
+    s.add("a");
+    s.remove("a");
+    assert_eq!(s.next_request().unwrap().resource_names_unsubscribe, ["a"]);
+}
+
+#[test]
 fn twice_the_same_name_or_another_type_is_refused_whole() {
     let (mut cds, mut owner, now) = (delta::Subscription::new(TYPE), Owner::default(), Instant::now());
     cds.interest(names(&[WILDCARD]));

@@ -6,8 +6,9 @@
 //! Refused by name: `access_log`, `delay` and `emit_dynamic_metadata`. Runtime keys `mongo.*` are not read, and a
 //! connection is not closed on drain (`cx_drain_close` stays 0).
 
+use std::collections::HashSet;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use envoy_types::pb::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy as Model;
@@ -24,7 +25,14 @@ use crate::stats::stats;
 
 mod wire;
 
-use wire::{Document, Message, Value};
+use wire::{Document, Message, Next, Value};
+
+/// Queries of a connection whose replies are still to come.
+const MOST_ACTIVE: usize = 1024;
+/// Collections, and callsites in them, that have stats.
+const MOST_NAMES: usize = 1000;
+/// Bytes of such a name; MongoDB takes 255 of database and collection.
+const LONGEST_NAME: usize = 512;
 
 stats! {
     /// `mongo.PREFIX.*`
@@ -48,6 +56,17 @@ struct Mongo {
     counters: Counters,
     scope: Scope,
     commands: Vec<String>,
+    /// `collection.…` that have stats. Making a stat takes a lock as well.
+    names: Mutex<HashSet<String>>,
+}
+
+impl Mongo {
+    /// Whether there may be stats below this name.
+    fn knows(&self, name: &str) -> bool {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = name.len() <= LONGEST_NAME && names.len() < MOST_NAMES;
+        names.contains(name) || (fits && names.insert(name.to_owned()))
+    }
 }
 
 fn make(any: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
@@ -67,7 +86,7 @@ fn make(any: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
         message.commands
     };
     let scope = context.root_scope().scope("mongo").scope(&message.stat_prefix);
-    let filter = Mongo { counters: Counters::new(&scope), scope, commands };
+    let filter = Mongo { counters: Counters::new(&scope), scope, commands, names: Mutex::default() };
     Ok(NetworkFilter::Connection(Arc::new(Filter(Arc::new(filter)))))
 }
 
@@ -81,7 +100,7 @@ impl ConnectionFilter for Filter {
     ) -> LocalBoxFuture<'a, Verdict> {
         downstream.transport.tap(Box::new(Sniffer {
             mongo: self.0.clone(),
-            buffers: Some(Default::default()),
+            incoming: Some(Default::default()),
             active: Vec::new(),
             by_peer: false,
         }));
@@ -97,11 +116,20 @@ struct Active {
     start: Instant,
 }
 
+/// One direction.
+#[derive(Default)]
+struct Incoming {
+    /// What has come of a message.
+    buffer: Vec<u8>,
+    /// How much is still to come of one that was passed over.
+    skip: usize,
+}
+
 /// One connection.
 struct Sniffer {
     mongo: Arc<Mongo>,
-    /// What has come of a message, from the client and to it; none once something could not be read.
-    buffers: Option<[Vec<u8>; 2]>,
+    /// From the client and to it; none once something could not be read.
+    incoming: Option<[Incoming; 2]>,
     active: Vec<Active>,
     by_peer: bool,
 }
@@ -134,21 +162,25 @@ impl Drop for Sniffer {
 
 impl Sniffer {
     fn look(&mut self, direction: usize, bytes: &[u8]) {
-        let Some(mut buffers) = self.buffers.take() else { return };
-        let buffer = &mut buffers[direction];
-        buffer.extend_from_slice(bytes);
-        loop {
-            let taken = match wire::decode(buffer) {
-                Ok(None) => break,
-                Ok(Some((message, length))) => self.message(&message).map(|()| length),
-                Err(malformed) => Err(malformed),
-            };
-            match taken {
-                Ok(length) => drop(buffer.drain(..length)),
-                Err(_) => return self.mongo.counters.decoding_error.inc(),
-            }
+        let Some(mut incoming) = self.incoming.take() else { return };
+        match self.take(&mut incoming[direction], bytes) {
+            Ok(()) => self.incoming = Some(incoming),
+            Err(wire::Malformed) => self.mongo.counters.decoding_error.inc(),
         }
-        self.buffers = Some(buffers);
+    }
+
+    fn take(&mut self, incoming: &mut Incoming, bytes: &[u8]) -> Result<(), wire::Malformed> {
+        let Incoming { buffer, skip } = incoming;
+        let over = bytes.len().min(*skip);
+        *skip -= over;
+        buffer.extend_from_slice(&bytes[over..]);
+        while let Next::Message(message, length) = wire::decode(buffer)? {
+            self.message(&message)?;
+            let here = length.min(buffer.len());
+            buffer.drain(..here);
+            *skip = length - here;
+        }
+        Ok(())
     }
 
     fn message(&mut self, message: &Message) -> Result<(), wire::Malformed> {
@@ -179,6 +211,9 @@ impl Sniffer {
 
     fn query(&mut self, id: i32, flags: i32, full: &str, query: &Document) -> Result<(), wire::Malformed> {
         let counters = &self.mongo.counters;
+        if self.active.len() >= MOST_ACTIVE {
+            return Err(wire::Malformed);
+        }
         counters.op_query.inc();
         for (counter, bit) in [
             (&counters.op_query_tailable_cursor, 1),
@@ -198,6 +233,7 @@ impl Sniffer {
             What::Query { collection, callsite, timed, kind } => {
                 let mut names = vec![format!("collection.{collection}")];
                 names.extend(callsite.map(|site| format!("collection.{collection}.callsite.{site}")));
+                names.retain(|name| self.mongo.knows(name));
                 names.iter_mut().for_each(|name| name.push_str(".query"));
                 for name in &names {
                     for part in std::iter::once("total").chain(kind) {
@@ -290,4 +326,52 @@ fn alias(command: &str) -> &str {
 fn callsite(comment: &str) -> Option<String> {
     let json: serde_json::Value = serde_json::from_str(comment).ok()?;
     json.get("callingFunction")?.as_str().map(str::to_owned).filter(|site| !site.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use sampan_core::stats::Store;
+
+    use super::*;
+
+    fn sniffer() -> Sniffer {
+        let scope = Store::new().root();
+        let mongo =
+            Mongo { counters: Counters::new(&scope), scope, commands: vec![], names: Mutex::default() };
+        Sniffer { mongo: Arc::new(mongo), incoming: Some(Default::default()), active: vec![], by_peer: false }
+    }
+
+    fn query(id: i32, collection: &str) -> Vec<u8> {
+        let rest = [&[0; 4], collection.as_bytes(), &[0; 9], &[5, 0, 0, 0, 0]].concat();
+        let words = [16 + rest.len() as i32, id, 0, 2004];
+        words.iter().flat_map(|word| word.to_le_bytes()).chain(rest).collect()
+    }
+
+    #[test]
+    fn a_long_message_is_passed_over() {
+        let mut sniffer = sniffer();
+        let head: Vec<u8> = [2 << 20, 1, 0, 2002].iter().flat_map(|word: &i32| word.to_le_bytes()).collect();
+        let mut whole = [head, vec![0; (2 << 20) - 16]].concat();
+        whole.extend(query(1, "db.users"));
+        for piece in whole.chunks(30_000) {
+            sniffer.read(piece);
+            assert!(sniffer.incoming.as_ref().unwrap()[0].buffer.len() <= 30_000);
+        }
+        assert_eq!(sniffer.active.len(), 1);
+    }
+
+    #[test]
+    fn what_clients_choose_is_bounded() {
+        let mut sniffer = sniffer();
+        let long = "x".repeat(LONGEST_NAME);
+        sniffer.read(&query(0, &format!("db.{long}")));
+        assert!(sniffer.active[0].names.is_empty());
+        for id in 1..=MOST_ACTIVE as i32 {
+            assert_eq!(sniffer.active.len(), id as usize);
+            sniffer.read(&query(id, &format!("db.c{id}")));
+        }
+        assert_eq!(sniffer.mongo.names.lock().unwrap().len(), MOST_NAMES);
+        assert_eq!(sniffer.active.len(), MOST_ACTIVE);
+        assert!(sniffer.incoming.is_none(), "one more is an error");
+    }
 }

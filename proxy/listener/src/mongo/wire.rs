@@ -2,6 +2,9 @@
 //!
 //! A message is read as Envoy reads it: parts are taken one behind the other, and its length counts only where a message
 //! has optional parts. What Envoy's reader throws at is an error.
+//!
+//! A message is held until it is complete, up to [`LONGEST_HELD`]. Of longer ones the head is enough where nobody asks for
+//! more (replies, inserts): their documents are passed over. Others are an error.
 
 /// Something that is no message.
 #[derive(Debug, PartialEq)]
@@ -9,9 +12,13 @@ pub(super) struct Malformed;
 
 /// Documents in documents; MongoDB's own limit is a hundred.
 const DEEPEST: usize = 100;
-/// Larger messages than MongoDB takes (48 MB) are not waited for.
+/// Larger messages than MongoDB takes (48 MB) are none.
 const LONGEST: usize = 64 << 20;
+/// What a connection can make each direction keep.
+const LONGEST_HELD: usize = 1 << 20;
 const HEADER: usize = 16;
+/// Of a reply, before its documents.
+const REPLY_HEAD: usize = HEADER + 20;
 
 /// A field's value, as far as anybody asks.
 #[derive(Debug, PartialEq)]
@@ -142,6 +149,13 @@ impl<'a> Reader<'a> {
         Ok(Value::Other)
     }
 
+    /// What stands before a reply's documents: flags, cursor and how many they are.
+    fn reply(&mut self) -> Result<(i32, i64, usize), Malformed> {
+        let (flags, cursor) = (self.i32()?, self.i64()?);
+        self.i32()?;
+        Ok((flags, cursor, usize::try_from(self.i32()?).unwrap_or(0)))
+    }
+
     /// Documents until `end` bytes are left.
     fn documents(&mut self, end: usize) -> Result<(), Malformed> {
         while self.0.len() > end {
@@ -151,24 +165,57 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The next message, and how many bytes it took; `None` where more must come.
-pub(super) fn decode(data: &[u8]) -> Result<Option<(Message, usize)>, Malformed> {
+/// What stands at the beginning of what came.
+#[derive(Debug, PartialEq)]
+pub(super) enum Next {
+    /// More must come.
+    Incomplete,
+    /// A message and its length, some of which may be still to come.
+    Message(Message, usize),
+}
+
+/// The next message.
+pub(super) fn decode(data: &[u8]) -> Result<Next, Malformed> {
     let mut reader = Reader(data);
-    let Ok(length) = reader.i32() else { return Ok(None) };
+    let Ok(length) = reader.i32() else { return Ok(Next::Incomplete) };
     let length = usize::try_from(length).map_err(|_| Malformed)?;
     if !(HEADER..=LONGEST).contains(&length) {
         return Err(Malformed);
     }
+    if length > LONGEST_HELD {
+        return by_head(reader, data.len(), length);
+    }
     if data.len() < length {
-        return Ok(None);
+        return Ok(Next::Incomplete);
     }
     let end = data.len() - length;
-    let (id, to, op) = (reader.i32()?, reader.i32()?, reader.i32()?);
+    let message = body(&mut reader, end)?;
+    Ok(Next::Message(message, data.len() - reader.0.len()))
+}
+
+/// A message that is too long to be held, behind its length.
+fn by_head(mut reader: Reader<'_>, come: usize, length: usize) -> Result<Next, Malformed> {
+    if come < REPLY_HEAD {
+        return Ok(Next::Incomplete);
+    }
+    let (_, to, op) = (reader.i32()?, reader.i32()?, reader.i32()?);
     let message = match op {
         1 => {
-            let (flags, cursor) = (reader.i32()?, reader.i64()?);
-            reader.i32()?;
-            let documents = usize::try_from(reader.i32()?).unwrap_or(0);
+            let (flags, cursor, documents) = reader.reply()?;
+            Message::Reply { to, flags, cursor, documents, size: length - REPLY_HEAD }
+        }
+        2002 => Message::Insert,
+        _ => return Err(Malformed),
+    };
+    Ok(Next::Message(message, length))
+}
+
+/// A message behind its length; `end` bytes stand behind it.
+fn body(reader: &mut Reader<'_>, end: usize) -> Result<Message, Malformed> {
+    let (id, to, op) = (reader.i32()?, reader.i32()?, reader.i32()?);
+    Ok(match op {
+        1 => {
+            let (flags, cursor, documents) = reader.reply()?;
             let mut size = 0;
             for _ in 0..documents {
                 size += reader.document(0)?.size;
@@ -217,8 +264,7 @@ pub(super) fn decode(data: &[u8]) -> Result<Option<(Message, usize)>, Malformed>
             Message::CommandReply
         }
         _ => return Err(Malformed),
-    };
-    Ok(Some((message, data.len() - reader.0.len())))
+    })
 }
 
 #[cfg(test)]
@@ -227,12 +273,26 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_an_error() {
-        assert_eq!(decode(&[16, 0]), Ok(None));
-        assert_eq!(decode(&[16, 0, 0, 0]), Ok(None));
+        assert_eq!(decode(&[16, 0]), Ok(Next::Incomplete));
+        assert_eq!(decode(&[16, 0, 0, 0]), Ok(Next::Incomplete));
         assert_eq!(decode(&[15, 0, 0, 0]), Err(Malformed));
         assert_eq!(decode(&[255; 4]), Err(Malformed));
         let message = [16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xdd, 7, 0, 0];
         assert_eq!(decode(&message), Err(Malformed), "OP_MSG");
+    }
+
+    #[test]
+    fn long_messages_are_not_held() {
+        let head = |op: i32| {
+            let words = [2 << 20, 1, 7, op, 2, 0, 0, 0, 3];
+            words.iter().flat_map(|word: &i32| word.to_le_bytes()).collect::<Vec<u8>>()
+        };
+        let size = (2 << 20) - 36;
+        let reply = Message::Reply { to: 7, flags: 2, cursor: 0, documents: 3, size };
+        assert_eq!(decode(&head(1)), Ok(Next::Message(reply, 2 << 20)));
+        assert_eq!(decode(&head(1)[..35]), Ok(Next::Incomplete));
+        assert_eq!(decode(&head(2002)), Ok(Next::Message(Message::Insert, 2 << 20)));
+        assert_eq!(decode(&head(2004)), Err(Malformed));
     }
 
     #[test]
