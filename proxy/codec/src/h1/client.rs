@@ -159,9 +159,8 @@ impl ClientConnection {
         let method = headers.get(HeaderId::METHOD).unwrap_or_default();
         self.connect = method == b"CONNECT";
         self.head_request = method == b"HEAD";
-        self.upgrade =
-            headers.contains(HeaderId::UPGRADE) && parse::has_token(headers, HeaderId::CONNECTION, "upgrade");
-        if parse::has_token(headers, HeaderId::CONNECTION, "close") {
+        self.upgrade = headers.contains(HeaderId::UPGRADE) && headers.lists(HeaderId::CONNECTION, "upgrade");
+        if headers.lists(HeaderId::CONNECTION, "close") {
             self.keep_alive = false;
         }
         let shape = Shape {
@@ -277,7 +276,7 @@ impl ClientConnection {
         }
         let upgraded = self.upgrade
             && headers.contains(HeaderId::UPGRADE)
-            && parse::has_token(&headers, HeaderId::CONNECTION, "upgrade");
+            && headers.lists(HeaderId::CONNECTION, "upgrade");
         let framing = parse::framing(&mut headers, false, false).map_err(BodyError::Protocol)?;
         if (100..200).contains(&status) && status != 101 {
             return Ok(ResponseHead { headers, status, end: true, tunnel: false, bytes: len });
@@ -364,7 +363,7 @@ fn read_head(bytes: &[u8], limits: &Limits) -> (usize, Result<Option<Head>, Code
 }
 
 fn wants_close(protocol: Protocol, headers: &HeaderMap) -> bool {
-    (protocol == Protocol::Http10 && !parse::has_token(headers, HeaderId::CONNECTION, "keep-alive"))
-        || parse::has_token(headers, HeaderId::CONNECTION, "close")
-        || parse::has_token(headers, HeaderId::PROXY_CONNECTION, "close")
+    (protocol == Protocol::Http10 && !headers.lists(HeaderId::CONNECTION, "keep-alive"))
+        || headers.lists(HeaderId::CONNECTION, "close")
+        || headers.lists(HeaderId::PROXY_CONNECTION, "close")
 }

@@ -24,7 +24,6 @@ pub use client::{ClientConnection, ClientOptions, ResponseHead};
 pub use decode::fuzz_chunks;
 pub use encode::HeaderCase;
 pub use parse::fuzz_parse;
-pub(crate) use parse::has_token;
 pub use server::{
     HeadError, RequestBody, RequestHead, ServerConnection, ServerOptions, UNDERSCORE, Underscores,
 };

@@ -424,13 +424,6 @@ pub(super) fn framing(
     Ok(Some(Framing::Chunked))
 }
 
-/// Whether `connection` (or a header of its kind) lists a token.
-pub(crate) fn has_token(headers: &HeaderMap, id: HeaderId, token: &str) -> bool {
-    headers.get_all(id).any(|value| {
-        value.split(|b| *b == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-    })
-}
-
 /// For the fuzz target: parses bytes as a request, a response and trailers, whole and cut off at `cut`. What is
 /// complete in a part must be the same in the whole, and whether spellings are kept must not matter. Returns what
 /// tells one outcome from another.

@@ -432,7 +432,7 @@ fn read_head(bytes: &[u8], limits: &Limits) -> (usize, Result<Option<Head>, Code
 
 /// Whether the request asks for an upgrade. `h2c` is not offered: that wish is taken out.
 fn take_upgrade(headers: &mut HeaderMap) -> bool {
-    if !headers.contains(HeaderId::UPGRADE) || !parse::has_token(headers, HeaderId::CONNECTION, "upgrade") {
+    if !headers.contains(HeaderId::UPGRADE) || !headers.lists(HeaderId::CONNECTION, "upgrade") {
         return false;
     }
     if headers.get(HeaderId::UPGRADE).is_some_and(|u| u.eq_ignore_ascii_case(b"h2c")) {

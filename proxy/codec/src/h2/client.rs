@@ -19,7 +19,7 @@ use super::wire::Meter;
 use super::{CodecStats, Options};
 use crate::body::{BodyError, BodyStream, Frame};
 use crate::error::ResetReason;
-use crate::h1::{ResponseHead, has_token};
+use crate::h1::ResponseHead;
 
 /// A handle to a connection; streams are opened on clones.
 #[derive(Clone)]
@@ -179,7 +179,7 @@ impl ClientConnection {
 /// What an HTTP/1 request wants to upgrade to.
 fn upgrade(headers: &HeaderMap) -> Option<&str> {
     let to = headers.get_str(HeaderId::UPGRADE)?;
-    has_token(headers, HeaderId::CONNECTION, "upgrade").then_some(to)
+    headers.lists(HeaderId::CONNECTION, "upgrade").then_some(to)
 }
 
 /// The crate takes the pseudo headers apart from a URI; scheme and authority are needed beside the path.

@@ -109,6 +109,8 @@ pub(super) fn take_headers(
     }
     // Pseudo headers alone can be too much.
     limits.check(bytes, count)?;
+    // Names and values are checked by the crate `http`.
+    to.set_parsed();
     Ok(dropped)
 }
 

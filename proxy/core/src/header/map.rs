@@ -70,6 +70,8 @@ pub struct HeaderMap {
     /// A well-known name may be there more than once.
     repeats: bool,
     spelling: Spelling,
+    /// What lies before this in the arena was read by a parser, which lets no value end its line.
+    parsed: u32,
 }
 
 impl HeaderMap {
@@ -81,6 +83,7 @@ impl HeaderMap {
             present: HeaderSet::EMPTY,
             repeats: false,
             spelling: Spelling::Unknown,
+            parsed: 0,
         }
     }
 
@@ -92,6 +95,7 @@ impl HeaderMap {
             present: HeaderSet::EMPTY,
             repeats: false,
             spelling: Spelling::Unknown,
+            parsed: 0,
         }
     }
 
@@ -102,6 +106,7 @@ impl HeaderMap {
         self.present = HeaderSet::EMPTY;
         self.repeats = false;
         self.spelling = Spelling::Unknown;
+        self.parsed = 0;
     }
 
     /// How the names of this message are spelled, whoever writes it.
@@ -143,6 +148,12 @@ impl HeaderMap {
     pub fn load(&mut self, head: &[u8]) {
         self.clear();
         self.arena.extend_from_slice(head);
+        self.set_parsed();
+    }
+
+    /// For parsers: no value that is there so far ends its line ([`HeaderMap::breaks_out`]).
+    pub fn set_parsed(&mut self) {
+        self.parsed = self.arena.len() as u32;
     }
 
     /// For parsers: a header whose name and value lie in the loaded head at these offsets. The name is lowered in
@@ -313,6 +324,16 @@ impl HeaderMap {
         Some(Cow::Owned(all))
     }
 
+    /// Whether a header that is a list of tokens has this one, in any spelling.
+    pub fn lists(&self, id: HeaderId, token: &str) -> bool {
+        let is = |part: &[u8]| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes());
+        // Nearly all are one token.
+        self.get_all(id).any(|value| match value.contains(&b',') {
+            false => is(value),
+            true => value.split(|b| *b == b',').any(is),
+        })
+    }
+
     /// Adds a header behind the others.
     pub fn append(&mut self, id: HeaderId, value: impl AsRef<[u8]>) {
         let e = self.entry(id, b"", value.as_ref());
@@ -396,7 +417,7 @@ impl HeaderMap {
     /// The name of a header whose value would end its line of HTTP/1, or hide what is behind: one with CR, LF or NUL in it.
     /// No parser lets such a value in; what filters and formats put into headers may come from anywhere.
     pub fn breaks_out(&self) -> Option<&[u8]> {
-        let mut made = self.entries.iter().filter(|e| e.spelled != IN_LINE);
+        let mut made = self.entries.iter().filter(|e| e.value >= self.parsed);
         made.find(|e| breaks_out(self.value_bytes(e))).map(|e| self.name_bytes(e))
     }
 
@@ -525,6 +546,16 @@ mod tests {
         assert_eq!(h.joined(&name).as_deref(), Some(&b"1,2,3"[..]));
         assert!(h.remove_name(&name));
         assert_eq!(h.joined(&name), None);
+    }
+
+    #[test]
+    fn a_list_has_its_tokens() {
+        let mut h = HeaderMap::new();
+        h.append(HeaderId::CONNECTION, "keep-alive, Upgrade");
+        h.append(HeaderId::CONNECTION, " Close ");
+        let has = |token| h.lists(HeaderId::CONNECTION, token);
+        assert!(has("upgrade") && has("keep-alive") && has("close"));
+        assert!(!has("keep") && !h.lists(HeaderId::TE, "close"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use sampan_core::error::ConfigResult;
 use sampan_listener::{Downstream, NetworkFilter, NetworkFilterRegistry, TerminalFilter, Worker};
 
 pub use config::{Chain, Manager, NamedFilter, duration, header_case};
-pub use request::{append_ip, has_token, is_upgrade, split_port};
+pub use request::{append_ip, is_upgrade, split_port};
 
 use crate::filter::{HttpFilterRegistry, decode};
 

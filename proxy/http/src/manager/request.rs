@@ -161,14 +161,7 @@ pub fn split_port(host: &[u8]) -> (&[u8], Option<&[u8]>) {
 
 /// Whether `connection` names `upgrade` and there is one.
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains(HeaderId::UPGRADE) && has_token(headers, HeaderId::CONNECTION, b"upgrade")
-}
-
-/// Whether a comma-separated header lists a token.
-pub fn has_token(headers: &HeaderMap, id: HeaderId, token: &[u8]) -> bool {
-    headers
-        .get_all(id)
-        .any(|value| value.split(|c| *c == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token)))
+    headers.contains(HeaderId::UPGRADE) && headers.lists(HeaderId::CONNECTION, "upgrade")
 }
 
 /// Repeated headers of which there can only be one become one, joined by a comma.
@@ -482,10 +475,10 @@ fn forwarded_client_cert(options: &RequestOptions, headers: &mut HeaderMap, conn
 /// Whether the client asked to close behind this exchange.
 pub fn wants_close(protocol: Protocol, headers: &HeaderMap) -> bool {
     match protocol {
-        Protocol::Http10 if !has_token(headers, HeaderId::CONNECTION, b"keep-alive") => true,
+        Protocol::Http10 if !headers.lists(HeaderId::CONNECTION, "keep-alive") => true,
         Protocol::Http10 | Protocol::Http11 => {
-            (protocol == Protocol::Http11 && has_token(headers, HeaderId::CONNECTION, b"close"))
-                || has_token(headers, HeaderId::PROXY_CONNECTION, b"close")
+            (protocol == Protocol::Http11 && headers.lists(HeaderId::CONNECTION, "close"))
+                || headers.lists(HeaderId::PROXY_CONNECTION, "close")
         }
         Protocol::Http2 | Protocol::Http3 => false,
     }

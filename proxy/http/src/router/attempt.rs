@@ -41,7 +41,7 @@ impl Forward<'_> {
         let first = self.proxy_header(&lease);
         let exchange = Exchange::start(lease, &self.stream.request, end, &first);
         let mut exchange = exchange.map_err(|reason| reset(reason, false))?;
-        let now = clock::tick();
+        let now = clock::recent();
         self.stream.info.upstream_mut().first_tx = Some(now);
         if upload.is_received() {
             self.timeouts.request_received(now);
@@ -65,7 +65,7 @@ impl Forward<'_> {
                 match poll_upload(upload, &mut exchange, tunnel, &timer, cx) {
                     Poll::Ready(Ok(())) => {
                         sent = true;
-                        let now = clock::tick();
+                        let now = clock::recent();
                         last_tx = Some(now);
                         timeouts.request_received(now);
                         timeouts.attempt_sent(now);
@@ -242,7 +242,7 @@ impl Forward<'_> {
             }
         })
         .await;
-        let waited = waiting_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let waited = waiting_since.map_or(Duration::ZERO, |since| clock::tick().duration_since(since));
         self.stream.info.upstream_mut().pool_wait = Some(waited);
         lease
     }

@@ -34,6 +34,7 @@ impl HeaderMap {
             let line = self.arena.get_mut(at..)?;
             if line.starts_with(b"\r\n") {
                 self.arena.truncate(at + 2);
+                self.set_parsed();
                 return Some(at + 2);
             }
             let name_len = lower_name(line);
@@ -59,23 +60,45 @@ impl HeaderMap {
     }
 }
 
-/// Lowers the name that a line begins with, and tells how long it is.
+const ONES: u64 = u64::from_ne_bytes([1; 8]);
+const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
+
+/// The high bit of each byte of `word` that is in the range; of bytes below 0x80, which the others must be masked out from.
+const fn within(word: u64, first: u8, last: u8) -> u64 {
+    let low = word & LOW;
+    (low + ONES * (0x80 - first as u64)) ^ (low + ONES * (0x7f - last as u64))
+}
+
+/// Lowers the name that a line begins with, and tells how long it is. Letters, digits and dashes go eight at a time.
 fn lower_name(line: &mut [u8]) -> usize {
-    for (at, byte) in line.iter_mut().enumerate() {
+    let mut at = 0;
+    while let Some(chunk) = line.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<8>()) {
+        let word = u64::from_le_bytes(*chunk);
+        let lower = word | (within(word, b'A', b'Z') & !word & HIGH) >> 2;
+        let plain = (within(lower, b'a', b'z') | within(lower, b'0', b'9') | within(lower, b'-', b'-'))
+            & !word
+            & HIGH;
+        if plain != HIGH {
+            break;
+        }
+        *chunk = lower.to_le_bytes();
+        at += 8;
+    }
+    for byte in &mut line[at..] {
         let lower = LOWER_TOKEN[usize::from(*byte)];
         if lower == 0 {
-            return at;
+            break;
         }
         *byte = lower;
+        at += 1;
     }
-    line.len()
+    at
 }
 
 /// How many bytes there are before one that is below `least` (at most 128) or DEL. Eight at a time: such a byte is one
 /// from which the subtraction borrows.
 pub fn text_len(bytes: &[u8], least: u8) -> usize {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
     const DEL: u64 = u64::from_ne_bytes([0x7f; 8]);
     let (words, rest) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
@@ -103,6 +126,23 @@ mod tests {
                 bytes[len] = end;
                 let ends = end < b'!' || end == 0x7f;
                 assert_eq!(text_len(&bytes, b'!'), if ends { len } else { 24 }, "{end} at {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_lowered_as_far_as_they_go() {
+        for at in 0..20 {
+            for byte in 0..=255u8 {
+                let mut line = *b"Abc-DEF-0129-xyz-AZaz-";
+                line[at] = byte;
+                let mut lower = line;
+                let wanted = line.iter().take_while(|b| LOWER_TOKEN[usize::from(**b)] != 0).count();
+                assert_eq!(lower_name(&mut lower), wanted, "{byte} at {at}");
+                assert!(
+                    lower[..wanted] == line[..wanted].to_ascii_lowercase()
+                        && lower[wanted..] == line[wanted..]
+                );
             }
         }
     }

@@ -32,7 +32,7 @@ impl Exchange {
         self.stream.manager.stats.charge(status);
         self.stream.manager.listener_stats.charge(status);
         self.stream.info.response_code = status;
-        self.stream.info.first_downstream_tx = Some(clock::tick());
+        self.stream.info.first_downstream_tx = Some(clock::recent());
         if self.stream.head_request && !end {
             // The codec sends no body; the upstream has none either. A local reply's is only measured.
             response.body = Body::Empty;
@@ -127,14 +127,19 @@ impl Exchange {
     /// Everything is queued: it is flushed, and the connection's fate told.
     async fn complete(mut self: Box<Self>, responder: &mut Responder) -> Fate {
         let timer = self.stream.timer.clone();
+        let mut waited = false;
         let flushed = poll_fn(|cx| match responder.poll_flush(cx) {
             Poll::Ready(result) => Poll::Ready(result.is_ok()),
             // Of what the deadline of a drain cuts off here nobody knows, as in Envoy.
             Poll::Pending if responder.is_closing() => Poll::Ready(true),
-            Poll::Pending => timer.poll_expired(cx).map(|_| false),
+            Poll::Pending => {
+                waited = true;
+                timer.poll_expired(cx).map(|_| false)
+            }
         })
         .await;
-        self.stream.info.last_downstream_tx = Some(clock::tick());
+        let now = if waited { clock::tick() } else { clock::recent() };
+        self.stream.info.last_downstream_tx = Some(now);
         self.count_wire(responder);
         if !flushed {
             self.stream.info.flags.set(ResponseFlag::DownstreamConnectionTermination);
