@@ -1,5 +1,5 @@
-//! What collectors are sent, as trees: the gRPC messages of a body, or the one message of an OTLP/HTTP body, decoded by the
-//! request's path.
+//! What collectors are sent, as trees: the gRPC messages of a body, or the one message of an OTLP/HTTP body or of Zipkin's,
+//! decoded by the request's path.
 //!
 //! What changes from run to run is made comparable here: addresses become `address:port` (so that ports get their names), times
 //! and durations become words, and ids of traces and spans become `trace1`, `span1`, … in the order in which they were seen, so
@@ -14,8 +14,31 @@ use crate::grpc;
 /// A message: its name, then number, JSON name and type of its fields (`*` repeats).
 type Message = (&'static str, &'static [(u64, &'static str, &'static str)]);
 
-/// OTLP, as far as Envoy writes it. Source: opentelemetry-proto v1.
-const OTLP: &[Message] = &[
+/// OTLP and Zipkin, as far as Envoy writes them. Source: opentelemetry-proto v1, `zipkin.proto` v2.
+const MESSAGES: &[Message] = &[
+    ("Zipkin", &[(1, "spans", "*ZipkinSpan")]),
+    (
+        "ZipkinSpan",
+        &[
+            (1, "traceId", "trace"),
+            (2, "parentId", "span"),
+            (3, "id", "span"),
+            (4, "kind", "int"),
+            (5, "name", "string"),
+            (6, "timestamp", "time"),
+            (7, "duration", "duration"),
+            (8, "localEndpoint", "Endpoint"),
+            (10, "annotations", "*Annotation"),
+            (11, "attributes", "*Tag"),
+            (13, "shared", "int"),
+        ],
+    ),
+    (
+        "Endpoint",
+        &[(1, "serviceName", "string"), (2, "ipv4", "string"), (3, "ipv6", "string"), (4, "port", "int")],
+    ),
+    ("Annotation", &[(1, "timestamp", "time"), (2, "value", "string")]),
+    ("Tag", &[(1, "key", "string"), (2, "value", "string")]),
     ("Logs", &[(1, "resourceLogs", "*ResourceLogs")]),
     (
         "ResourceLogs",
@@ -102,6 +125,11 @@ pub fn messages(path: &str, body: &[u8], ids: &mut Ids) -> Option<Value> {
             grpc::decoded(body, |message| otlp("Traces", message, ids)).into()
         }
         "/v1/traces" => json!([otlp("Traces", body, ids)]),
+        "/v1/logs" => json!([otlp("Logs", body, ids)]),
+        "/api/v2/spans" => match serde_json::from_slice(body) {
+            Ok(spans) => zipkin("", spans, ids),
+            Err(_) => json!([otlp("Zipkin", body, ids)]),
+        },
         _ => return None,
     })
 }
@@ -132,8 +160,36 @@ fn comparable(key: &str, tree: Value) -> Value {
     }
 }
 
+/// Zipkin's JSON, in which a trace's first span has the trace's own id.
+fn zipkin(key: &str, tree: Value, ids: &mut Ids) -> Value {
+    match (key, tree) {
+        ("timestamp", Value::Number(_)) => "TIME".into(),
+        ("duration", Value::Number(_)) => "DURATION".into(),
+        (_, Value::Array(items)) => items.into_iter().map(|item| zipkin("", item, ids)).collect(),
+        (_, Value::Object(mut map)) => {
+            // Envoy's order is that of a hash table.
+            for (key, kind) in [("traceId", "trace"), ("parentId", "span"), ("id", "span")] {
+                if let Some(Value::String(hex)) = map.get_mut(key) {
+                    *hex = ids.name(kind, &hex_bytes(hex));
+                }
+            }
+            let pairs = map.into_iter().map(|(key, value)| {
+                let value = zipkin(&key, value, ids);
+                (key, value)
+            });
+            pairs.collect::<Map<_, _>>().into()
+        }
+        (_, other) => other,
+    }
+}
+
+fn hex_bytes(hex: &str) -> Vec<u8> {
+    let pairs = hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
+    pairs.collect::<Option<_>>().unwrap_or_default()
+}
+
 fn otlp(kind: &str, bytes: &[u8], ids: &mut Ids) -> Value {
-    let Some((_, fields)) = OTLP.iter().find(|(name, _)| *name == kind) else { return Value::Null };
+    let Some((_, fields)) = MESSAGES.iter().find(|(name, _)| *name == kind) else { return Value::Null };
     let mut tree = Map::new();
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -148,6 +204,7 @@ fn otlp(kind: &str, bytes: &[u8], ids: &mut Ids) -> Value {
             ("string", Wire::Bytes(b)) => String::from_utf8_lossy(b).into(),
             ("trace" | "span", Wire::Bytes(b)) => ids.name(kind, b).into(),
             ("time", Wire::Number(n)) => if n == 0 { "0" } else { "TIME" }.into(),
+            ("duration", Wire::Number(_)) => "DURATION".into(),
             (_, Wire::Number(n)) => n.into(),
             (kind, Wire::Bytes(b)) => otlp(kind, b, ids),
         };
@@ -161,7 +218,7 @@ fn otlp(kind: &str, bytes: &[u8], ids: &mut Ids) -> Value {
             tree.insert((*name).to_owned(), value);
         }
     }
-    if kind == "KeyValue" {
+    if matches!(kind, "KeyValue" | "Tag") {
         let key = tree.get("key").and_then(Value::as_str).unwrap_or_default().to_owned();
         return json!({ key: tree.remove("value") });
     }

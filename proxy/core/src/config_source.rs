@@ -268,7 +268,7 @@ impl GrpcService {
     }
 }
 
-fn duration(message: &ProtoDuration) -> Duration {
+pub(crate) fn duration(message: &ProtoDuration) -> Duration {
     Duration::new(message.seconds.max(0).unsigned_abs(), message.nanos.max(0).unsigned_abs())
 }
 

@@ -20,8 +20,14 @@ use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
+mod exporters;
+
 use crate::config_source::GrpcService;
+use crate::http_service::HttpService;
 use crate::runtime::Runtime;
+use crate::stats::Counter;
+
+pub use exporters::{Exporters, Kind};
 
 /// Calls of a thread to its clusters.
 pub trait Uplink {
@@ -30,10 +36,27 @@ pub trait Uplink {
 
     /// A call of one message; the answer's message, or the gRPC status that it failed with.
     fn unary(&self, service: &Arc<GrpcService>, path: &'static str, message: Bytes) -> Answer;
+
+    /// A POST, and what came of it.
+    fn post(&self, service: &Arc<HttpService>, body: Bytes, timeout: Duration) -> PostAnswer;
 }
 
 /// What a call of one message ends with.
 pub type Answer = Pin<Box<dyn Future<Output = Result<Bytes, u16>>>>;
+
+/// What a POST ends with.
+pub type PostAnswer = Pin<Box<dyn Future<Output = Posted>>>;
+
+/// What came of a POST.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Posted {
+    /// Its status: 503 where no host answered, 504 where it was too slow, as Envoy's client has it.
+    Status(u16),
+    /// The answer broke off.
+    Broken,
+    /// There is no such cluster.
+    NoCluster,
+}
 
 /// A call of many messages under way. Dropping it ends it.
 pub trait Outflow {
@@ -47,14 +70,18 @@ pub trait Outflow {
     fn send(&self, frame: Bytes);
 }
 
-/// How records make a message: the message's fields from the outside in, each with what stands in it before the next; the
-/// records are the field `record` of the innermost.
-#[derive(Debug, Default)]
-pub struct Shape {
-    /// Number of each nested field, and the encoded fields that stand before its content.
-    pub levels: Vec<(u32, Bytes)>,
-    /// The records' field number.
-    pub record: u32,
+/// How records make a body.
+#[derive(Debug)]
+pub enum Shape {
+    /// A message.
+    Message {
+        /// Its fields from the outside in, each with the encoded fields that stand before its content.
+        levels: Vec<(u32, Bytes)>,
+        /// The records' field number, in the innermost.
+        record: u32,
+    },
+    /// A list in JSON.
+    Json,
 }
 
 /// What is done with batches.
@@ -66,21 +93,55 @@ pub struct Exporter {
 
 /// The settings of an exporter.
 pub struct Plan {
-    /// The method.
-    pub path: &'static str,
-    /// Whose.
-    pub service: Arc<GrpcService>,
-    /// How.
-    pub call: CallKind,
-    /// The message.
+    /// How batches go out.
+    pub way: Way,
+    /// What they look like.
     pub shape: Shape,
     /// A batch goes out after so many milliseconds at the latest.
     pub interval: Setting,
     /// A batch goes out when it holds so many bytes.
     pub limit: usize,
-    /// A batch goes out when it holds so many records; 0: whatever their number.
-    pub records: Setting,
+    /// A batch goes out when it holds so many records; none: whatever their number.
+    pub records: Option<Setting>,
+    /// Counts the records of batches that went out.
+    pub sent: Option<Counter>,
+    /// Counts the batches whose time had come.
+    pub timed: Option<Counter>,
 }
+
+/// To whom, and how.
+pub enum Way {
+    /// A gRPC stream that stays open.
+    Stream {
+        /// Whose.
+        service: Arc<GrpcService>,
+        /// The method.
+        path: &'static str,
+        /// The encoded fields that stand before the first message's content.
+        first: Bytes,
+    },
+    /// A gRPC call for each batch.
+    Call {
+        /// Whose.
+        service: Arc<GrpcService>,
+        /// The method.
+        path: &'static str,
+        /// Is told how many records were sent and what came of it.
+        done: Done<Result<Bytes, u16>>,
+    },
+    /// A POST for each batch.
+    Post {
+        /// Whose.
+        service: Arc<HttpService>,
+        /// How many milliseconds it may take.
+        timeout: Setting,
+        /// Is told how many records were sent and what came of it.
+        done: Done<Posted>,
+    },
+}
+
+/// Who is told of a batch's end.
+pub type Done<T> = Box<dyn Fn(u32, T) + Send + Sync>;
 
 /// A number that may be found in the runtime.
 pub enum Setting {
@@ -97,14 +158,6 @@ impl Setting {
             Self::Runtime(runtime, key, usual) => runtime.integer(key, *usual),
         }
     }
-}
-
-/// A stream that stays open, or a call for each batch.
-pub enum CallKind {
-    /// The encoded fields that stand before the first message's content.
-    Stream(Bytes),
-    /// Who is told how many records were sent and what came of it.
-    Unary(Box<dyn Fn(u32, Result<Bytes, u16>) + Send + Sync>),
 }
 
 thread_local! {
@@ -138,8 +191,26 @@ impl Exporter {
 
     /// Adds a record to the calling thread's batch; false where it was dropped because there is no room.
     pub fn push(&self, record: &impl Message) -> bool {
+        self.add(|shape, buffer| {
+            if let Shape::Message { record: number, .. } = shape {
+                encode_key(*number, WireType::LengthDelimited, &mut *buffer);
+                encode_varint(record.encoded_len() as u64, &mut *buffer);
+                record.encode_raw(buffer);
+            }
+        })
+    }
+
+    /// Adds a record in JSON.
+    pub fn push_json(&self, record: &[u8]) -> bool {
+        self.add(|_, buffer| {
+            buffer.extend_from_slice(if buffer.is_empty() { b"[" } else { b"," });
+            buffer.extend_from_slice(record);
+        })
+    }
+
+    fn add(&self, write: impl FnOnce(&Shape, &mut Vec<u8>)) -> bool {
         let Some(uplink) = UPLINK.with_borrow(Clone::clone) else { return false };
-        self.batch().push(record, &uplink)
+        self.batch().add(write, &uplink)
     }
 
     fn batch(&self) -> Rc<Batch> {
@@ -164,23 +235,18 @@ impl Exporter {
 
 impl Batch {
     fn is_over_limit(&self) -> bool {
-        let records = || Some(self.plan.records.get()).filter(|records| *records > 0);
         self.buffer.borrow().len() >= self.plan.limit
-            || records().is_some_and(|records| u64::from(self.count.get()) >= records)
+            || self.plan.records.as_ref().is_some_and(|records| u64::from(self.count.get()) >= records.get())
     }
 
-    fn push(self: &Rc<Self>, record: &impl Message, uplink: &Rc<dyn Uplink>) -> bool {
+    fn add(self: &Rc<Self>, write: impl FnOnce(&Shape, &mut Vec<u8>), uplink: &Rc<dyn Uplink>) -> bool {
         if self.count.get() > 0 && self.is_over_limit() {
             self.flush(uplink);
             if self.count.get() > 0 {
                 return false;
             }
         }
-        let mut buffer = self.buffer.borrow_mut();
-        encode_key(self.plan.shape.record, WireType::LengthDelimited, &mut *buffer);
-        encode_varint(record.encoded_len() as u64, &mut *buffer);
-        record.encode_raw(&mut *buffer);
-        drop(buffer);
+        write(&self.plan.shape, &mut self.buffer.borrow_mut());
         self.count.set(self.count.get() + 1);
         if self.is_over_limit() {
             self.flush(uplink);
@@ -192,6 +258,9 @@ impl Batch {
                 while batch.count.get() > 0 {
                     let interval = Duration::from_millis(batch.plan.interval.get().max(1));
                     tokio::time::sleep(interval).await;
+                    if let Some(timed) = &batch.plan.timed {
+                        timed.inc();
+                    }
                     batch.flush(&uplink);
                 }
                 batch.armed.set(false);
@@ -204,25 +273,33 @@ impl Batch {
         if self.count.get() == 0 {
             return;
         }
-        let plan = &self.plan;
-        match &plan.call {
-            CallKind::Stream(first) => {
+        let (plan, count) = (&self.plan, self.count.get());
+        match &plan.way {
+            Way::Stream { service, path, first } => {
                 let mut stream = self.stream.borrow_mut();
                 let begins = !stream.as_ref().is_some_and(|stream| stream.is_open());
                 if begins {
-                    *stream = uplink.stream(&plan.service, plan.path);
+                    *stream = uplink.stream(service, path);
                 }
                 if let Some(stream) = stream.as_ref().filter(|stream| !stream.is_full()) {
                     stream.send(self.take(if begins { first } else { b"" }));
                 }
             }
-            CallKind::Unary(_) => {
-                let count = self.count.get();
-                let answer = uplink.unary(&plan.service, plan.path, self.take(b""));
-                let plan = plan.clone();
+            Way::Call { service, path, .. } => {
+                let (answer, plan) = (uplink.unary(service, path, self.take(b"")), plan.clone());
                 tokio::task::spawn_local(async move {
                     let answer = answer.await;
-                    if let CallKind::Unary(done) = &plan.call {
+                    if let Way::Call { done, .. } = &plan.way {
+                        done(count, answer);
+                    }
+                });
+            }
+            Way::Post { service, timeout, .. } => {
+                let timeout = Duration::from_millis(timeout.get());
+                let (answer, plan) = (uplink.post(service, self.take(b""), timeout), plan.clone());
+                tokio::task::spawn_local(async move {
+                    let answer = answer.await;
+                    if let Way::Post { done, .. } = &plan.way {
                         done(count, answer);
                     }
                 });
@@ -230,32 +307,41 @@ impl Batch {
         }
     }
 
-    /// The batch as a message in its gRPC frame. The buffer is empty then, and as large as it was.
+    /// The batch as a body, in a gRPC frame where it goes out by gRPC. The buffer is empty then, and as large as it was.
     fn take(&self, first: &[u8]) -> Bytes {
         let mut records = self.buffer.borrow_mut();
-        let frame = framed(first, &self.plan.shape, &records);
+        if let Some(sent) = &self.plan.sent {
+            sent.add(self.count.get().into());
+        }
+        let framed = !matches!(self.plan.way, Way::Post { .. });
+        let body = match &self.plan.shape {
+            Shape::Message { levels, .. } => message(framed, first, levels, &records),
+            Shape::Json => [records.as_slice(), b"]"].concat().into(),
+        };
         records.clear();
         self.count.set(0);
-        frame
+        body
     }
 }
 
-/// A message in its gRPC frame: `first`, then the records in the fields around them.
-fn framed(first: &[u8], shape: &Shape, records: &[u8]) -> Bytes {
+/// A message: `first`, then the records in the fields around them.
+fn message(framed: bool, first: &[u8], levels: &[(u32, Bytes)], records: &[u8]) -> Bytes {
     // From the inside out: what each level holds.
-    let mut sizes = Vec::with_capacity(shape.levels.len());
+    let mut sizes = Vec::with_capacity(levels.len());
     let mut size = records.len();
-    for (number, before) in shape.levels.iter().rev() {
+    for (number, before) in levels.iter().rev() {
         let inner = before.len() + size;
         sizes.push(inner);
         size = inner + prost::encoding::key_len(*number) + prost::encoding::encoded_len_varint(inner as u64);
     }
     let length = first.len() + size;
     let mut out = Vec::with_capacity(5 + length);
-    out.push(0);
-    out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    if framed {
+        out.push(0);
+        out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    }
     out.extend_from_slice(first);
-    for ((number, before), inner) in shape.levels.iter().zip(sizes.iter().rev()) {
+    for ((number, before), inner) in levels.iter().zip(sizes.iter().rev()) {
         encode_key(*number, WireType::LengthDelimited, &mut out);
         encode_varint(*inner as u64, &mut out);
         out.extend_from_slice(before);

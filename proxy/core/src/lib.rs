@@ -17,6 +17,7 @@ pub mod error;
 pub mod export;
 pub mod format;
 pub mod header;
+pub mod http_service;
 pub mod local_info;
 pub mod log;
 pub mod matcher;

@@ -6,6 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use envoy_types::pb::opentelemetry::proto::common::v1::{AnyValue, KeyValue, any_value::Value};
 use prost::Message;
 
+/// `SPAN_KIND_SERVER`
+pub const SERVER: i32 = 2;
+/// `SPAN_KIND_CLIENT`
+pub const CLIENT: i32 = 3;
+
 /// `opentelemetry.proto.resource.v1.Resource`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Resource {

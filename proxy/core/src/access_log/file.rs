@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 
-use super::exporters::Exporters;
 use crate::error::{ConfigError, ConfigResult};
+use crate::export::Exporters;
 use crate::stats::{Counter, Gauge, Scope};
 
 /// How much spare room a thread's buffer keeps after it was written.
@@ -186,7 +186,8 @@ impl AccessLogManager {
         self.0.exporters.set_node(node);
     }
 
-    pub(super) fn exporters(&self) -> &Exporters {
+    /// Those who send, to collectors.
+    pub fn exporters(&self) -> &Exporters {
         &self.0.exporters
     }
 

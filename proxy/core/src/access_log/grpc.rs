@@ -16,12 +16,10 @@ use prost::Message;
 use crate::config_source::GrpcService;
 use crate::custom_tag::CustomTag;
 use crate::error::{AtField, ConfigError, ConfigResult};
-use crate::export::{CallKind, Exporter, Plan, Setting, Shape, field};
+use crate::export::{Exporter, Exporters, Kind, Plan, Setting, Shape, Way, field};
 use crate::format::FormatContext;
 use crate::header::HeaderName;
 use crate::stats::Counter;
-
-use super::exporters::{Exporters, Kind};
 
 const PATH: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
 
@@ -158,13 +156,13 @@ fn exporter(
     Ok(exporters.shared(kind, message.encode_to_vec(), || {
         let identifier = Identifier { node: Some(exporters.node()), log_name: message.log_name.clone() };
         Plan {
-            path: PATH,
-            service,
-            call: CallKind::Stream(field(1, &identifier)),
-            shape: Shape { levels: vec![(logs, Default::default())], record: 1 },
+            way: Way::Stream { service, path: PATH, first: field(1, &identifier) },
+            shape: Shape::Message { levels: vec![(logs, Default::default())], record: 1 },
             interval,
             limit,
-            records: Setting::Fixed(0),
+            records: None,
+            sent: None,
+            timed: None,
         }
     }))
 }

@@ -11,7 +11,6 @@
 //!
 //! Entries for collectors ([`grpc`], [`open_telemetry`]) go out by [`crate::export`].
 
-mod exporters;
 mod file;
 mod filter;
 mod grpc;

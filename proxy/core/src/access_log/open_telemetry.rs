@@ -12,12 +12,11 @@ use envoy_types::pb::opentelemetry::proto::common::v1::any_value::Value;
 use envoy_types::pb::opentelemetry::proto::common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList};
 use prost::Message;
 
-use super::exporters::{Exporters, Kind};
 use super::grpc::{buffering, service};
 use crate::config_source::GrpcService;
 use crate::custom_tag::{CustomTag, sanitized};
 use crate::error::{AtField, ConfigError, ConfigResult};
-use crate::export::{CallKind, Exporter, Plan, Setting, Shape, field};
+use crate::export::{Exporter, Exporters, Kind, Plan, Shape, Way, field};
 use crate::format::{Extensions, FormatContext, Formatter};
 use crate::otlp;
 
@@ -192,21 +191,28 @@ fn exporter(message: &OpenTelemetryAccessLogConfig, exporters: &Exporters) -> Co
             scope.counter(&format!("{}logs_written", message.stat_prefix)),
             scope.counter(&format!("{}logs_dropped", message.stat_prefix)),
         );
+        let done = move |count: u32, rejected: u64| {
+            dropped.add(rejected);
+            written.add(u64::from(count) - rejected);
+        };
         Plan {
-            path: PATH,
-            service,
-            call: CallKind::Unary(Box::new(move |count, answer| {
-                let rejected = match answer {
-                    Ok(answer) => otlp::rejected(&answer).min(count.into()),
-                    Err(_) => count.into(),
-                };
-                dropped.add(rejected);
-                written.add(u64::from(count) - rejected);
-            })),
-            shape: Shape { levels: vec![(1, field(1, &resource)), (2, Default::default())], record: 2 },
+            way: Way::Call {
+                service,
+                path: PATH,
+                done: Box::new(move |count, answer| {
+                    let all = u64::from(count);
+                    done(count, answer.map_or(all, |answer| otlp::rejected(&answer).min(all)));
+                }),
+            },
+            shape: Shape::Message {
+                levels: vec![(1, field(1, &resource)), (2, Default::default())],
+                record: 2,
+            },
             interval,
             limit,
-            records: Setting::Fixed(0),
+            records: None,
+            sent: None,
+            timed: None,
         }
     }))
 }

@@ -35,24 +35,36 @@ impl Uplink for Up {
         self.0.sent.borrow_mut().push(message);
         Box::pin(async { Err(14) })
     }
+    fn post(&self, _: &Arc<HttpService>, body: Bytes, _: Duration) -> PostAnswer {
+        self.0.sent.borrow_mut().push(body);
+        Box::pin(async { Posted::Status(202) })
+    }
 }
 
-fn exporter(call: CallKind, limit: usize) -> Exporter {
-    let service = GrpcService {
+fn service() -> Arc<GrpcService> {
+    Arc::new(GrpcService {
         cluster: "c".into(),
         authority: "c".into(),
         metadata: Vec::new(),
         backoff: (Duration::ZERO, Duration::ZERO),
         skip_envoy_headers: false,
-    };
+    })
+}
+
+fn stream(first: &'static [u8]) -> Way {
+    Way::Stream { service: service(), path: "/p", first: Bytes::from_static(first) }
+}
+
+fn exporter(way: Way, limit: usize) -> Exporter {
+    let levels = vec![(2, Bytes::from_static(b"\x08\x01")), (3, Bytes::new())];
     Exporter::new(Plan {
-        path: "/p",
-        service: Arc::new(service),
-        call,
-        shape: Shape { levels: vec![(2, Bytes::from_static(b"\x08\x01")), (3, Bytes::new())], record: 1 },
+        way,
+        shape: Shape::Message { levels, record: 1 },
         interval: Setting::Fixed(20),
         limit,
-        records: Setting::Fixed(0),
+        records: None,
+        sent: None,
+        timed: None,
     })
 }
 
@@ -69,7 +81,7 @@ fn record(text: &str) -> String {
 #[tokio::test]
 async fn a_batch_goes_out_when_it_is_large_or_old() {
     with_collector(|collector| async move {
-        let exporter = exporter(CallKind::Stream(Bytes::from_static(b"\x0a\x00")), 12);
+        let exporter = exporter(stream(b"\x0a\x00"), 12);
         assert!(exporter.push(&record("a")));
         assert!(collector.sent.borrow().is_empty());
         assert!(exporter.push(&record("bcd")));
@@ -91,7 +103,7 @@ async fn a_batch_goes_out_when_it_is_large_or_old() {
 #[tokio::test]
 async fn what_a_full_stream_does_not_take_is_dropped() {
     with_collector(|collector| async move {
-        let exporter = exporter(CallKind::Stream(Bytes::new()), 1);
+        let exporter = exporter(stream(b""), 1);
         collector.full.set(true);
         assert!(exporter.push(&record("a")), "one batch waits");
         assert!(!exporter.push(&record("b")));
@@ -109,7 +121,7 @@ async fn a_call_tells_how_many_records_it_took() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let seen = told.clone();
         let done = move |count, answer: Result<Bytes, u16>| seen.lock().unwrap().push((count, answer.err()));
-        let exporter = exporter(CallKind::Unary(Box::new(done)), 1000);
+        let exporter = exporter(Way::Call { service: service(), path: "/p", done: Box::new(done) }, 1000);
         exporter.push(&record("a"));
         exporter.push(&record("b"));
         tokio::time::sleep(Duration::from_millis(60)).await;
@@ -121,7 +133,31 @@ async fn a_call_tells_how_many_records_it_took() {
 
 #[test]
 fn without_a_way_out_records_are_dropped() {
-    std::thread::spawn(|| assert!(!exporter(CallKind::Stream(Bytes::new()), 1).push(&record("a"))))
-        .join()
-        .unwrap();
+    std::thread::spawn(|| assert!(!exporter(stream(b""), 1).push(&record("a")))).join().unwrap();
+}
+
+#[tokio::test]
+async fn a_post_is_a_bare_body() {
+    with_collector(|collector| async move {
+        let post = || Way::Post {
+            service: Arc::new(HttpService::new("c", "c", "/p")),
+            timeout: Setting::Fixed(1),
+            done: Box::new(|_, _| {}),
+        };
+        exporter(post(), 1).push(&record("a"));
+        let list = Exporter::new(Plan {
+            way: post(),
+            shape: Shape::Json,
+            interval: Setting::Fixed(20),
+            limit: usize::MAX,
+            records: Some(Setting::Fixed(2)),
+            sent: None,
+            timed: None,
+        });
+        list.push_json(b"1");
+        list.push_json(b"2");
+        let sent: Vec<Vec<u8>> = collector.sent.borrow().iter().map(|body| body.to_vec()).collect();
+        assert_eq!(sent, [b"\x12\x09\x08\x01\x1a\x05\x0a\x03\x0a\x01a".to_vec(), b"[1,2]".to_vec()]);
+    })
+    .await;
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sampan_codec::{BodyError, Frame};
+use sampan_core::export::Posted;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::StreamInfo;
 use sampan_core::{clock, local_info};
@@ -116,10 +117,36 @@ pub async fn call(
 ///
 /// # Errors
 /// Why there is no answer, in words for the log.
-pub async fn ask(clusters: &WorkerClusters, mut request: Request<'_>) -> Result<Answer, String> {
+pub async fn ask(clusters: &WorkerClusters, request: Request<'_>) -> Result<Answer, String> {
     let Some(cluster) = clusters.get(request.cluster) else {
         return Err(format!("cluster '{}' does not exist", request.cluster));
     };
+    let (result, _) = run(cluster, request).await;
+    result.map_err(|failed| match failed {
+        Failed::At(failure) => format!("{failure:?}"),
+        Failed::TooLarge => "the response is too large".to_owned(),
+    })
+}
+
+/// Sends a request of whose response only the status counts. As for Envoy's client, a host that does not respond has
+/// answered with 503, or with 504 where it was too slow.
+pub async fn status(clusters: &WorkerClusters, request: Request<'_>) -> Posted {
+    let Some(cluster) = clusters.get(request.cluster) else { return Posted::NoCluster };
+    match run(cluster, request).await {
+        (Ok(answer), _) => Posted::Status(answer.status),
+        (Err(_), true) => Posted::Broken,
+        (Err(Failed::At(failure)), false) => Posted::Status(status_of(&failure)),
+        (Err(Failed::TooLarge), false) => Posted::Status(503),
+    }
+}
+
+/// What a failure counts as.
+fn status_of(failure: &Failure) -> u16 {
+    if matches!(failure, Failure::Timeout) { 504 } else { failure.status() }
+}
+
+/// The answer, and whether it has begun.
+async fn run(cluster: Rc<WorkerCluster>, mut request: Request<'_>) -> (Result<Answer, Failed>, bool) {
     add_headers(&mut request);
     let timeout = request.timeout;
     let mut call =
@@ -133,10 +160,7 @@ pub async fn ask(clusters: &WorkerClusters, mut request: Request<'_>) -> Result<
     };
     clock::tick();
     call.account(&result);
-    result.map_err(|failed| match failed {
-        Failed::At(failure) => format!("{failure:?}"),
-        Failed::TooLarge => "the response is too large".to_owned(),
-    })
+    (result, call.answered.is_some())
 }
 
 /// What the host is told besides.
@@ -263,10 +287,9 @@ impl Call<'_> {
             codes::time(self.cluster.cluster(), u64::try_from(took).unwrap_or(u64::MAX), kind);
         }
         let Err(Failed::At(failure)) = result else { return };
-        let mut status = failure.status();
+        let status = status_of(failure);
         if matches!(failure, Failure::Timeout) {
             stats.upstream_rq_timeout.inc();
-            status = 504;
         }
         if let Some(host) = &self.host {
             if matches!(failure, Failure::Timeout) {

@@ -1,4 +1,4 @@
-//! The way of log entries and spans to their collectors: gRPC calls to this worker's clusters. See [`sampan_core::export`].
+//! The way of log entries and spans to their collectors: gRPC calls and POSTs to this worker's clusters. See [`sampan_core::export`].
 //!
 //! A stream stays open until its collector ends it. What it is given waits for the connection and for the collector's window;
 //! past [`FULL`] bytes it asks for no more.
@@ -8,11 +8,13 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sampan_codec::body::Frame;
 use sampan_core::config_source::GrpcService;
-use sampan_core::export::{Answer, Outflow, Uplink};
+use sampan_core::export::{Answer, Outflow, PostAnswer, Uplink};
+use sampan_core::http_service::HttpService;
 use sampan_upstream::{HttpLease, LbContext, Priority, WorkerClusters, WorkerHost};
 use tokio::sync::mpsc;
 
@@ -64,6 +66,18 @@ impl Uplink for Collectors {
             };
             let answer = callout::ask(&clusters, request).await.map_err(|_| UNAVAILABLE)?;
             grpc::last_message(answer, 0).map_err(|end| end.code)
+        })
+    }
+
+    fn post(&self, service: &Arc<HttpService>, body: Bytes, timeout: Duration) -> PostAnswer {
+        let (clusters, service) = (self.0.clone(), service.clone());
+        Box::pin(async move {
+            let request = callout::Request {
+                timeout: Some(timeout).filter(|timeout| !timeout.is_zero()),
+                limit: None,
+                ..callout::Request::new(&service.cluster, service.head(), body)
+            };
+            callout::status(&clusters, request).await
         })
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! The decision is made once the route is known, by Envoy's rules (`ConnectionManagerUtility::mutateTracingRequestHeader`),
 //! is packed into the request id and counted below `http.PREFIX.tracing`. A provider decides the form of the context
-//! ([`context`]): the peer's is continued with a span of this proxy's own, which goes to the collector where that takes
-//! OTLP by gRPC ([`span`]). **Spans of Zipkin and of OTLP over HTTP are not sent** (`docs/divergences.md`).
+//! ([`context`]): the peer's is continued with a span of this proxy's own ([`span`]), which goes to the provider's collector
+//! ([`zipkin`], [`opentelemetry`]).
 
 mod context;
+mod opentelemetry;
 mod span;
+mod zipkin;
 
-use envoy_types::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
 use envoy_types::pb::envoy::config::route::v3 as route_pb;
 use envoy_types::pb::envoy::config::trace::v3::{OpenTelemetryConfig, ZipkinConfig, tracing};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
@@ -22,8 +23,11 @@ use sampan_core::stats::Counter;
 use sampan_listener::FactoryContext;
 use sampan_listener::context::TrafficDirection;
 
+use context::Beginning;
 pub use context::Context;
-use span::Spans;
+use prost::Message;
+use span::{Sink, Spans};
+use zipkin::{Reporter, Zipkin};
 
 use crate::filter::{decode, message_name};
 use crate::stream::Stream;
@@ -37,6 +41,8 @@ pub struct Tracing {
     provider: Option<Provider>,
     /// Where the provider's spans go.
     spans: Option<Spans>,
+    /// `spawn_upstream_span`
+    child: bool,
     /// Requests leave this workload (`OUTBOUND`): the operation's name goes with them, not with the responses.
     outbound: bool,
     /// `pack_trace_reason` of the request id.
@@ -47,17 +53,10 @@ pub struct Tracing {
 }
 
 /// Who makes the spans.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub enum Provider {
     /// Zipkin, with B3 headers.
-    Zipkin {
-        /// `trace_id_128bit`
-        wide: bool,
-        /// `shared_span_context`: an inbound span is the caller's.
-        shared: bool,
-        /// `spawn_upstream_span`
-        child: bool,
-    },
+    Zipkin(Zipkin),
     /// OpenTelemetry, with W3C headers.
     OpenTelemetry,
 }
@@ -140,36 +139,23 @@ impl Decorator {
 }
 
 impl Provider {
-    #[allow(deprecated)] // `split_spans_for_request` is deprecated and still known.
     fn from_proto(
         message: &tracing::Http,
-        child: bool,
+        manager: &hcm::Tracing,
         context: &FactoryContext,
     ) -> ConfigResult<(Self, Option<Spans>)> {
         let Some(tracing::http::ConfigType::TypedConfig(any)) = &message.config_type else {
             return Err(ConfigError::missing("typed_config"));
         };
+        let key = message.encode_to_vec();
+        let child = manager.spawn_upstream_span.is_some_and(|spawn| spawn.value);
         match message_name(any) {
             "envoy.config.trace.v3.ZipkinConfig" => {
                 let config: ZipkinConfig = decode(any)?;
-                if config.split_spans_for_request {
-                    return Err(ConfigError::unsupported("this field").at("split_spans_for_request"));
-                }
-                let collector = match config.collector_service.as_ref().map(|s| s.http_uri.as_ref()) {
-                    Some(uri) => match uri.and_then(|u| u.http_upstream_type.as_ref()) {
-                        Some(HttpUpstreamType::Cluster(cluster)) => cluster,
-                        None => return Err(ConfigError::missing("collector_service.http_uri.cluster")),
-                    },
-                    None if config.collector_cluster.is_empty() || config.collector_endpoint.is_empty() => {
-                        return Err(ConfigError::new(
-                            "collector_cluster and collector_endpoint must be specified when not using collector_service",
-                        ));
-                    }
-                    None => &config.collector_cluster,
-                };
-                known(collector, context)?;
-                let shared = config.shared_span_context.is_none_or(|s| s.value);
-                Ok((Self::Zipkin { wide: config.trace_id_128bit, shared, child }, None))
+                let reporter = Reporter::from_proto(&config, key, context)?;
+                let zipkin = Zipkin::from_proto(&config, child);
+                let spans = Spans::new(Sink::Zipkin(reporter), manager, zipkin.hop);
+                Ok((Self::Zipkin(zipkin), Some(spans)))
             }
             "envoy.config.trace.v3.OpenTelemetryConfig" => {
                 let config: OpenTelemetryConfig = decode(any)?;
@@ -182,19 +168,13 @@ impl Provider {
                         "OpenTelemetry Tracer must have exactly one of gRPC, HTTP, or custom exporter configured.",
                     ));
                 }
-                Ok((Self::OpenTelemetry, Spans::from_proto(&config, context)?))
+                let exporter = opentelemetry::exporter(&config, key, context)?;
+                let spans = exporter.map(|exporter| Spans::new(Sink::Otlp(exporter), manager, child));
+                Ok((Self::OpenTelemetry, spans))
             }
             _ => Err(ConfigError::unsupported(format!("tracer '{}' ({})", message.name, any.type_url))),
         }
     }
-}
-
-/// Refuses a collector that is no cluster.
-fn known(cluster: &str, context: &FactoryContext) -> ConfigResult<()> {
-    if context.server.clusters.has(cluster) {
-        return Ok(());
-    }
-    Err(ConfigError::new(format!("unknown cluster '{cluster}'")))
 }
 
 impl Tracing {
@@ -208,18 +188,14 @@ impl Tracing {
     ) -> ConfigResult<Self> {
         let scope = context.root_scope().scope(prefix);
         let provider = message.provider.as_ref();
-        let child = message.spawn_upstream_span.is_some_and(|s| s.value);
-        let provider = provider.map(|p| Provider::from_proto(p, child, context));
-        let (provider, mut spans) = provider.transpose().at("provider")?.unzip();
-        if let Some(Some(spans)) = &mut spans {
-            spans.longest_path = message.max_path_tag_length.map_or(256, |length| length.value as usize);
-            (spans.verbose, spans.child) = (message.verbose, child);
-        }
+        let provider = provider.map(|p| Provider::from_proto(p, message, context));
+        let (provider, spans) = provider.transpose().at("provider")?.unzip();
         let counter = |name: &str| scope.counter(&format!("tracing.{name}"));
         Ok(Self {
             sampling: Sampling::of_manager(message)?,
             provider,
             spans: spans.flatten(),
+            child: message.spawn_upstream_span.is_some_and(|spawn| spawn.value),
             outbound: context.traffic_direction == TrafficDirection::Outbound,
             pack,
             by_request_id,
@@ -245,24 +221,26 @@ impl Tracing {
             Reason::Client => self.stats.client_enabled.inc(),
         }
         stream.info.trace_reason = reason as u8;
-        stream.trace = self.provider.and_then(|provider| {
-            let random = || stream.worker.random();
-            Context::begin(provider, &stream.request, reason != Reason::Not, self.outbound, random)
-                .map(Box::new)
-        });
-        if let Some(trace) = &stream.trace {
+        let request = Beginning {
+            headers: &stream.request,
+            traced: reason != Reason::Not,
+            outbound: self.outbound,
+            start: stream.info.start_system,
+        };
+        let random = || stream.worker.random();
+        let provider = self.provider.as_ref();
+        stream.trace = provider.and_then(|p| Context::begin(p, request, random)).map(Box::new);
+        if let Some(trace) = &mut stream.trace {
             let (trace_id, span_id) = trace.ids();
             stream.info.trace_id = Some(trace_id.into());
             // Envoy's Zipkin tracer tells the log nothing of its spans.
             let told = matches!(self.provider, Some(Provider::OpenTelemetry));
             stream.info.span_id = told.then(|| span_id.into());
-        }
-        if let (Some(spans), Some(trace)) = (&self.spans, &mut stream.trace)
-            && trace.sampled
-        {
-            trace.name = self.operation(route.and_then(|r| r.decorator.as_ref()), &stream.request);
-            trace.outbound = self.outbound;
-            trace.child = spans.child.then(|| stream.worker.random());
+            trace.child = self.child.then(|| stream.worker.random());
+            if trace.sampled && self.spans.is_some() {
+                trace.name = self.operation(route.and_then(|r| r.decorator.as_ref()), &stream.request);
+                trace.outbound = self.outbound;
+            }
         }
         stream.operation_set =
             stream.request.contains(HeaderId::X_ENVOY_DECORATOR_OPERATION) && !self.outbound;
@@ -280,6 +258,8 @@ impl Tracing {
         match decorator {
             _ if !self.outbound && !told.is_empty() => told.into_owned(),
             Some(decorator) if !decorator.operation.is_empty() => decorator.operation.to_string(),
+            // Zipkin names a span after the host, whatever its direction.
+            _ if matches!(self.provider, Some(Provider::Zipkin(_))) => text(HeaderId::AUTHORITY).into_owned(),
             _ if self.outbound => format!("egress {}", text(HeaderId::AUTHORITY)),
             _ => "ingress".to_owned(),
         }

@@ -1,4 +1,4 @@
-//! Spans, as Envoy's tracers fill them in (`HttpTracerUtility::finalizeDownstreamSpan`), for an OTLP collector.
+//! Spans, as Envoy's tracers fill them in (`HttpTracerUtility::finalizeDownstreamSpan`), in OTLP's form.
 //!
 //! A span is made when its stream ends, of what is known then; a stream that is not sampled costs nothing. With
 //! `spawn_upstream_span` the upstream's span is made at the same time, one for the last attempt.
@@ -6,29 +6,20 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use envoy_types::pb::envoy::config::trace::v3::OpenTelemetryConfig;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
 use envoy_types::pb::opentelemetry::proto::common::v1::KeyValue;
 use sampan_core::clock;
-use sampan_core::config_source::GrpcService;
 use sampan_core::custom_tag::{CustomTag, sanitized};
-use sampan_core::error::{AtField, ConfigError, ConfigResult};
-use sampan_core::export::{CallKind, Exporter, Plan, Setting, Shape, field};
+use sampan_core::export::Exporter;
 use sampan_core::format::{FormatContext, is_grpc_request};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
-use sampan_core::otlp::{self, Event, Resource, Scope, Span, Status};
+use sampan_core::otlp::{self, CLIENT, Event, SERVER, Span, Status};
 use sampan_core::stream_info::StreamInfo;
-use sampan_listener::FactoryContext;
 
 use super::Context;
+use super::zipkin::Reporter;
 use crate::stream::Stream;
 
-const PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-
-/// As Envoy names itself to collectors, with our version.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1.40.0-compatible/Clean/RELEASE/rustls");
-
-const SERVER: i32 = 2;
-const CLIENT: i32 = 3;
 /// `STATUS_CODE_ERROR`
 const ERROR: i32 = 2;
 
@@ -39,46 +30,35 @@ const REMOTE: u32 = 0x200;
 
 /// Where spans go, and what they show beyond the usual.
 pub(super) struct Spans {
-    exporter: Exporter,
-    /// `max_path_tag_length`
-    pub(super) longest_path: usize,
-    pub(super) verbose: bool,
-    /// `spawn_upstream_span`
-    pub(super) child: bool,
+    sink: Sink,
+    longest_path: usize,
+    verbose: bool,
+    /// The request's span is a server's whatever the direction.
+    hop: bool,
+}
+
+/// The provider's collector.
+pub(super) enum Sink {
+    /// One of OTLP.
+    Otlp(Arc<Exporter>),
+    /// Zipkin's.
+    Zipkin(Reporter),
 }
 
 impl Spans {
-    /// From the provider's message; none where it sends nothing by gRPC.
-    pub(super) fn from_proto(
-        message: &OpenTelemetryConfig,
-        context: &FactoryContext,
-    ) -> ConfigResult<Option<Self>> {
-        if let Some(detector) = message.resource_detectors.first() {
-            let what = format!("resource detector '{}'", detector.name);
-            return Err(ConfigError::unsupported(what).index(0).at("resource_detectors"));
+    /// Spans for a connection manager.
+    pub(super) fn new(sink: Sink, message: &hcm::Tracing, hop: bool) -> Self {
+        let longest_path = message.max_path_tag_length.map_or(256, |length| length.value as usize);
+        Self { sink, longest_path, verbose: message.verbose, hop }
+    }
+
+    fn push(&self, span: &Span) {
+        match &self.sink {
+            Sink::Otlp(exporter) => {
+                exporter.push(span);
+            }
+            Sink::Zipkin(reporter) => reporter.push(span),
         }
-        let Some(service) = &message.grpc_service else { return Ok(None) };
-        let mut service = GrpcService::from_proto(service).at("grpc_service")?;
-        service.metadata.insert(0, ("user-agent".to_owned(), format!("OTel-OTLP-Exporter-Envoy/{VERSION}")));
-        let stats = context.root_scope().scope("tracing.opentelemetry");
-        let sent = stats.counter("spans_sent");
-        // They are there and stay 0: a call takes all spans, and the timer runs only while some wait.
-        let _ = (stats.counter("spans_dropped"), stats.counter("timer_flushed"));
-        let runtime = |key, usual| Setting::Runtime(context.server.runtime.clone(), key, usual);
-        let scope = Scope { name: "envoy".to_owned(), version: VERSION.to_owned() };
-        let exporter = Exporter::new(Plan {
-            path: PATH,
-            service: Arc::new(service),
-            call: CallKind::Unary(Box::new(move |count, _| sent.add(count.into()))),
-            shape: Shape {
-                levels: vec![(1, field(1, &resource(&message.service_name))), (2, field(1, &scope))],
-                record: 2,
-            },
-            interval: runtime("tracing.opentelemetry.flush_interval_ms", 5000),
-            limit: usize::MAX,
-            records: runtime("tracing.opentelemetry.min_flush_spans", 5),
-        });
-        Ok(Some(Self { exporter, longest_path: 256, verbose: false, child: false }))
     }
 
     /// The stream is over: sends its spans.
@@ -111,14 +91,16 @@ impl Spans {
                 tags.set("peer.address", host.to_string());
             }
             self.common(&mut tags, context, &[]);
-            self.exporter.push(&span);
+            // Of the client's side it knows nothing.
+            span.events.retain(|event| !event.name.contains("downstream"));
+            self.push(&span);
         }
         let mut span = self.span(trace, trace.span, info);
         if let Some(parent) = trace.parent {
             span.parent_span_id = parent.to_be_bytes().to_vec();
             span.flags |= REMOTE;
         }
-        span.kind = if trace.outbound && !self.child { CLIENT } else { SERVER };
+        span.kind = if trace.outbound && !self.hop { CLIENT } else { SERVER };
         span.name.clone_from(&trace.name);
         let mut tags_of = Tags(&mut span);
         let node = &stream.worker.server.node;
@@ -129,7 +111,7 @@ impl Spans {
         tags_of.set("response_size", info.bytes.sent.to_string());
         self.common(&mut tags_of, context, tags);
         [context.response, context.trailers].into_iter().flatten().for_each(|headers| tags_of.grpc(headers));
-        self.exporter.push(&span);
+        self.push(&span);
     }
 
     fn span(&self, trace: &Context, id: u64, info: &StreamInfo) -> Span {
@@ -215,18 +197,6 @@ impl Spans {
                 }
             }
         }
-    }
-}
-
-fn resource(service: &str) -> Resource {
-    let service = if service.is_empty() { "unknown_service:envoy" } else { service };
-    Resource {
-        attributes: vec![
-            otlp::text("service.name", service),
-            otlp::text("telemetry.sdk.language", "rust"),
-            otlp::text("telemetry.sdk.name", "envoy"),
-            otlp::text("telemetry.sdk.version", VERSION),
-        ],
     }
 }
 
