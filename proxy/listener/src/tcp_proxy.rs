@@ -26,7 +26,9 @@ use sampan_core::xxhash::xxh64;
 use sampan_tls::Transport;
 use sampan_upstream::circuit::Priority;
 use sampan_upstream::pool::{PoolError, TcpLease};
-use sampan_upstream::{ConnectFailureKind, ConnectOptions, LbContext, Outcome, WorkerCluster, WorkerHost};
+use sampan_upstream::{
+    ConnectFailureKind, ConnectOptions, Discovered, LbContext, Outcome, WorkerCluster, WorkerHost,
+};
 use tokio::io::Interest;
 use tokio::time::{sleep, sleep_until};
 
@@ -63,6 +65,15 @@ stats! {
     }
 }
 
+stats! {
+    /// The same, with `on_demand`.
+    OnDemandCounters {
+        counters:
+            on_demand_cluster_attempt on_demand_cluster_missing on_demand_cluster_success on_demand_cluster_timeout;
+        gauges: ;
+    }
+}
+
 /// Registers the filter.
 pub(crate) fn register(registry: &mut NetworkFilterRegistry) {
     registry.register(CONFIG, make);
@@ -72,10 +83,13 @@ fn make(config: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
     let message = crate::proto::decode(config)?;
     let config = TcpProxyConfig::from_proto(&message)?;
     let access_log = context.access_loggers(&message.access_log, "access_log")?;
-    let counters = Counters::new(&context.root_scope().scope("tcp").scope(&config.stat_prefix));
+    let scope = context.root_scope().scope("tcp").scope(&config.stat_prefix);
+    let counters = Counters::new(&scope);
+    let on_demand = config.on_demand.is_some().then(|| Box::new(OnDemandCounters::new(&scope)));
     Ok(NetworkFilter::Terminal(Arc::new(TcpProxy {
         config,
         counters,
+        on_demand,
         access_log,
         listener_metadata: context.listener_metadata.clone(),
     })))
@@ -85,6 +99,7 @@ fn make(config: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
 struct TcpProxy {
     config: TcpProxyConfig,
     counters: Counters,
+    on_demand: Option<Box<OnDemandCounters>>,
     access_log: Vec<AccessLogger>,
     listener_metadata: Option<Arc<Metadata>>,
 }
@@ -292,7 +307,7 @@ impl Session {
         loop {
             let chosen = self.cluster.as_deref().and_then(|o| TextState::read(o, TextKind::TcpProxyCluster));
             let name = chosen.unwrap_or_else(|| self.proxy.config.pick(worker));
-            let Some(cluster) = worker.clusters.get(name) else {
+            let Some(cluster) = self.cluster(worker, name).await else {
                 self.proxy.counters.downstream_cx_no_route.inc();
                 return self.fail(ResponseFlag::NoClusterFound, FAILED[3]);
             };
@@ -321,6 +336,23 @@ impl Session {
             // The other connections of this worker get their turn before the next attempt.
             tokio::task::yield_now().await;
         }
+    }
+
+    /// The cluster of a name, which may have to be asked for.
+    async fn cluster(&self, worker: &Rc<Worker>, name: &str) -> Option<Rc<WorkerCluster>> {
+        let here = worker.clusters.get(name);
+        let (None, Some(on_demand), Some(counters)) =
+            (&here, &self.proxy.config.on_demand, &self.proxy.on_demand)
+        else {
+            return here;
+        };
+        counters.on_demand_cluster_attempt.inc();
+        match worker.clusters.demand(on_demand, &name.into()).await {
+            Discovered::Available => counters.on_demand_cluster_success.inc(),
+            Discovered::Missing => counters.on_demand_cluster_missing.inc(),
+            Discovered::TimedOut => counters.on_demand_cluster_timeout.inc(),
+        }
+        worker.clusters.get(name)
     }
 
     fn hash(&self) -> Option<u64> {

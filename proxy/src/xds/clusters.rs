@@ -21,16 +21,21 @@ use super::{Context, Subscriber};
 
 /// The subscriber of `dynamic_resources.cds_config`.
 pub struct Cds {
-    context: Rc<Context>,
-    eds: Rc<Eds>,
+    changes: Changes,
     version: RefCell<Arc<str>>,
-    /// From now on new clusters warm aside.
-    serving: Cell<bool>,
     answered: watch::Sender<bool>,
     /// `config_reload`
     reloads: Counter,
     /// `config_reload_time_ms`
     reloaded_at: Gauge,
+}
+
+/// What takes clusters and gives them up.
+pub(super) struct Changes {
+    context: Rc<Context>,
+    eds: Rc<Eds>,
+    /// From now on new clusters warm aside.
+    serving: Cell<bool>,
     /// While clusters warm aside the control plane is not told that it may go on.
     warming: Rc<RefCell<Option<Pause>>>,
 }
@@ -44,14 +49,11 @@ enum Taken {
 impl Cds {
     pub(super) fn new(context: Rc<Context>, eds: Rc<Eds>, scope: &Scope) -> Self {
         Self {
-            context,
-            eds,
+            changes: Changes::new(context, eds, false),
             version: RefCell::new("".into()),
-            serving: Cell::new(false),
             answered: watch::Sender::new(false),
             reloads: scope.counter("config_reload"),
             reloaded_at: scope.gauge("config_reload_time_ms"),
-            warming: Rc::default(),
         }
     }
 
@@ -67,7 +69,24 @@ impl Cds {
     }
 
     pub(super) fn serving(&self) {
-        self.serving.set(true);
+        self.changes.serving.set(true);
+    }
+
+    fn done(&self, wrong: &[String], new: usize) -> Result<(), String> {
+        self.changes.outcome(wrong)?;
+        if new > 0 {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.reloads.inc();
+            self.reloaded_at.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        }
+        self.answered.send_replace(true);
+        Ok(())
+    }
+}
+
+impl Changes {
+    pub(super) fn new(context: Rc<Context>, eds: Rc<Eds>, serving: bool) -> Self {
+        Self { context, eds, serving: Cell::new(serving), warming: Rc::default() }
     }
 
     fn take(&self, resource: &Checked<'_, Message>) -> ConfigResult<Taken> {
@@ -91,8 +110,13 @@ impl Cds {
         Ok(Taken::New)
     }
 
+    /// One request for all endpoints and secrets that clusters want until this is dropped.
+    pub(super) fn together(&self) -> Option<Pause> {
+        self.context.pause(&[types::ENDPOINTS, types::SECRET])
+    }
+
     /// Takes what is new. Gives the reasons why some was not taken, and how much changed.
-    fn take_all(&self, resources: &[Checked<'_, Message>]) -> (Vec<String>, usize) {
+    pub(super) fn take_all(&self, resources: &[Checked<'_, Message>]) -> (Vec<String>, usize) {
         let mut names = HashSet::new();
         let mut wrong = Vec::new();
         let mut new = 0;
@@ -111,7 +135,7 @@ impl Cds {
         (wrong, new)
     }
 
-    fn remove(&self, name: &str) -> bool {
+    pub(super) fn remove(&self, name: &str) -> bool {
         let clusters = &self.context.clusters;
         let removed = clusters.newest(name).is_some_and(|c| c.origin().is_some()) && clusters.remove(name);
         if removed {
@@ -129,18 +153,13 @@ impl Cds {
         }
     }
 
-    fn done(&self, wrong: &[String], new: usize) -> Result<(), String> {
+    /// What the control plane is told of reasons like these.
+    pub(super) fn outcome(&self, wrong: &[String]) -> Result<(), String> {
         self.hold_back();
-        if !wrong.is_empty() {
-            return Err(format!("Error adding/updating cluster(s) {}", wrong.join(", ")));
+        if wrong.is_empty() {
+            return Ok(());
         }
-        if new > 0 {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            self.reloads.inc();
-            self.reloaded_at.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        }
-        self.answered.send_replace(true);
-        Ok(())
+        Err(format!("Error adding/updating cluster(s) {}", wrong.join(", ")))
     }
 
     /// As in Envoy, CDS is answered when the clusters that warm aside have their endpoints.
@@ -165,23 +184,22 @@ impl Subscriber for Cds {
     }
 
     fn decode(&self, resource: Resource) -> Result<Decoded, String> {
-        decode::<Message>(&self.context, resource)
+        decode::<Message>(&self.changes.context, resource)
     }
 
     fn update(&self, version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
-        // One request for all endpoints and secrets that the clusters want.
-        let _together = self.context.pause(&[types::ENDPOINTS, types::SECRET]);
+        let _together = self.changes.together();
         let resources = checked(resources);
-        let (wrong, new) = self.take_all(&resources);
-        self.remove_others(&resources);
+        let (wrong, new) = self.changes.take_all(&resources);
+        self.changes.remove_others(&resources);
         *self.version.borrow_mut() = version.into();
         self.done(&wrong, new)
     }
 
     fn change(&self, version: &str, added: &[Rc<Decoded>], removed: &[String]) -> Result<(), String> {
-        let _together = self.context.pause(&[types::ENDPOINTS, types::SECRET]);
-        let (wrong, new) = self.take_all(&checked(added));
-        let removed = removed.iter().filter(|name| self.remove(name)).count();
+        let _together = self.changes.together();
+        let (wrong, new) = self.changes.take_all(&checked(added));
+        let removed = removed.iter().filter(|name| self.changes.remove(name)).count();
         if new + removed > 0 {
             *self.version.borrow_mut() = version.into();
         }
@@ -193,7 +211,7 @@ impl Subscriber for Cds {
     }
 
     fn in_force(&self) -> Vec<KeptResource> {
-        let clusters = &self.context.clusters;
+        let clusters = &self.changes.context.clusters;
         let waiting = clusters.waiting();
         let newer: HashSet<_> = waiting.iter().map(|cluster| cluster.name().clone()).collect();
         let all = clusters.clusters().all().into_iter().filter(|cluster| !newer.contains(cluster.name()));

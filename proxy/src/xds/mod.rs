@@ -33,6 +33,7 @@
 //! endpoints must come first waits aside ([`sampan_upstream::ClusterManager`]) until the first answer, good or bad.
 
 mod clusters;
+mod demands;
 mod endpoints;
 mod extensions;
 mod file;
@@ -300,6 +301,7 @@ impl Xds {
         for cluster in clusters.clusters().all() {
             eds.follow(&cluster);
         }
+        demands::start(&context, &eds, root);
         let routes = Rc::new(Routes::new(context.clone(), server.clone()));
         let extensions = Rc::new(Extensions::new(context.clone()));
         let scopes = Rc::new(Srds::new(context.clone(), routes.clone()));

@@ -6,22 +6,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 use sampan_core::ConfigResult;
 use sampan_core::peer;
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_tls::StaticSecrets;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cluster::{Cluster, Origin, destinations};
 use crate::config::{BindConfig, ClusterConfig, Discovery, ExchangeConfig};
+use crate::demand::{Demand, Discovered, OnDemand};
 use crate::dns;
 use crate::outlier::{self, EventLog};
 
 /// The slots that all threads share. Workers take the lock only for names they have not used before.
 #[derive(Default)]
-pub struct Clusters(RwLock<BTreeMap<Arc<str>, Arc<Cluster>>>);
+pub struct Clusters {
+    slots: RwLock<BTreeMap<Arc<str>, Arc<Cluster>>>,
+    /// Where clusters that are not there are asked for.
+    demands: OnceLock<mpsc::UnboundedSender<Demand>>,
+}
 
 /// Adds, replaces and removes clusters.
 pub struct ClusterManager {
@@ -46,6 +51,8 @@ struct Slots {
     warming: watch::Sender<usize>,
     /// Grows when a slot loses a cluster.
     replaced: watch::Sender<u64>,
+    /// Grows when a slot gets its first cluster.
+    appeared: watch::Sender<u64>,
 }
 
 struct ManagerStats {
@@ -80,12 +87,26 @@ impl Drop for WarmingInner {
 impl Clusters {
     /// The cluster of a name.
     pub fn get(&self, name: &str) -> Option<Arc<Cluster>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// All clusters, by name.
     pub fn all(&self) -> Vec<Arc<Cluster>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Asks for a cluster that is not there; what is returned ends with the answer.
+    pub(crate) fn demand(
+        &self,
+        on_demand: &Arc<OnDemand>,
+        name: &Arc<str>,
+    ) -> impl Future<Output = Discovered> + use<> {
+        let (answer, answered) = oneshot::channel();
+        if let Some(demands) = self.demands.get() {
+            // Where nobody listens any more the answer is dropped at once.
+            let _ = demands.send(Demand { on_demand: on_demand.clone(), name: name.clone(), answer });
+        }
+        async move { answered.await.unwrap_or(Discovered::Missing) }
     }
 }
 
@@ -96,7 +117,7 @@ impl Slots {
 
     /// Puts a cluster into its slot.
     fn place(&self, cluster: &Arc<Cluster>) {
-        let mut map = self.clusters.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.clusters.slots.write().unwrap_or_else(PoisonError::into_inner);
         let old = map.insert(cluster.name().clone(), cluster.clone());
         drop(map);
         match old {
@@ -108,7 +129,10 @@ impl Slots {
                 old.retire();
                 self.replaced.send_modify(|n| *n += 1);
             }
-            None => self.stats.active.inc(),
+            None => {
+                self.stats.active.inc();
+                self.appeared.send_modify(|n| *n += 1);
+            }
         }
     }
 
@@ -148,6 +172,7 @@ impl ClusterManager {
                 stats,
                 warming: watch::Sender::new(0),
                 replaced: watch::Sender::new(0),
+                appeared: watch::Sender::new(0),
             }),
             secrets,
             scope: scope.clone(),
@@ -278,7 +303,7 @@ impl ClusterManager {
         if waiting.is_some() {
             slots.stats.warming.dec();
         }
-        let mut map = slots.clusters.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut map = slots.clusters.slots.write().unwrap_or_else(PoisonError::into_inner);
         let old = map.remove(name);
         drop(map);
         if old.is_none() && waiting.is_none() {
@@ -307,6 +332,19 @@ impl ClusterManager {
     /// Changes whenever a slot lost its cluster: workers then close what they hold of it.
     pub fn replaced(&self) -> watch::Receiver<u64> {
         self.slots.replaced.subscribe()
+    }
+
+    /// Changes whenever there is a cluster that was not there before.
+    pub fn appeared(&self) -> watch::Receiver<u64> {
+        self.slots.appeared.subscribe()
+    }
+
+    /// Where the workers' questions for clusters come out; to be called once.
+    pub fn demands(&self) -> mpsc::UnboundedReceiver<Demand> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        // A second caller hears nothing.
+        let _ = self.slots.clusters.demands.set(sender);
+        receiver
     }
 
     /// Returns when every cluster has had its first answer, good or bad: listeners open after that.

@@ -13,6 +13,7 @@ use sampan_core::stream_info::{Metadata, StreamInfo};
 use crate::circuit::{Breakers, Priority};
 use crate::cluster::Cluster;
 use crate::config::Discovery;
+use crate::demand::{Discovered, OnDemand};
 use crate::host::{Host, HostSet};
 use crate::lb::{LbContext, LoadBalancer, Random};
 use crate::manager::Clusters;
@@ -96,6 +97,15 @@ impl WorkerClusters {
         let cluster = Rc::new(cluster);
         self.0.used.borrow_mut().insert(cluster.core.cluster.name().clone(), cluster.clone());
         Some(cluster)
+    }
+
+    /// Asks for a cluster that is not there; what is returned ends with the answer.
+    pub fn demand(
+        &self,
+        on_demand: &Arc<OnDemand>,
+        name: &Arc<str>,
+    ) -> impl Future<Output = Discovered> + use<> {
+        self.0.shared.demand(on_demand, name)
     }
 
     /// A random number; not for secrets.

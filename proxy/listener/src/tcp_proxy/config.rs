@@ -7,10 +7,12 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_upstream::OnDemand;
 
 use crate::context::Worker;
 use crate::proto::{nonzero, refuse, u32_of};
 
+const DEFAULT_DISCOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// A `TcpProxy` message, checked.
@@ -23,6 +25,8 @@ pub(super) struct TcpProxyConfig {
     /// Up to so much of the duration is added, as a share of it.
     jitter: f64,
     clusters: Clusters,
+    /// Where clusters are asked for that are not there.
+    pub(super) on_demand: Option<Arc<OnDemand>>,
     /// `hash_policy: [{source_ip: {}}]`
     pub(super) hash_source_ip: bool,
     /// Log when the client has connected.
@@ -64,6 +68,7 @@ impl TcpProxyConfig {
             )?,
             jitter: jitter / 100.0,
             clusters: Clusters::from_proto(m.cluster_specifier.as_ref())?,
+            on_demand: on_demand(m.on_demand.as_ref()).at("on_demand")?,
             hash_source_ip: !m.hash_policy.is_empty(),
             log_on_start: options.flush_access_log_on_start,
             log_on_connected: options.flush_access_log_on_connected || m.flush_access_log_on_connected,
@@ -87,6 +92,13 @@ impl TcpProxyConfig {
         let share = random as f64 / u64::MAX as f64;
         self.max_duration.map(|d| d.mul_f64(1.0 + self.jitter * share))
     }
+}
+
+fn on_demand(message: Option<&pb::tcp_proxy::OnDemand>) -> ConfigResult<Option<Arc<OnDemand>>> {
+    let Some(message) = message.filter(|message| message.odcds_config.is_some()) else { return Ok(None) };
+    let pb::tcp_proxy::OnDemand { odcds_config, resources_locator, timeout } = message;
+    let default = DEFAULT_DISCOVERY_TIMEOUT;
+    OnDemand::from_proto(odcds_config.as_ref(), resources_locator, timeout.as_ref(), default).map(Some)
 }
 
 fn pick_weighted(list: &[(u64, Arc<str>)], at: u64) -> &str {
@@ -125,7 +137,6 @@ impl Clusters {
 
 #[allow(deprecated, reason = "deprecated fields are refused where Envoy honours them")]
 fn refuse_unsupported(m: &pb::TcpProxy) -> ConfigResult<()> {
-    refuse(m.on_demand.is_some(), "on_demand")?;
     refuse(m.metadata_match.is_some(), "metadata_match")?;
     for (index, policy) in m.hash_policy.iter().enumerate() {
         let by_state = matches!(policy.policy_specifier, Some(PolicySpecifier::FilterState(_)));
