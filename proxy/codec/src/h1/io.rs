@@ -1,7 +1,8 @@
 //! Buffered reading and writing of one connection.
 //!
 //! Reads go into a scratch buffer of the worker and from there to where the bytes belong, so that a connection
-//! that waits holds no memory. Heads and small bodies are gathered in `out` and leave in one write; a large frame
+//! that waits holds no memory. Where a read has filled the scratch, the body's next piece is read into memory of its own
+//! and passed on without a copy. Heads and small bodies are gathered in `out` and leave in one write; a large frame
 //! is written behind them without being copied.
 
 use std::cell::RefCell;
@@ -12,9 +13,12 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use sampan_tls::Transport;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
 /// What one read takes at most.
 pub(super) const SCRATCH: usize = 16 * 1024;
+/// What a body's piece takes that is read without the scratch: the largest that the allocator keeps at hand.
+const PIECE: usize = 32 * 1024;
 /// Up to this a frame is copied behind the head instead of being written beside it.
 const COPY: usize = 4 * 1024;
 
@@ -35,6 +39,8 @@ pub(super) struct Io {
     after: Vec<u8>,
     /// The peer has closed or broken the stream.
     pub(super) read_eof: bool,
+    /// The last read got all it had room for.
+    plenty: bool,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
 }
@@ -49,6 +55,7 @@ impl Io {
             tail: Bytes::new(),
             after: Vec::new(),
             read_eof: false,
+            plenty: false,
             bytes_in: 0,
             bytes_out: 0,
         }
@@ -81,6 +88,7 @@ impl Io {
                 return Poll::Ready(Ok(None));
             }
             self.bytes_in += seen.len() as u64;
+            self.plenty = seen.len() == SCRATCH;
             let (consumed, value) = see(seen);
             if consumed < seen.len() {
                 self.inbox.extend_from_slice(&seen[consumed..]);
@@ -101,6 +109,7 @@ impl Io {
                 self.read_eof = true;
             }
             self.bytes_in += seen.len() as u64;
+            self.plenty = seen.len() == SCRATCH;
             self.inbox.extend_from_slice(seen);
             Poll::Ready(Ok(seen.len()))
         })
@@ -108,15 +117,36 @@ impl Io {
 
     /// Takes at most `limit` bytes, from the inbox or by one read; empty is the end of the stream.
     pub(super) fn poll_take(&mut self, cx: &mut Context<'_>, limit: u64) -> Poll<io::Result<Bytes>> {
+        let limited = usize::try_from(limit).unwrap_or(usize::MAX);
+        if self.inbox.is_empty() && self.plenty && limited > COPY {
+            return self.poll_read_piece(cx, limited);
+        }
         if self.inbox.is_empty() {
             let got = ready!(self.poll_read_scratch(cx, |seen| {
-                let n = seen.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
+                let n = seen.len().min(limited);
                 (n, Bytes::copy_from_slice(&seen[..n]))
             }))?;
             return Poll::Ready(Ok(got.unwrap_or_default()));
         }
-        let n = self.inbox.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let n = self.inbox.len().min(limited);
         Poll::Ready(Ok(self.take_inbox(n)))
+    }
+
+    /// Reads once into memory that is passed on; empty is the end of the stream.
+    fn poll_read_piece(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<Bytes>> {
+        // Who waits for more holds no memory meanwhile: the next read begins with the scratch again.
+        self.plenty = false;
+        let mut piece = BytesMut::with_capacity(limit.min(PIECE));
+        let room = piece.capacity();
+        let read = ready!(poll_read_buf(Pin::new(&mut self.transport), cx, &mut piece));
+        self.read_eof |= !matches!(read, Ok(1..));
+        let read = read?;
+        self.bytes_in += read as u64;
+        self.plenty = read == room;
+        if read > limit {
+            self.inbox = piece.split_off(limit);
+        }
+        Poll::Ready(Ok(piece.freeze()))
     }
 
     /// The first `n` bytes of the inbox.
@@ -235,5 +265,41 @@ impl Io {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_flush(cx))?;
         Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_body_comes_in_large_pieces_and_not_a_byte_more() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut io = Io::new(Transport::Unix(near));
+        let sent: Vec<u8> = (0..150_000u32).map(|n| (n % 251) as u8).collect();
+        let all = sent.clone();
+        let writing = tokio::spawn(async move { far.write_all(&all).await.map(|()| far) });
+        let (mut body, mut largest) = (Vec::new(), 0);
+        while body.len() < 140_000 {
+            let left = 140_000 - body.len() as u64;
+            let piece = poll_fn(|cx| io.poll_take(cx, left)).await.unwrap();
+            largest = largest.max(piece.len());
+            body.extend_from_slice(&piece);
+        }
+        assert!(body == sent[..140_000] && largest > SCRATCH, "{largest}");
+        let far = writing.await.unwrap().unwrap();
+        while io.inbox.len() < 10_000 {
+            poll_fn(|cx| io.poll_fill(cx)).await.unwrap();
+        }
+        assert!(io.inbox == sent[140_000..] && io.bytes_in == 150_000);
+        drop(far);
+        io.inbox.clear();
+        let end = poll_fn(|cx| io.poll_take(cx, 1 << 20)).await.unwrap();
+        assert!(end.is_empty() && io.read_eof);
     }
 }
