@@ -103,6 +103,8 @@ pub struct Plan {
     pub limit: usize,
     /// A batch goes out when it holds so many records; none: whatever their number.
     pub records: Option<Setting>,
+    /// A batch holds so many records at most; what comes then is counted, and lost.
+    pub most: Option<(u64, Counter)>,
     /// Counts the records of batches that went out.
     pub sent: Option<Counter>,
     /// Counts the batches whose time had come.
@@ -240,6 +242,13 @@ impl Batch {
     }
 
     fn add(self: &Rc<Self>, write: impl FnOnce(&Shape, &mut Vec<u8>), uplink: &Rc<dyn Uplink>) -> bool {
+        if let Some((most, dropped)) = &self.plan.most
+            && u64::from(self.count.get()) >= *most
+        {
+            dropped.inc();
+            self.flush(uplink);
+            return false;
+        }
         if self.count.get() > 0 && self.is_over_limit() {
             self.flush(uplink);
             if self.count.get() > 0 {
@@ -348,6 +357,11 @@ fn message(framed: bool, first: &[u8], levels: &[(u32, Bytes)], records: &[u8]) 
     }
     out.extend_from_slice(records);
     out.into()
+}
+
+/// A deadline as a setting has it.
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A message as the field of another.

@@ -14,6 +14,7 @@ use crate::address::Address;
 use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::format::{Extensions, FormatContext, Formatter};
 use crate::header::{HeaderId, HeaderMap, HeaderName};
+use crate::otlp;
 use crate::stream_info::{ConnectionInfo, StreamInfo};
 
 /// A service that takes POSTs.
@@ -57,19 +58,22 @@ impl HttpService {
         Self { cluster: cluster.into(), timeout: Duration::ZERO, head, added: Vec::new() }
     }
 
-    /// From the message; what stands before the URI's path is the host.
-    pub fn from_proto(message: &pb::HttpService) -> ConfigResult<Self> {
-        let (cluster, uri) = Self::target(message)?;
-        let parts = Parts::of(&uri.uri);
-        Self::new(cluster, parts.host, parts.path).with(message)
+    /// A service for OTLP.
+    pub fn otlp(message: &pb::HttpService) -> ConfigResult<Self> {
+        let (cluster, uri) = Self::target(message);
+        let parts = Parts::of(uri);
+        let service = Self::new(cluster, parts.host, parts.path)
+            .header(HeaderId::CONTENT_TYPE, "application/x-protobuf")
+            .header(HeaderId::USER_AGENT, &otlp::user_agent());
+        service.with(message)
     }
 
-    /// The cluster and the URI of a message.
-    pub fn target(message: &pb::HttpService) -> ConfigResult<(&str, &pb::HttpUri)> {
-        let uri = message.http_uri.as_ref().ok_or_else(|| ConfigError::missing("http_uri"))?;
-        match &uri.http_upstream_type {
-            Some(pb::http_uri::HttpUpstreamType::Cluster(cluster)) => Ok((cluster, uri)),
-            None => Err(ConfigError::missing("cluster").at("http_uri")),
+    /// The cluster and the URI of a message; a message without them leads nowhere.
+    pub fn target(message: &pb::HttpService) -> (&str, &str) {
+        let Some(pb::HttpUri { uri, http_upstream_type, .. }) = &message.http_uri else { return ("", "") };
+        match http_upstream_type {
+            Some(pb::http_uri::HttpUpstreamType::Cluster(cluster)) => (cluster, uri),
+            None => ("", uri),
         }
     }
 

@@ -1,10 +1,22 @@
 //! OTLP's messages as far as they are written and read here. Source: opentelemetry-proto v1, `logs`, `trace`, `resource`,
 //! `collector`; what `common` has comes from `envoy-types`.
 
+mod detectors;
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::opentelemetry::proto::common::v1::{AnyValue, KeyValue, any_value::Value};
 use prost::Message;
+
+pub use detectors::detect;
+
+/// As Envoy names itself to collectors, with our version.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1.40.0-compatible/Clean/RELEASE/rustls");
+
+/// The `user-agent` of exports.
+pub fn user_agent() -> String {
+    format!("OTel-OTLP-Exporter-Envoy/{VERSION}")
+}
 
 /// `SPAN_KIND_SERVER`
 pub const SERVER: i32 = 2;

@@ -161,6 +161,7 @@ fn exporter(
             interval,
             limit,
             records: None,
+            most: None,
             sent: None,
             timed: None,
         }

@@ -2,7 +2,8 @@
 //!
 //! Of `common_config` (deprecated and what Istio sends) only the service, the log's name and the buffering count: its tags and
 //! filter state objects do not, as in Envoy 1.40. `logs_written` and `logs_dropped` are what the collector says: a call that
-//! fails drops its records, a partial success those that were rejected.
+//! fails drops its records, a partial success those that were rejected, a POST that is not answered with 200 all of them; what
+//! is for no cluster is not counted at all.
 
 use std::sync::Arc;
 
@@ -16,8 +17,9 @@ use super::grpc::{buffering, service};
 use crate::config_source::GrpcService;
 use crate::custom_tag::{CustomTag, sanitized};
 use crate::error::{AtField, ConfigError, ConfigResult};
-use crate::export::{Exporter, Exporters, Kind, Plan, Shape, Way, field};
+use crate::export::{Exporter, Exporters, Kind, Plan, Posted, Setting, Shape, Way, field, millis};
 use crate::format::{Extensions, FormatContext, Formatter};
+use crate::http_service::HttpService;
 use crate::otlp;
 
 const PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
@@ -45,13 +47,6 @@ impl OpenTelemetryLogger {
         message: &OpenTelemetryAccessLogConfig,
         exporters: &Exporters,
     ) -> ConfigResult<Self> {
-        if message.http_service.is_some() {
-            return Err(ConfigError::unsupported("this field").at("http_service"));
-        }
-        if let Some(detector) = message.resource_detectors.first() {
-            let what = format!("resource detector '{}'", detector.name);
-            return Err(ConfigError::unsupported(what).index(0).at("resource_detectors"));
-        }
         let formatters = Extensions::from_proto(&message.formatters, "formatters")?;
         let body = match &message.body {
             Some(body) if body.value.is_some() => Some(Template::from_proto(body, &formatters).at("body")?),
@@ -154,22 +149,7 @@ fn values(pairs: &[(String, Template)], context: &FormatContext<'_>) -> Vec<KeyV
 #[allow(deprecated, reason = "see above")]
 fn exporter(message: &OpenTelemetryAccessLogConfig, exporters: &Exporters) -> ConfigResult<Arc<Exporter>> {
     let common = message.common_config.as_ref();
-    let service = match (&message.grpc_service, common) {
-        (Some(_), Some(common)) if common.grpc_service.is_some() => {
-            return Err(ConfigError::new(
-                "OpenTelemetry access logger can only have one of common_config.grpc_service, grpc_service, or \
-                 http_service configured",
-            ));
-        }
-        (Some(direct), _) => GrpcService::from_proto(direct).map(Arc::new).at("grpc_service")?,
-        (None, Some(common)) => service(common).at("common_config")?,
-        (None, None) => {
-            return Err(ConfigError::new(
-                "OpenTelemetry access logger requires one of: grpc_service, common_config.grpc_service, or \
-                 http_service to be configured",
-            ));
-        }
-    };
+    let to = transport(message)?;
     // The message's own settings, where they are, in place of those of `common_config`.
     let own = CommonGrpcAccessLogConfig {
         log_name: message.log_name.clone(),
@@ -184,8 +164,8 @@ fn exporter(message: &OpenTelemetryAccessLogConfig, exporters: &Exporters) -> Co
         ..Default::default()
     });
     let log_name = if own.log_name.is_empty() { of_common.log_name } else { own.log_name };
+    let resource = resource(message, &log_name, exporters)?;
     Ok(exporters.shared(Kind::OpenTelemetry, message.encode_to_vec(), || {
-        let resource = resource(message, &log_name, exporters);
         let scope = exporters.scope("access_logs.open_telemetry_access_log");
         let (written, dropped) = (
             scope.counter(&format!("{}logs_written", message.stat_prefix)),
@@ -196,13 +176,24 @@ fn exporter(message: &OpenTelemetryAccessLogConfig, exporters: &Exporters) -> Co
             written.add(u64::from(count) - rejected);
         };
         Plan {
-            way: Way::Call {
-                service,
-                path: PATH,
-                done: Box::new(move |count, answer| {
-                    let all = u64::from(count);
-                    done(count, answer.map_or(all, |answer| otlp::rejected(&answer).min(all)));
-                }),
+            way: match to {
+                Transport::Grpc(service) => Way::Call {
+                    service,
+                    path: PATH,
+                    done: Box::new(move |count, answer| {
+                        let all = u64::from(count);
+                        done(count, answer.map_or(all, |answer| otlp::rejected(&answer).min(all)));
+                    }),
+                },
+                Transport::Http(service) => Way::Post {
+                    timeout: Setting::Fixed(millis(service.timeout)),
+                    service: Arc::new(service),
+                    done: Box::new(move |count, posted| match posted {
+                        Posted::Status(200) => done(count, 0),
+                        Posted::Status(_) | Posted::Broken => done(count, count.into()),
+                        Posted::NoCluster => {}
+                    }),
+                },
             },
             shape: Shape::Message {
                 levels: vec![(1, field(1, &resource)), (2, Default::default())],
@@ -211,14 +202,46 @@ fn exporter(message: &OpenTelemetryAccessLogConfig, exporters: &Exporters) -> Co
             interval,
             limit,
             records: None,
+            most: None,
             sent: None,
             timed: None,
         }
     }))
 }
 
-fn resource(message: &OpenTelemetryAccessLogConfig, log_name: &str, exporters: &Exporters) -> otlp::Resource {
-    let mut attributes = Vec::new();
+/// The way to the collector.
+enum Transport {
+    Grpc(Arc<GrpcService>),
+    Http(HttpService),
+}
+
+/// The one of three fields that is set.
+#[allow(deprecated, reason = "see above")]
+fn transport(message: &OpenTelemetryAccessLogConfig) -> ConfigResult<Transport> {
+    let common = message.common_config.as_ref().filter(|common| common.grpc_service.is_some());
+    match (&message.grpc_service, &message.http_service, common) {
+        (Some(direct), None, None) => GrpcService::from_proto(direct)
+            .map(|service| Transport::Grpc(Arc::new(service)))
+            .at("grpc_service"),
+        (None, Some(http), None) => HttpService::otlp(http).map(Transport::Http).at("http_service"),
+        (None, None, Some(common)) => service(common).map(Transport::Grpc).at("common_config"),
+        (None, None, None) => Err(ConfigError::new(
+            "OpenTelemetry access logger requires one of: grpc_service, common_config.grpc_service, or \
+             http_service to be configured",
+        )),
+        _ => Err(ConfigError::new(
+            "OpenTelemetry access logger can only have one transport configured. Specify exactly one of: grpc_service, \
+             http_service, or common_config.grpc_service.",
+        )),
+    }
+}
+
+fn resource(
+    message: &OpenTelemetryAccessLogConfig,
+    log_name: &str,
+    exporters: &Exporters,
+) -> ConfigResult<otlp::Resource> {
+    let mut resource = otlp::Resource::default();
     if !message.disable_builtin_labels {
         let node = exporters.node();
         let zone = node.locality.map(|locality| locality.zone).unwrap_or_default();
@@ -228,11 +251,12 @@ fn resource(message: &OpenTelemetryAccessLogConfig, log_name: &str, exporters: &
             ("cluster_name", &node.cluster),
             ("node_name", &node.id),
         ];
-        attributes.extend(labels.map(|(key, value)| otlp::text(key, value)));
+        resource.attributes.extend(labels.map(|(key, value)| otlp::text(key, value)));
     }
+    otlp::detect(&message.resource_detectors, &mut resource)?;
     for own in message.resource_attributes.iter().flat_map(|list| &list.values) {
-        attributes.retain(|label| label.key != own.key);
-        attributes.push(own.clone());
+        resource.attributes.retain(|label| label.key != own.key);
+        resource.attributes.push(own.clone());
     }
-    otlp::Resource { attributes }
+    Ok(resource)
 }

@@ -63,6 +63,7 @@ fn exporter(way: Way, limit: usize) -> Exporter {
         interval: Setting::Fixed(20),
         limit,
         records: None,
+        most: None,
         sent: None,
         timed: None,
     })
@@ -151,6 +152,7 @@ async fn a_post_is_a_bare_body() {
             interval: Setting::Fixed(20),
             limit: usize::MAX,
             records: Some(Setting::Fixed(2)),
+            most: None,
             sent: None,
             timed: None,
         });

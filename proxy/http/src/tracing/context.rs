@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 
 use super::Provider;
+use super::sampler::Sampler;
 use super::zipkin::Zipkin;
 
 /// This proxy's span in a trace.
@@ -18,6 +19,8 @@ pub struct Context {
     pub(super) sampled: bool,
     /// The span of the request to the upstream, where it has one of its own.
     pub(super) child: Option<u64>,
+    /// Whether that is sampled.
+    pub(super) child_sampled: bool,
     /// The operation, of a span that is reported.
     pub(super) name: String,
     /// The traffic is outbound.
@@ -80,8 +83,13 @@ impl Context {
     pub fn begin(provider: &Provider, request: Beginning<'_>, random: impl Fn() -> u64) -> Option<Self> {
         match provider {
             Provider::Zipkin(config) => zipkin(config, request, &random),
-            Provider::OpenTelemetry => w3c(request.headers, request.traced, &random),
+            Provider::OpenTelemetry(sampler) => w3c(sampler.as_ref(), request, &random),
         }
+    }
+
+    /// A span of it goes to the collector.
+    pub(super) fn is_reported(&self) -> bool {
+        self.sampled || self.child.is_some() && self.child_sampled
     }
 
     /// The `tracestate` that came.
@@ -100,6 +108,7 @@ impl Context {
             parent,
             sampled,
             child: None,
+            child_sampled: sampled,
             name: String::new(),
             outbound: false,
             form,
@@ -122,7 +131,8 @@ impl Context {
         let (trace, _) = self.ids();
         let (span, parent) = self.child.map_or((self.span, self.parent), |child| (child, Some(self.span)));
         let parent = parent.map(|parent| format!("{parent:016x}"));
-        let (span, sampled) = (format!("{span:016x}"), u8::from(self.sampled));
+        let sampled = if self.child.is_some() { self.child_sampled } else { self.sampled };
+        let (span, sampled) = (format!("{span:016x}"), u8::from(sampled));
         // What was there goes; what comes stands at the end, as in Envoy.
         let mut set = |id: HeaderId, value: &[u8]| {
             headers.remove(id);
@@ -135,7 +145,7 @@ impl Context {
                 if let Some(parent) = parent {
                     set(HeaderId::X_B3_PARENTSPANID, parent.as_bytes());
                 }
-                set(HeaderId::X_B3_SAMPLED, if self.sampled { b"1" } else { b"0" });
+                set(HeaderId::X_B3_SAMPLED, if sampled == 1 { b"1" } else { b"0" });
             }
             Form::B3Single => {
                 let parent = parent.map(|parent| format!("-{parent}")).unwrap_or_default();
@@ -263,16 +273,20 @@ fn w3c_remote(parent: &[u8]) -> Option<Remote> {
     valid.then_some(Remote { high, low, span, parent: None, sampled: Some(flags & 1 == 1) })
 }
 
-fn w3c(headers: &HeaderMap, traced: bool, random: &impl Fn() -> u64) -> Option<Context> {
-    let Some(parent) = headers.get(HeaderId::TRACEPARENT) else {
-        let form = Form::W3c(Vec::new());
-        return Some(Context::new((random(), random()), random(), None, traced, form));
+fn w3c(sampler: Option<&Sampler>, request: Beginning<'_>, random: &impl Fn() -> u64) -> Option<Context> {
+    let parent = match request.headers.get(HeaderId::TRACEPARENT) {
+        Some(parent) => Some(w3c_remote(parent)?),
+        None => None,
     };
-    let remote = w3c_remote(parent)?;
-    let state = headers.joined(&HeaderName::Known(HeaderId::TRACESTATE)).unwrap_or_default().into_owned();
-    let sampled = remote.sampled == Some(true);
-    let ids = (remote.high, remote.low);
-    Some(Context::new(ids, random(), Some(remote.span), sampled, Form::W3c(state)))
+    let state = parent.and_then(|_| request.headers.joined(&HeaderName::Known(HeaderId::TRACESTATE)));
+    let form = Form::W3c(state.unwrap_or_default().into_owned());
+    let (high, low) = parent.map_or_else(|| (random(), random()), |parent| (parent.high, parent.low));
+    let theirs = parent.and_then(|parent| parent.sampled);
+    let told = sampler.map_or(theirs.unwrap_or(true), |sampler| sampler.samples(theirs, high));
+    let sampled = request.traced && told;
+    let mut context = Context::new((high, low), random(), parent.map(|parent| parent.span), sampled, form);
+    context.child_sampled = sampler.map_or(sampled, |sampler| sampler.samples(Some(sampled), high));
+    Some(context)
 }
 
 #[cfg(test)]
@@ -282,6 +296,7 @@ mod tests {
     use super::*;
 
     const PLAIN: Zipkin = Zipkin { wide: false, shared: false, timed: false, w3c: false, hop: false };
+    const OPEN_TELEMETRY: Provider = Provider::OpenTelemetry(None);
     const ZIPKIN: Provider = Provider::Zipkin(PLAIN);
 
     fn sent(provider: &Provider, headers: &[(HeaderId, &str)]) -> Vec<String> {
@@ -321,7 +336,7 @@ mod tests {
         assert_eq!(sent(&ZIPKIN, &single), [on]);
         let w3c = [(HeaderId::TRACEPARENT, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")];
         let on = ["traceparent: 00-0af7651916cd43dd8448eb211c80319c-0000000000000007-00", "tracestate: "];
-        assert_eq!(sent(&Provider::OpenTelemetry, &w3c), on);
+        assert_eq!(sent(&OPEN_TELEMETRY, &w3c), on);
         let both = Provider::Zipkin(Zipkin { w3c: true, shared: true, ..PLAIN });
         let on = ["x-b3-traceid: 0af7651916cd43dd8448eb211c80319c", "x-b3-spanid: b7ad6b7169203331"];
         assert_eq!(sent(&both, &w3c)[..2], on);
@@ -335,7 +350,7 @@ mod tests {
     fn what_cannot_be_read_begins_nothing() {
         let none: Vec<String> = Vec::new();
         for bad in ["x", "00-0-0-0", "00-00000000000000000000000000000000-b7ad6b7169203331-00"] {
-            assert_eq!(sent(&Provider::OpenTelemetry, &[(HeaderId::TRACEPARENT, bad)]), none, "{bad}");
+            assert_eq!(sent(&OPEN_TELEMETRY, &[(HeaderId::TRACEPARENT, bad)]), none, "{bad}");
         }
         for bad in [
             "",

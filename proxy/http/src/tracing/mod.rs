@@ -7,6 +7,7 @@
 
 mod context;
 mod opentelemetry;
+mod sampler;
 mod span;
 mod zipkin;
 
@@ -26,6 +27,7 @@ use sampan_listener::context::TrafficDirection;
 use context::Beginning;
 pub use context::Context;
 use prost::Message;
+use sampler::Sampler;
 use span::{Sink, Spans};
 use zipkin::{Reporter, Zipkin};
 
@@ -58,7 +60,7 @@ pub enum Provider {
     /// Zipkin, with B3 headers.
     Zipkin(Zipkin),
     /// OpenTelemetry, with W3C headers.
-    OpenTelemetry,
+    OpenTelemetry(Option<Sampler>),
 }
 
 /// `client_sampling`, `random_sampling`, `overall_sampling`, of a connection manager or of a route.
@@ -143,7 +145,7 @@ impl Provider {
         message: &tracing::Http,
         manager: &hcm::Tracing,
         context: &FactoryContext,
-    ) -> ConfigResult<(Self, Option<Spans>)> {
+    ) -> ConfigResult<(Self, Spans)> {
         let Some(tracing::http::ConfigType::TypedConfig(any)) = &message.config_type else {
             return Err(ConfigError::missing("typed_config"));
         };
@@ -155,22 +157,14 @@ impl Provider {
                 let reporter = Reporter::from_proto(&config, key, context)?;
                 let zipkin = Zipkin::from_proto(&config, child);
                 let spans = Spans::new(Sink::Zipkin(reporter), manager, zipkin.hop);
-                Ok((Self::Zipkin(zipkin), Some(spans)))
+                Ok((Self::Zipkin(zipkin), spans))
             }
             "envoy.config.trace.v3.OpenTelemetryConfig" => {
                 let config: OpenTelemetryConfig = decode(any)?;
-                if config.sampler.is_some() {
-                    return Err(ConfigError::unsupported("this field").at("sampler"));
-                }
-                // Envoy 1.40 looks for the cluster when it sends.
-                if config.grpc_service.is_some() == config.http_service.is_some() {
-                    return Err(ConfigError::new(
-                        "OpenTelemetry Tracer must have exactly one of gRPC, HTTP, or custom exporter configured.",
-                    ));
-                }
+                let sampler = config.sampler.as_ref().map(|s| Sampler::from_proto(s).at("sampler"));
                 let exporter = opentelemetry::exporter(&config, key, context)?;
-                let spans = exporter.map(|exporter| Spans::new(Sink::Otlp(exporter), manager, child));
-                Ok((Self::OpenTelemetry, spans))
+                let spans = Spans::new(Sink::Otlp(exporter), manager, child);
+                Ok((Self::OpenTelemetry(sampler.transpose()?), spans))
             }
             _ => Err(ConfigError::unsupported(format!("tracer '{}' ({})", message.name, any.type_url))),
         }
@@ -194,7 +188,7 @@ impl Tracing {
         Ok(Self {
             sampling: Sampling::of_manager(message)?,
             provider,
-            spans: spans.flatten(),
+            spans,
             child: message.spawn_upstream_span.is_some_and(|spawn| spawn.value),
             outbound: context.traffic_direction == TrafficDirection::Outbound,
             pack,
@@ -234,7 +228,7 @@ impl Tracing {
             let (trace_id, span_id) = trace.ids();
             stream.info.trace_id = Some(trace_id.into());
             // Envoy's Zipkin tracer tells the log nothing of its spans.
-            let told = matches!(self.provider, Some(Provider::OpenTelemetry));
+            let told = matches!(self.provider, Some(Provider::OpenTelemetry(_)));
             stream.info.span_id = told.then(|| span_id.into());
             trace.child = self.child.then(|| stream.worker.random());
             if trace.sampled && self.spans.is_some() {
@@ -267,7 +261,7 @@ impl Tracing {
 
     /// The stream is over: its spans go to the collector, if it is sampled.
     pub fn finish(&self, stream: &Stream, context: &FormatContext<'_>) {
-        let Some(trace) = stream.trace.as_ref().filter(|trace| trace.sampled) else { return };
+        let Some(trace) = stream.trace.as_ref().filter(|trace| trace.is_reported()) else { return };
         let Some(spans) = &self.spans else { return };
         let route = stream.route.as_ref().and_then(|route| route.route());
         let of_route = route.and_then(|r| r.sampling.as_ref()).map_or(&[][..], |sampling| &sampling.tags);

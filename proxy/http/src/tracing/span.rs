@@ -72,6 +72,7 @@ impl Spans {
         let info = context.info;
         if let Some(upstream) = &info.upstream
             && let Some(span_id) = trace.child
+            && trace.child_sampled
         {
             let mut span = self.span(trace, span_id, info);
             span.parent_span_id = trace.span.to_be_bytes().to_vec();
@@ -94,6 +95,9 @@ impl Spans {
             // Of the client's side it knows nothing.
             span.events.retain(|event| !event.name.contains("downstream"));
             self.push(&span);
+        }
+        if !trace.sampled {
+            return;
         }
         let mut span = self.span(trace, trace.span, info);
         if let Some(parent) = trace.parent {

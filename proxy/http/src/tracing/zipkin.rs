@@ -111,12 +111,12 @@ impl Reporter {
 /// The collector, as far as its host and path.
 fn service(config: &ZipkinConfig) -> ConfigResult<HttpService> {
     if let Some(message) = &config.collector_service {
-        let (cluster, uri) = HttpService::target(message).at("collector_service")?;
-        let parts = Parts::of(&uri.uri);
+        let (cluster, uri) = HttpService::target(message);
+        let parts = Parts::of(uri);
         return Ok(match parts.absolute {
             true if !parts.host.is_empty() => HttpService::new(cluster, parts.host, parts.path),
             true => HttpService::new(cluster, cluster, parts.path),
-            false => HttpService::new(cluster, cluster, &uri.uri),
+            false => HttpService::new(cluster, cluster, uri),
         });
     }
     if config.collector_cluster.is_empty() || config.collector_endpoint.is_empty() {
@@ -154,6 +154,7 @@ fn plan(service: HttpService, protobuf: bool, context: &FactoryContext) -> Plan 
         interval: runtime("tracing.zipkin.flush_interval_ms", 5000),
         limit: usize::MAX,
         records: Some(runtime("tracing.zipkin.min_flush_spans", 5)),
+        most: None,
         sent: Some(stats.counter("spans_sent")),
         timed: Some(stats.counter("timer_flushed")),
     }
