@@ -79,11 +79,14 @@ fn lower_name(line: &mut [u8]) -> usize {
         let plain = (within(lower, b'a', b'z') | within(lower, b'0', b'9') | within(lower, b'-', b'-'))
             & !word
             & HIGH;
-        if plain != HIGH {
+        // How many bytes from the first are plain; the word's other bytes stay.
+        let count = (plain ^ HIGH).trailing_zeros() / 8;
+        let taken = u64::MAX.checked_shr(64 - 8 * count).unwrap_or(0);
+        *chunk = (lower & taken | word & !taken).to_le_bytes();
+        at += count as usize;
+        if count < 8 {
             break;
         }
-        *chunk = lower.to_le_bytes();
-        at += 8;
     }
     for byte in &mut line[at..] {
         let lower = LOWER_TOKEN[usize::from(*byte)];
