@@ -6,13 +6,14 @@
 //! what counts.
 
 use std::cell::{Cell, RefCell};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use sampan_core::clock;
 use sampan_core::header::HeaderMap;
+use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 
 /// Shared by everything that runs on one task. Clones share it.
@@ -99,7 +100,8 @@ impl Timer {
                 armed.until = deadline;
                 armed.fired = false;
             }
-            if armed.sleep.as_mut().poll(cx).is_pending() {
+            // Outside the task's budget of cooperation: with none left the sleep would be pending and wake nobody.
+            if pin!(unconstrained(armed.sleep.as_mut())).poll(cx).is_pending() {
                 armed.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
@@ -238,5 +240,22 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(20));
         poll_fn(|cx| timer.poll(cx, Some(far))).await;
         assert!(start.elapsed() >= Duration::from_millis(60));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_has_used_up_its_turn_is_woken_too() {
+        let timer = Timer::default();
+        let start = Instant::now();
+        let mut busy = true;
+        let waiting = poll_fn(|cx| {
+            while std::mem::take(&mut busy) {
+                while let Poll::Ready(progress) = tokio::task::coop::poll_proceed(cx) {
+                    progress.made_progress();
+                }
+            }
+            timer.poll(cx, Some(start + Duration::from_millis(20)))
+        });
+        tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(4));
     }
 }
