@@ -1,17 +1,21 @@
 //! The model of `HttpConnectionManager`.
 
+mod protocol;
+mod request;
+
+pub use protocol::header_case;
+
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
 use ipnet::IpNet;
 use pb::http_connection_manager as hcm;
-use sampan_codec::h1::{self, HeaderCase, ServerOptions, Underscores};
+use sampan_codec::h1::{self, ServerOptions};
 use sampan_codec::h2;
 use sampan_core::access_log::AccessLogger;
 use sampan_core::drain::Signal;
@@ -19,12 +23,13 @@ use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::overload::OverloadState;
 use sampan_core::stats::Lazy;
 use sampan_listener::{FactoryContext, Worker};
-use sampan_upstream::config::http2_options;
 
+use self::protocol::{h1_stream_errors, http1, http2, limits};
+use self::request::{early_mutations, request_id, request_options};
 use super::discovered::Discovered;
 use super::local_reply::LocalReplyConfig;
 use super::origin::Detector;
-use super::path::{EscapedSlashes, PathOptions};
+use super::path::PathOptions;
 use super::proxy_status::ProxyStatus;
 use super::stats::{ListenerStats, ManagerStats};
 use crate::filter::{HttpFilter, HttpFilterContext, HttpFilterKind, HttpFilterRegistry};
@@ -383,227 +388,6 @@ fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
     )
 }
 
-fn limits(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions) -> Limits {
-    let seconds = |s| Some(Duration::from_secs(s));
-    let stream_idle_timeout = or_never(message.stream_idle_timeout.as_ref(), seconds(300));
-    Limits {
-        idle_timeout: or_never(common.idle_timeout.as_ref(), seconds(3600)),
-        max_connection_duration: or_never(common.max_connection_duration.as_ref(), None),
-        max_stream_duration: or_never(common.max_stream_duration.as_ref(), None),
-        max_requests_per_connection: number(common.max_requests_per_connection, 0),
-        stream_idle_timeout,
-        stream_flush_timeout: or_never(message.stream_flush_timeout.as_ref(), stream_idle_timeout),
-        request_timeout: or_never(message.request_timeout.as_ref(), None),
-        request_headers_timeout: or_never(message.request_headers_timeout.as_ref(), None),
-        drain_timeout: message.drain_timeout.as_ref().map_or(Duration::from_secs(5), duration),
-        delayed_close_timeout: message
-            .delayed_close_timeout
-            .as_ref()
-            .map_or(Duration::from_secs(1), duration),
-    }
-}
-
-/// The spelling of header names from `header_key_format`.
-pub fn header_case(
-    format: Option<&core::http1_protocol_options::HeaderKeyFormat>,
-) -> ConfigResult<HeaderCase> {
-    use core::http1_protocol_options::header_key_format::HeaderFormat;
-    use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3 as preserve;
-    match format.and_then(|f| f.header_format.as_ref()) {
-        None => Ok(HeaderCase::Lower),
-        Some(HeaderFormat::ProperCaseWords(_)) => Ok(HeaderCase::Proper),
-        Some(HeaderFormat::StatefulFormatter(extension)) => {
-            let any = extension.typed_config.clone().unwrap_or_default();
-            let name = crate::filter::message_name(&any);
-            if name != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
-            {
-                return Err(ConfigError::unsupported(format!("header formatter type {:?}", any.type_url))
-                    .at("stateful_formatter"));
-            }
-            let config: preserve::PreserveCaseFormatterConfig = crate::filter::decode(&any)?;
-            refuse(config.forward_reason_phrase, "stateful_formatter.typed_config.forward_reason_phrase")?;
-            Ok(match config.formatter_type_on_envoy_headers() {
-                preserve::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders::ProperCase => {
-                    HeaderCase::PreserveOrProper
-                }
-                preserve::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders::Default => {
-                    HeaderCase::Preserve
-                }
-            })
-        }
-    }
-}
-
-fn http1(
-    message: &pb::HttpConnectionManager,
-    common: &core::HttpProtocolOptions,
-) -> ConfigResult<ServerOptions> {
-    let h1 = message.http_protocol_options.clone().unwrap_or_default();
-    refuse(!h1.ignore_http_11_upgrade.is_empty(), "http_protocol_options.ignore_http_11_upgrade")?;
-    refuse(
-        common.max_connection_duration_jitter.is_some(),
-        "common_http_protocol_options.max_connection_duration_jitter",
-    )?;
-    Ok(ServerOptions {
-        max_header_bytes: number(message.max_request_headers_kb, 60) as usize * 1024,
-        max_headers: number(common.max_headers_count, 100) as usize,
-        accept_http10: h1.accept_http_10,
-        default_host: Some(h1.default_host_for_http_10).filter(|h| !h.is_empty()),
-        allow_absolute_url: flag(h1.allow_absolute_url, true),
-        allow_chunked_length: h1.allow_chunked_length,
-        enable_trailers: h1.enable_trailers,
-        allow_custom_methods: h1.allow_custom_methods,
-        case: header_case(h1.header_key_format.as_ref())
-            .at("header_key_format")
-            .at("http_protocol_options")?,
-        underscores: underscores(common),
-    })
-}
-
-fn h1_stream_errors(message: &pb::HttpConnectionManager) -> bool {
-    let own = message.http_protocol_options.as_ref();
-    let own = own.and_then(|h1| h1.override_stream_error_on_invalid_http_message);
-    flag(own.or(message.stream_error_on_invalid_http_message), false)
-}
-
-fn underscores(common: &core::HttpProtocolOptions) -> Underscores {
-    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
-    match common.headers_with_underscores_action() {
-        Action::Allow => Underscores::Allow,
-        Action::RejectRequest => Underscores::Reject,
-        Action::DropHeader => Underscores::Drop,
-    }
-}
-
-fn http2(
-    message: &pb::HttpConnectionManager,
-    common: &core::HttpProtocolOptions,
-) -> ConfigResult<h2::Options> {
-    let h2 = message.http2_protocol_options.clone().unwrap_or_default();
-    let default = h2::Options {
-        max_header_bytes: number(message.max_request_headers_kb, 60) * 1024,
-        max_headers: number(common.max_headers_count, 100) as usize,
-        underscores: underscores(common),
-        stream_errors: flag(message.stream_error_on_invalid_http_message, false),
-        ..h2::Options::default()
-    };
-    http2_options(&h2, &default).at("http2_protocol_options")
-}
-
-/// How the client is found where `use_remote_address` is off.
-fn origin(message: &pb::HttpConnectionManager) -> ConfigResult<Vec<Detector>> {
-    let extensions = &message.original_ip_detection_extensions;
-    if extensions.is_empty() {
-        return Ok(vec![Detector::Hops { skip: message.xff_num_trusted_hops, append: false }]);
-    }
-    for (mixed, field) in [
-        (flag(message.use_remote_address, false), "use_remote_address"),
-        (message.xff_num_trusted_hops > 0, "xff_num_trusted_hops"),
-    ] {
-        if mixed {
-            let reason = format!("Original IP detection extensions and {field} may not be mixed");
-            return Err(ConfigError::new(reason).at("original_ip_detection_extensions"));
-        }
-    }
-    Detector::list(extensions)
-}
-
-fn early_mutations(extensions: &[core::TypedExtensionConfig]) -> ConfigResult<Vec<HeaderMutations>> {
-    use envoy_types::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation;
-    let one = |(i, extension): (usize, &core::TypedExtensionConfig)| {
-        let any = extension.typed_config.clone().unwrap_or_default();
-        let mutations = match crate::filter::message_name(&any) {
-            "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation" => {
-                crate::filter::decode::<HeaderMutation>(&any)
-                    .and_then(|m| HeaderMutations::from_mutations(&m.mutations, "mutations"))
-            }
-            url => Err(ConfigError::unsupported(format!(
-                "early header mutation extension '{}' ({url})",
-                extension.name
-            ))),
-        };
-        mutations.at_index("early_header_mutation_extensions", i)
-    };
-    extensions.iter().enumerate().map(one).collect()
-}
-
-fn request_options(
-    message: &pb::HttpConnectionManager,
-    context: &FactoryContext,
-) -> ConfigResult<RequestOptions> {
-    use hcm::PathWithEscapedSlashesAction as Slashes;
-    let details = message.set_current_client_cert_details.unwrap_or_default();
-    let node = &context.server.node;
-    let internal = message.internal_address_config.clone().unwrap_or_default();
-    let mut internal_ranges = Vec::new();
-    for (i, range) in internal.cidr_ranges.iter().enumerate() {
-        let net = format!("{}/{}", range.address_prefix, range.prefix_len.map_or(32, |n| n.value));
-        let net: IpNet = net.parse().map_err(|_| {
-            ConfigError::new(format!("invalid CIDR range {net:?}"))
-                .index(i)
-                .at("internal_address_config.cidr_ranges")
-        })?;
-        internal_ranges.push(net);
-    }
-    let scheme = message.scheme_header_transformation.as_ref().and_then(|t| t.transformation.as_ref());
-    let strip_any = matches!(message.strip_port_mode, Some(hcm::StripPortMode::StripAnyHostPort(true)));
-    if strip_any && message.strip_matching_host_port {
-        return Err(ConfigError::new(
-            "only one of `strip_matching_host_port` or `strip_any_host_port` can be set",
-        ));
-    }
-    if message.append_x_forwarded_port && !flag(message.use_remote_address, false) && message.skip_xff_append
-    {
-        return Err(ConfigError::new("skip_xff_append can only be used with use_remote_address"));
-    }
-    let request_id = request_id(message)?;
-    Ok(RequestOptions {
-        use_remote_address: flag(message.use_remote_address, false),
-        xff_num_trusted_hops: message.xff_num_trusted_hops,
-        origin: origin(message)?,
-        skip_xff_append: message.skip_xff_append,
-        internal_ranges,
-        append_x_forwarded_port: message.append_x_forwarded_port,
-        scheme: match scheme {
-            Some(core::scheme_header_transformation::Transformation::SchemeToOverwrite(s)) => {
-                Some(if s.eq_ignore_ascii_case("https") { "https" } else { "http" })
-            }
-            None => None,
-        },
-        user_agent: flag(message.add_user_agent, false).then(|| node.cluster.clone()),
-        node: node.id.clone(),
-        generate_request_id: request_id.generate,
-        preserve_external_request_id: message.preserve_external_request_id,
-        pack_trace_reason: request_id.pack,
-        xfcc: message.forward_client_cert_details(),
-        xfcc_details: XfccDetails {
-            subject: flag(details.subject, false),
-            cert: details.cert,
-            chain: details.chain,
-            dns: details.dns,
-            uri: details.uri,
-        },
-        path: PathOptions {
-            normalize: flag(message.normalize_path, false),
-            merge_slashes: message.merge_slashes,
-            escaped_slashes: match message.path_with_escaped_slashes_action() {
-                Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged => EscapedSlashes::Keep,
-                Slashes::RejectRequest => EscapedSlashes::Reject,
-                Slashes::UnescapeAndRedirect => EscapedSlashes::Redirect,
-                Slashes::UnescapeAndForward => EscapedSlashes::Forward,
-            },
-        },
-        strip_trailing_host_dot: message.strip_trailing_host_dot,
-        strip_port: if strip_any {
-            StripPort::Any
-        } else if message.strip_matching_host_port {
-            StripPort::Matching
-        } else {
-            StripPort::Keep
-        },
-    })
-}
-
 fn tracing(
     message: &pb::HttpConnectionManager,
     context: &FactoryContext,
@@ -614,29 +398,6 @@ fn tracing(
     let made =
         Tracing::from_proto(tracing, context, prefix, (request_id.pack, request_id.samples)).at("tracing")?;
     Ok(Some(made))
-}
-
-/// What is done about `x-request-id`.
-struct RequestId {
-    generate: bool,
-    pack: bool,
-    samples: bool,
-}
-
-fn request_id(message: &pb::HttpConnectionManager) -> ConfigResult<RequestId> {
-    use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
-    let (mut pack, mut samples) = (true, true);
-    if let Some(any) = message.request_id_extension.as_ref().and_then(|e| e.typed_config.as_ref()) {
-        if crate::filter::message_name(any) != "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" {
-            return Err(ConfigError::unsupported(format!("request id type {:?}", any.type_url))
-                .at("typed_config")
-                .at("request_id_extension"));
-        }
-        let config: UuidRequestIdConfig = crate::filter::decode(any)?;
-        pack = flag(config.pack_trace_reason, true);
-        samples = flag(config.use_request_id_for_trace_sampling, true);
-    }
-    Ok(RequestId { generate: flag(message.generate_request_id, true), pack, samples })
 }
 
 fn chain(

@@ -1,0 +1,152 @@
+//! How a request's head is read and extended.
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use ipnet::IpNet;
+use pb::http_connection_manager as hcm;
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_listener::FactoryContext;
+
+use super::super::origin::Detector;
+use super::super::path::{EscapedSlashes, PathOptions};
+use super::{RequestOptions, StripPort, XfccDetails, flag};
+use crate::route::HeaderMutations;
+
+/// How the client is found where `use_remote_address` is off.
+fn origin(message: &pb::HttpConnectionManager) -> ConfigResult<Vec<Detector>> {
+    let extensions = &message.original_ip_detection_extensions;
+    if extensions.is_empty() {
+        return Ok(vec![Detector::Hops { skip: message.xff_num_trusted_hops, append: false }]);
+    }
+    for (mixed, field) in [
+        (flag(message.use_remote_address, false), "use_remote_address"),
+        (message.xff_num_trusted_hops > 0, "xff_num_trusted_hops"),
+    ] {
+        if mixed {
+            let reason = format!("Original IP detection extensions and {field} may not be mixed");
+            return Err(ConfigError::new(reason).at("original_ip_detection_extensions"));
+        }
+    }
+    Detector::list(extensions)
+}
+
+pub(super) fn early_mutations(
+    extensions: &[core::TypedExtensionConfig],
+) -> ConfigResult<Vec<HeaderMutations>> {
+    use envoy_types::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation;
+    let one = |(i, extension): (usize, &core::TypedExtensionConfig)| {
+        let any = extension.typed_config.clone().unwrap_or_default();
+        let mutations = match crate::filter::message_name(&any) {
+            "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation" => {
+                crate::filter::decode::<HeaderMutation>(&any)
+                    .and_then(|m| HeaderMutations::from_mutations(&m.mutations, "mutations"))
+            }
+            url => Err(ConfigError::unsupported(format!(
+                "early header mutation extension '{}' ({url})",
+                extension.name
+            ))),
+        };
+        mutations.at_index("early_header_mutation_extensions", i)
+    };
+    extensions.iter().enumerate().map(one).collect()
+}
+
+pub(super) fn request_options(
+    message: &pb::HttpConnectionManager,
+    context: &FactoryContext,
+) -> ConfigResult<RequestOptions> {
+    use hcm::PathWithEscapedSlashesAction as Slashes;
+    let details = message.set_current_client_cert_details.unwrap_or_default();
+    let node = &context.server.node;
+    let internal = message.internal_address_config.clone().unwrap_or_default();
+    let mut internal_ranges = Vec::new();
+    for (i, range) in internal.cidr_ranges.iter().enumerate() {
+        let net = format!("{}/{}", range.address_prefix, range.prefix_len.map_or(32, |n| n.value));
+        let net: IpNet = net.parse().map_err(|_| {
+            ConfigError::new(format!("invalid CIDR range {net:?}"))
+                .index(i)
+                .at("internal_address_config.cidr_ranges")
+        })?;
+        internal_ranges.push(net);
+    }
+    let scheme = message.scheme_header_transformation.as_ref().and_then(|t| t.transformation.as_ref());
+    let strip_any = matches!(message.strip_port_mode, Some(hcm::StripPortMode::StripAnyHostPort(true)));
+    if strip_any && message.strip_matching_host_port {
+        return Err(ConfigError::new(
+            "only one of `strip_matching_host_port` or `strip_any_host_port` can be set",
+        ));
+    }
+    if message.append_x_forwarded_port && !flag(message.use_remote_address, false) && message.skip_xff_append
+    {
+        return Err(ConfigError::new("skip_xff_append can only be used with use_remote_address"));
+    }
+    let request_id = request_id(message)?;
+    Ok(RequestOptions {
+        use_remote_address: flag(message.use_remote_address, false),
+        xff_num_trusted_hops: message.xff_num_trusted_hops,
+        origin: origin(message)?,
+        skip_xff_append: message.skip_xff_append,
+        internal_ranges,
+        append_x_forwarded_port: message.append_x_forwarded_port,
+        scheme: match scheme {
+            Some(core::scheme_header_transformation::Transformation::SchemeToOverwrite(s)) => {
+                Some(if s.eq_ignore_ascii_case("https") { "https" } else { "http" })
+            }
+            None => None,
+        },
+        user_agent: flag(message.add_user_agent, false).then(|| node.cluster.clone()),
+        node: node.id.clone(),
+        generate_request_id: request_id.generate,
+        preserve_external_request_id: message.preserve_external_request_id,
+        pack_trace_reason: request_id.pack,
+        xfcc: message.forward_client_cert_details(),
+        xfcc_details: XfccDetails {
+            subject: flag(details.subject, false),
+            cert: details.cert,
+            chain: details.chain,
+            dns: details.dns,
+            uri: details.uri,
+        },
+        path: PathOptions {
+            normalize: flag(message.normalize_path, false),
+            merge_slashes: message.merge_slashes,
+            escaped_slashes: match message.path_with_escaped_slashes_action() {
+                Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged => EscapedSlashes::Keep,
+                Slashes::RejectRequest => EscapedSlashes::Reject,
+                Slashes::UnescapeAndRedirect => EscapedSlashes::Redirect,
+                Slashes::UnescapeAndForward => EscapedSlashes::Forward,
+            },
+        },
+        strip_trailing_host_dot: message.strip_trailing_host_dot,
+        strip_port: if strip_any {
+            StripPort::Any
+        } else if message.strip_matching_host_port {
+            StripPort::Matching
+        } else {
+            StripPort::Keep
+        },
+    })
+}
+
+/// What is done about `x-request-id`.
+pub(super) struct RequestId {
+    generate: bool,
+    pub(super) pack: bool,
+    pub(super) samples: bool,
+}
+
+pub(super) fn request_id(message: &pb::HttpConnectionManager) -> ConfigResult<RequestId> {
+    use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+    let (mut pack, mut samples) = (true, true);
+    if let Some(any) = message.request_id_extension.as_ref().and_then(|e| e.typed_config.as_ref()) {
+        if crate::filter::message_name(any) != "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" {
+            return Err(ConfigError::unsupported(format!("request id type {:?}", any.type_url))
+                .at("typed_config")
+                .at("request_id_extension"));
+        }
+        let config: UuidRequestIdConfig = crate::filter::decode(any)?;
+        pack = flag(config.pack_trace_reason, true);
+        samples = flag(config.use_request_id_for_trace_sampling, true);
+    }
+    Ok(RequestId { generate: flag(message.generate_request_id, true), pack, samples })
+}
