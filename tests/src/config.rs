@@ -46,6 +46,8 @@ const ALIASES: &[(&str, &str, &str)] = &[
         "envoy.filters.http.health_check",
         "envoy.extensions.filters.http.health_check.v3.HealthCheck",
     ),
+    ("lua", "envoy.filters.http.lua", "envoy.extensions.filters.http.lua.v3.Lua"),
+    ("lua_route", "envoy.filters.http.lua", "envoy.extensions.filters.http.lua.v3.LuaPerRoute"),
     ("ext_authz", "envoy.filters.http.ext_authz", "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"),
     (
         "ext_authz_route",

@@ -47,6 +47,8 @@ pub struct Stream {
     pub trace: Option<Box<Context>>,
     /// The caller has named the operation: the response does not.
     pub operation_set: bool,
+    /// The host that a filter wants, and whether no other will do.
+    pub override_host: Option<(Box<str>, bool)>,
     /// How often and where the request was redirected inside of this proxy.
     pub redirected: Option<Box<Redirected>>,
 }

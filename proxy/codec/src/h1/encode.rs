@@ -239,6 +239,7 @@ pub(super) fn reason(status: u16) -> &'static str {
     match status {
         101 => "Switching Protocols",
         103 => "Unknown",
+        203 => "Non-Authoritative Information",
         208 => "Already Reported",
         599 => "Last Unassigned Server Error Code",
         102 | 418 | 420 | 451 | 509 => "Unknown",

@@ -51,10 +51,10 @@ pub(super) fn make_route(any: &Any) -> ConfigResult<RouteConfig> {
 }
 
 /// What was buffered, and what comes behind it.
-struct Buffered {
-    data: Option<Bytes>,
-    trailers: Option<HeaderMap>,
-    rest: Body,
+pub(super) struct Buffered {
+    pub(super) data: Option<Bytes>,
+    pub(super) trailers: Option<HeaderMap>,
+    pub(super) rest: Body,
 }
 
 impl BodyStream for Buffered {
@@ -114,6 +114,22 @@ pub(super) fn discard_ready(stream: &mut Stream) {
     }
 }
 
+/// What a request of too much body ends with.
+pub(super) fn too_large(stream: &Stream) -> Outcome {
+    stream.manager.stats.downstream_rq_too_large.inc();
+    let mut reply = LocalReply::new(413, "request_payload_too_large").body("Payload Too Large");
+    reply.close = true;
+    reply.outcome()
+}
+
+/// What a request whose body breaks off ends with.
+pub(super) fn broken(error: BodyError) -> Outcome {
+    let BodyError::Protocol(error) = error else { return Outcome::Reset };
+    let mut reply = LocalReply::new(error.status, error.details).body("Bad Request");
+    reply.close = true;
+    reply.outcome()
+}
+
 /// Reads a request's body before it goes on; it stays the stream's. One of more than `max` bytes is refused, or where
 /// a part is enough no more is read than what has come by then.
 pub(super) async fn read_ahead(stream: &mut Stream, max: usize, partial: bool) -> Result<Bytes, Outcome> {
@@ -130,11 +146,7 @@ pub(super) async fn read_ahead(stream: &mut Stream, max: usize, partial: bool) -
                 stream.timer.set_received((data.len() + more.len()) as u64);
                 let full = partial && data.len() + more.len() >= max;
                 if !full && data.len() + more.len() > limit {
-                    stream.manager.stats.downstream_rq_too_large.inc();
-                    let mut reply =
-                        LocalReply::new(413, "request_payload_too_large").body("Payload Too Large");
-                    reply.close = true;
-                    return Err(reply.outcome());
+                    return Err(too_large(stream));
                 }
                 data.extend_from_slice(&more);
                 if full {
@@ -146,12 +158,7 @@ pub(super) async fn read_ahead(stream: &mut Stream, max: usize, partial: bool) -
                 trailers = Some(t);
                 break;
             }
-            Some(Err(BodyError::Protocol(e))) => {
-                let mut reply = LocalReply::new(e.status, e.details).body("Bad Request");
-                reply.close = true;
-                return Err(reply.outcome());
-            }
-            Some(Err(_)) => return Err(Outcome::Reset),
+            Some(Err(error)) => return Err(broken(error)),
         }
     }
     let rest = if complete {

@@ -11,6 +11,7 @@ mod health_check;
 mod istio_stats;
 pub mod jwt_authn;
 mod local_ratelimit;
+mod lua;
 mod mutation_rules;
 mod on_demand;
 mod peer_metadata;
@@ -31,7 +32,7 @@ type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [Line; 17] = [
+    let lines: [Line; 18] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
@@ -50,6 +51,7 @@ pub fn register(registry: &mut HttpFilterRegistry) {
             local_ratelimit::make,
             Some((local_ratelimit::TYPE, local_ratelimit::make_route)),
         ),
+        (lua::TYPE, lua::make, Some((lua::ROUTE_TYPE, lua::make_route))),
         (on_demand::TYPE, on_demand::make, Some((on_demand::ROUTE_TYPE, on_demand::make_route))),
         (peer_metadata::TYPE, peer_metadata::make, None),
         (wasm::TYPE, wasm::make, None),

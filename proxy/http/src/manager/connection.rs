@@ -324,6 +324,7 @@ pub(super) fn stream(
         resumed: None,
         trace: None,
         operation_set: false,
+        override_host: None,
         redirected: None,
         routes: manager.routes.table(&request),
         route: None,

@@ -196,7 +196,7 @@ impl Forward<'_> {
             max_attempts: policy.host_attempts + 1,
             hash: self.hash,
             destination: self.cluster.destination(Some(&self.stream.request), &self.stream.info),
-            ..LbContext::default()
+            override_host: self.stream.override_host.as_ref().map(|(host, strict)| (&**host, *strict)),
         };
         let host = self.cluster.pick(&context)?;
         if !policy.host_predicates.is_empty() {

@@ -145,6 +145,25 @@ fn status_of(failure: &Failure) -> u16 {
     if matches!(failure, Failure::Timeout) { 504 } else { failure.status() }
 }
 
+/// The same for those who take any end for an answer: what a client would get of the router. An answer that breaks off
+/// is one of its own.
+pub async fn answer(clusters: &WorkerClusters, request: Request<'_>) -> Answer {
+    const BROKEN: &str = "upstream failure";
+    let Some(cluster) = clusters.get(request.cluster) else { return Answer::local(503, BROKEN, false) };
+    match run(cluster, request).await {
+        (Ok(answer), _) => answer,
+        (Err(Failed::TooLarge), _) | (Err(_), true) => Answer::local(503, BROKEN, false),
+        (Err(Failed::At(failure)), false) => {
+            let body = match &failure {
+                Failure::Timeout => "upstream request timeout".to_owned(),
+                Failure::NoHost => "no healthy upstream".to_owned(),
+                failure => failure.body(false),
+            };
+            Answer::local(status_of(&failure), body, true)
+        }
+    }
+}
+
 /// The answer, and whether it has begun.
 async fn run(cluster: Rc<WorkerCluster>, mut request: Request<'_>) -> (Result<Answer, Failed>, bool) {
     add_headers(&mut request);
@@ -161,6 +180,20 @@ async fn run(cluster: Rc<WorkerCluster>, mut request: Request<'_>) -> (Result<An
     clock::tick();
     call.account(&result);
     (result, call.answered.is_some())
+}
+
+impl Answer {
+    /// One of our own.
+    fn local(status: u16, body: impl Into<Bytes>, described: bool) -> Self {
+        let body = body.into();
+        let mut headers = HeaderMap::new();
+        headers.append(HeaderId::STATUS, status.to_string());
+        if described {
+            headers.append(HeaderId::CONTENT_LENGTH, body.len().to_string());
+            headers.append(HeaderId::CONTENT_TYPE, "text/plain");
+        }
+        Self { status, headers, body, trailers: None }
+    }
 }
 
 /// What the host is told besides.

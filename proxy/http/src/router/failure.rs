@@ -55,6 +55,24 @@ impl Failure {
     pub(super) fn status(&self) -> u16 {
         if matches!(self, Self::Protocol) { 502 } else { 503 }
     }
+
+    /// Envoy's word for it.
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::Overflow => "overflow",
+            Self::Connect(failure) => failure.reset_reason(),
+            Self::Refused => ResetReason::RemoteRefused.as_str(),
+            Self::Reset { reason, .. } => reason.as_str(),
+            _ => "protocol_error",
+        }
+    }
+
+    /// What a client reads of it.
+    pub(super) fn body(&self, retried: bool) -> String {
+        let retried = if retried { "retried and the latest " } else { "" };
+        let reason = self.reason().replace('_', " ");
+        format!("upstream connect error or disconnect/reset before headers. {retried}reset reason: {reason}")
+    }
 }
 
 impl Forward<'_> {
@@ -94,7 +112,7 @@ impl Forward<'_> {
         }
         let stats = self.cluster.stats().clone();
         let info = &mut self.stream.info;
-        let (status, flag, reason, transport) = match &failure {
+        let (flag, transport) = match &failure {
             Failure::NoHost => return self.no_healthy_upstream(),
             Failure::Timeout => {
                 return self.timed_out("response_timeout");
@@ -105,38 +123,26 @@ impl Forward<'_> {
             Failure::PerTryIdleTimeout => {
                 return self.timed_out("upstream_per_try_idle_timeout");
             }
-            Failure::Overflow => (503, ResponseFlag::UpstreamOverflow, "overflow", None),
+            Failure::Overflow => (ResponseFlag::UpstreamOverflow, None),
             Failure::Connect(failure) => (
-                503,
                 ResponseFlag::UpstreamConnectionFailure,
-                failure.reset_reason(),
                 Some(failure.reason.clone()).filter(|r| !r.is_empty()),
             ),
-            Failure::Refused => {
-                (503, ResponseFlag::UpstreamRemoteReset, ResetReason::RemoteRefused.as_str(), None)
-            }
-            Failure::Reset { reason: reason @ ResetReason::RemoteReset, .. } => {
-                (503, ResponseFlag::UpstreamRemoteReset, reason.as_str(), None)
-            }
-            Failure::Reset { reason, .. } => (503, reset_flag(*reason), reason.as_str(), None),
+            Failure::Refused => (ResponseFlag::UpstreamRemoteReset, None),
+            Failure::Reset { reason, .. } => (reset_flag(*reason), None),
             Failure::Protocol => {
                 // An HTTP/1 connection counts its own.
                 if info.upstream.as_ref().is_some_and(|u| u.protocol == Some(Protocol::Http2)) {
                     stats.upstream_cx_protocol_error.inc();
                 }
-                (502, ResponseFlag::UpstreamProtocolError, "protocol_error", None)
+                (ResponseFlag::UpstreamProtocolError, None)
             }
             Failure::Downstream(_) => return End::Reset,
         };
         info.flags.set(flag);
-        let mut details = reason.to_owned();
-        let mut body = format!(
-            "upstream connect error or disconnect/reset before headers. reset reason: {}",
-            reason.replace('_', " ")
-        );
-        if info.attempts > 1 {
-            body = body.replace("headers. reset", "headers. retried and the latest reset");
-        }
+        let status = failure.status();
+        let mut details = failure.reason().to_owned();
+        let body = failure.body(info.attempts > 1);
         if let Some(transport) = transport {
             details = format!("{details}|{transport}");
             info.upstream_mut().transport_failure = Some(transport);
