@@ -7,11 +7,16 @@
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::config::trace::v3::tracing;
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 
 /// It prepares internal listeners; those themselves, and addresses that lead to them, are refused by name.
 const INTERNAL_LISTENER: &str = "envoy.extensions.bootstrap.internal_listener.v3.InternalListener";
+
+/// What may be the default of connection managers that trace; more is checked where they are.
+const TRACERS: [&str; 2] =
+    ["envoy.config.trace.v3.ZipkinConfig", "envoy.config.trace.v3.OpenTelemetryConfig"];
 
 /// Refuses the first of them.
 pub fn refuse(b: &Bootstrap) -> ConfigResult<()> {
@@ -23,6 +28,14 @@ pub fn refuse(b: &Bootstrap) -> ConfigResult<()> {
     }
     for (i, extension) in b.bootstrap_extensions.iter().enumerate() {
         typed("bootstrap extension", extension, &[INTERNAL_LISTENER]).at_index("bootstrap_extensions", i)?;
+    }
+    if let Some(provider) = tracing(b) {
+        use envoy_types::pb::envoy::config::trace::v3::tracing::http::ConfigType::TypedConfig;
+        let kind =
+            provider.config_type.as_ref().map_or(provider.name.as_str(), |TypedConfig(any)| name_of(any));
+        if !TRACERS.contains(&kind) {
+            return Err(ConfigError::unsupported(format_args!("tracer {kind}")).at("http").at("tracing"));
+        }
     }
     if let Some(sink) = b.stats_sinks.first() {
         use envoy_types::pb::envoy::config::metrics::v3::stats_sink::ConfigType::TypedConfig;
@@ -61,7 +74,6 @@ fn whole_fields(b: &Bootstrap) -> ConfigResult<()> {
         // It switches zone aware routing on.
         (!manager.local_cluster_name.is_empty(), "cluster_manager.local_cluster_name"),
         (b.hds_config.is_some(), "hds_config"),
-        (b.tracing_is_set(), "tracing"),
         (!b.header_prefix.is_empty() && b.header_prefix != "x-envoy", "header_prefix"),
         (b.use_tcp_for_dns_lookups, "use_tcp_for_dns_lookups"),
         (b.dns_resolution_config.is_some(), "dns_resolution_config"),
@@ -92,13 +104,8 @@ fn typed(what: &str, extension: &TypedExtensionConfig, known: &[&str]) -> Config
     if known.contains(&name) { Ok(()) } else { Err(ConfigError::unsupported(format_args!("{what} {name}"))) }
 }
 
-trait DeprecatedTracing {
-    fn tracing_is_set(&self) -> bool;
-}
-
-impl DeprecatedTracing for Bootstrap {
-    #[allow(deprecated)] // The field is deprecated and still known.
-    fn tracing_is_set(&self) -> bool {
-        self.tracing.as_ref().is_some_and(|t| t.http.is_some())
-    }
+/// `tracing.http`
+#[allow(deprecated, reason = "Envoy 1.40 still takes the field")]
+pub fn tracing(b: &Bootstrap) -> Option<&tracing::Http> {
+    b.tracing.as_ref()?.http.as_ref()
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use envoy_types::pb::envoy::config::trace::v3::tracing::Http as TracingProvider;
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 use sampan_core::access_log::{AccessLogManager, AccessLogger, FlushPolicy};
@@ -67,6 +68,8 @@ pub struct Server {
     pub access_logs: AccessLogManager,
     /// The overload manager's state, where one is configured.
     pub overload: Option<Arc<OverloadState>>,
+    /// The bootstrap's `tracing`: the provider of whoever traces and names none.
+    pub tracing: Option<TracingProvider>,
     /// The next connection's number.
     pub next_connection_id: AtomicU64,
     /// Accepted sockets of all listeners, for `overload.global_downstream_max_connections`.
@@ -92,6 +95,7 @@ impl Server {
             node,
             clusters,
             overload: None,
+            tracing: None,
             next_connection_id: AtomicU64::new(0),
             open_connections: AtomicU64::new(0),
         }

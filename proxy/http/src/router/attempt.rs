@@ -16,6 +16,7 @@ use super::failure::{Failure, reset};
 use super::upload::Upload;
 use super::{Forward, codes};
 use crate::filter::LocalReply;
+use crate::stream::Stream;
 
 impl Forward<'_> {
     /// One attempt, to the response's head.
@@ -35,8 +36,12 @@ impl Forward<'_> {
         }
         // A tunnel over HTTP/1 has no end but the connection's.
         let end = upload.is_empty() && (self.stream.upgrade.is_none() || matches!(lease, HttpLease::H2(_)));
-        if let Some(trace) = &self.stream.trace {
-            trace.inject(&mut self.stream.request);
+        let Stream { trace, request, worker, .. } = &mut *self.stream;
+        if let Some(trace) = trace {
+            if self.config.starts_span {
+                trace.start_child(|| worker.random());
+            }
+            trace.inject(request);
         }
         let first = self.proxy_header(&lease);
         let exchange = Exchange::start(lease, &self.stream.request, end, &first);

@@ -21,6 +21,8 @@ pub struct RouterConfig {
     pub(super) dynamic_stats: bool,
     pub(super) suppress_envoy_headers: bool,
     pub(super) respect_expected_timeout: bool,
+    /// `start_child_span`
+    pub(super) starts_span: bool,
     pub(super) strict_headers: Vec<HeaderId>,
     pub(super) rq_total: Counter,
     pub(super) no_route: Counter,
@@ -34,6 +36,7 @@ pub struct RouterConfig {
 
 impl RouterConfig {
     /// Parses the filter's configuration.
+    #[allow(deprecated, reason = "`start_child_span` is deprecated and still taken")]
     pub fn factory(any: &Any, context: &HttpFilterContext<'_>) -> ConfigResult<HttpFilterKind> {
         let message: Router = decode(any)?;
         let unsupported = |set: bool, field: &str| {
@@ -63,6 +66,7 @@ impl RouterConfig {
             dynamic_stats: message.dynamic_stats.is_none_or(|b| b.value),
             suppress_envoy_headers: message.suppress_envoy_headers,
             respect_expected_timeout: message.respect_expected_rq_timeout,
+            starts_span: message.start_child_span,
             strict_headers: strict.collect::<ConfigResult<_>>()?,
             rq_total: counter("rq_total"),
             no_route: counter("no_route"),

@@ -87,6 +87,13 @@ impl Context {
         }
     }
 
+    /// The request to the upstream has a span of its own.
+    pub fn start_child(&mut self, random: impl FnOnce() -> u64) {
+        if self.child.is_none() {
+            self.child = Some(random());
+        }
+    }
+
     /// A span of it goes to the collector.
     pub(super) fn is_reported(&self) -> bool {
         self.sampled || self.child.is_some() && self.child_sampled

@@ -181,7 +181,7 @@ impl Tracing {
         (pack, by_request_id): (bool, bool),
     ) -> ConfigResult<Self> {
         let scope = context.root_scope().scope(prefix);
-        let provider = message.provider.as_ref();
+        let provider = message.provider.as_ref().or(context.server.tracing.as_ref());
         let provider = provider.map(|p| Provider::from_proto(p, message, context));
         let (provider, spans) = provider.transpose().at("provider")?.unzip();
         let counter = |name: &str| scope.counter(&format!("tracing.{name}"));
