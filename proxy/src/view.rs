@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, ScopedRoutes, http_connection_manager::RouteSpecifier,
@@ -324,7 +325,7 @@ impl AdminSource for View {
             })),
             Section::Routes => Some(packed(&pb::RoutesConfigDump {
                 static_route_configs: static_routes(&boot.parts.listeners)
-                    .into_iter()
+                    .map(|routes| self.with_hosts(&routes).unwrap_or_else(|| routes.encode_to_vec()))
                     .map(|bytes| pb::routes_config_dump::StaticRouteConfig {
                         route_config: Some(any("envoy.config.route.v3.RouteConfiguration", bytes)),
                         last_updated: self.updated(),
@@ -411,6 +412,12 @@ impl View {
         let listeners = listeners.iter().flat_map(|entry| entry.config.certificates());
         let clusters = boot.clusters.clusters().all();
         listeners.chain(clusters.iter().flat_map(|cluster| cluster.certificates())).collect()
+    }
+
+    /// An inline table with the hosts that came (VHDS), encoded.
+    fn with_hosts(&self, routes: &RouteConfiguration) -> Option<Vec<u8>> {
+        routes.vhds.as_ref()?;
+        self.process.xds.get()?.shared.routes.with_hosts(&routes.name).map(|bytes| bytes.to_vec())
     }
 
     fn dynamic_routes(&self) -> Vec<pb::routes_config_dump::DynamicRouteConfig> {
@@ -548,14 +555,12 @@ fn dynamic_clusters(all: &[Arc<Cluster>]) -> Vec<pb::clusters_config_dump::Dynam
     all.iter().filter_map(|cluster| cluster.origin().map(dump)).collect()
 }
 
-/// The inline route tables of all connection managers, encoded.
-fn static_routes(listeners: &[Bytes]) -> Vec<Vec<u8>> {
-    managers(listeners)
-        .filter_map(|manager| match manager.route_specifier? {
-            RouteSpecifier::RouteConfig(routes) => Some(routes.encode_to_vec()),
-            _ => None,
-        })
-        .collect()
+/// The inline route tables of all connection managers.
+fn static_routes(listeners: &[Bytes]) -> impl Iterator<Item = RouteConfiguration> {
+    managers(listeners).filter_map(|manager| match manager.route_specifier? {
+        RouteSpecifier::RouteConfig(routes) => Some(routes),
+        _ => None,
+    })
 }
 
 /// The inline scopes of all connection managers, encoded, with the names of the lists.

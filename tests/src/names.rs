@@ -21,7 +21,7 @@ use crate::error::{Context, Error, Result, case_error};
 static PLACEHOLDER: LazyLock<Regex> = LazyLock::new(|| regex(r"\{\{([A-Za-z0-9_.-]+)\}\}"));
 static LOOPBACK: LazyLock<Regex> =
     LazyLock::new(|| regex(r"(127\.\d+\.\d+\.\d+|\[::1\]|\[::ffff:127\.0\.0\.1\]):(\d{4,5})\b"));
-static NUMBER: LazyLock<Regex> = LazyLock::new(|| regex(r"\d{5}"));
+static NUMBER: LazyLock<Regex> = LazyLock::new(|| regex(r"\d+"));
 static NEXT_PORT: LazyLock<AtomicU16> =
     LazyLock::new(|| AtomicU16::new(10_000 + (std::process::id() % 100) as u16 * 200));
 

@@ -15,8 +15,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, Vhds, VirtualHost};
-use sampan_core::config_source::{Api, ConfigSource, SourceKind};
-use sampan_core::error::AtField;
+use sampan_core::config_source::{ConfigSource, SourceKind};
 use sampan_core::stats::{Counter, Scope};
 use sampan_http::route::{Demand, HostsOnDemand};
 use tokio::sync::{mpsc, oneshot};
@@ -107,18 +106,15 @@ fn awaited(waiting: &Option<Vec<oneshot::Sender<()>>>) -> bool {
 
 /// Where a table's hosts come from, if Envoy would ask there.
 pub fn source(context: &Context, message: &Vhds) -> Result<ConfigSource, String> {
-    const DELTA: &str =
-        "vhds: only 'DELTA_GRPC' or 'ADS' (which uses Delta xDS) is supported as a config source.";
-    let source = message.config_source.as_ref().ok_or("vhds.config_source: value is required")?;
-    let source =
-        ConfigSource::from_proto(source).at("config_source").at("vhds").map_err(|e| e.to_string())?;
+    let source = sampan_http::route::hosts_source(message).map_err(|e| e.to_string())?;
     match (&source.kind, &context.ads) {
         (SourceKind::Ads, None) => {
             Err("vhds: ADS config source specified but no ADS configured in bootstrap.".to_owned())
         }
-        (SourceKind::Ads, Some(ads)) if ads.variant() == Variant::Delta => Ok(source),
-        (SourceKind::Api(api), _) if matches!(api.api, Api::Grpc { delta: true, .. }) => Ok(source),
-        _ => Err(DELTA.to_owned()),
+        (SourceKind::Ads, Some(ads)) if ads.variant() != Variant::Delta => {
+            Err("vhds: ADS must use DELTA_GRPC api_type when used as VHDS config source.".to_owned())
+        }
+        _ => Ok(source),
     }
 }
 

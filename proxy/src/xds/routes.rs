@@ -13,13 +13,13 @@ use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_http::filter::HttpFilterRegistry;
-use sampan_http::route::{HostsOnDemand, RouteContext, RouteSlot, RouteTable, WantedRoutes};
+use sampan_http::route::{HostsOnDemand, RouteContext, RouteSlot, RouteTable, WantedHosts, WantedRoutes};
 use sampan_listener::{ListenerConfig, Server};
 use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
 use super::resource::{Checked, checked, decode};
-use super::source::kept;
+use super::source::{kept, warn};
 use super::{Context, Source, Subscriber, SubscriptionStats, hosts};
 
 /// All RDS subscriptions.
@@ -27,6 +27,8 @@ pub struct Rds {
     context: Rc<Context>,
     compiler: Rc<Compiler>,
     all: RefCell<Vec<Subscription>>,
+    /// Tables of connection managers whose hosts come on their own.
+    inline: RefCell<Vec<Rc<Table>>>,
 }
 
 struct Compiler {
@@ -46,8 +48,8 @@ pub(super) struct Table {
     context: Rc<Context>,
     compiler: Rc<Compiler>,
     pub(super) name: Arc<str>,
-    /// `http.PREFIX.`
-    scope: Scope,
+    /// Below which the counters of its hosts stand, by its name.
+    hosts_scope: Scope,
     /// What came last, as it came.
     given: RefCell<Option<Bytes>>,
     /// What it says, where its hosts come on their own.
@@ -57,6 +59,12 @@ pub(super) struct Table {
     users: RefCell<Vec<Weak<RouteSlot>>>,
     current: RefCell<Option<Current>>,
     answered: watch::Sender<bool>,
+    /// None where it is a connection manager's own.
+    stats: Option<Stats>,
+}
+
+/// `http.PREFIX.rds.NAME.*`, besides what all subscriptions count.
+struct Stats {
     config_reload: Counter,
     config_reload_time_ms: Gauge,
     update_empty: Counter,
@@ -79,14 +87,15 @@ impl Rds {
         let mut registry = HttpFilterRegistry::default();
         sampan_http::filters::register(&mut registry);
         let compiler = Rc::new(Compiler { registry, server });
-        Self { context, compiler, all: RefCell::default() }
+        Self { context, compiler, all: RefCell::default(), inline: RefCell::default() }
     }
 
     /// Subscribes to what a listener wants; what is awaited then returns when all of it has been answered.
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         self.tidy();
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedRoutes>());
-        let answers: Vec<_> = wanted.map(|wanted| self.subscribe(wanted).answered.subscribe()).collect();
+        let tables = wanted.map(|wanted| self.subscribe(wanted)).chain(self.grow(listener));
+        let answers: Vec<_> = tables.map(|table| table.answered.subscribe()).collect();
         async move {
             for mut answer in answers {
                 // A subscription that ended is awaited by nobody.
@@ -104,7 +113,14 @@ impl Rds {
         };
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedRoutes>());
         let names = wanted.filter(|wanted| !answered(wanted));
-        names.map(|w| format!("shared target RdsRouteConfigSubscription RDS init {}", w.name)).collect()
+        let mut names: Vec<_> =
+            names.map(|w| format!("shared target RdsRouteConfigSubscription RDS init {}", w.name)).collect();
+        let inline = self.inline.borrow();
+        let waits =
+            |table: &&Rc<Table>| inlined(listener).any(|w| table.is_of(w)) && !*table.answered.borrow();
+        let own = inline.iter().filter(waits);
+        names.extend(own.map(|t| format!("target StaticRouteConfigProvider local-init-target {}", t.name)));
+        names
     }
 
     /// Subscribes to one table; who gives up its slot ends it.
@@ -131,23 +147,14 @@ impl Rds {
             table.serve(wanted.slot.clone());
             return table;
         }
-        let scope = wanted.scope.scope("rds").scope(&wanted.name);
-        let table = Rc::new_cyclic(|this| Table {
-            this: this.clone(),
-            context: self.context.clone(),
-            compiler: self.compiler.clone(),
-            name: wanted.name.clone(),
-            scope: wanted.scope.clone(),
-            given: RefCell::default(),
-            base: RefCell::default(),
-            first: RefCell::default(),
-            users: RefCell::new(vec![wanted.slot.clone()]),
-            current: RefCell::default(),
-            answered: watch::Sender::new(false),
+        let rds = wanted.scope.scope("rds");
+        let (scope, hosts) = (rds.scope(&wanted.name), rds.scope("vhds"));
+        let own = Stats {
             config_reload: scope.counter("config_reload"),
             config_reload_time_ms: scope.gauge("config_reload_time_ms"),
             update_empty: scope.counter("update_empty"),
-        });
+        };
+        let table = self.table(&wanted.name, &wanted.slot, hosts, Some(own));
         let stats = SubscriptionStats::new(&scope);
         let stream = Source::start(&self.context, &wanted.source, stats, table.clone());
         let source = wanted.source.clone();
@@ -155,13 +162,67 @@ impl Rds {
         table
     }
 
+    fn table(
+        &self,
+        name: &Arc<str>,
+        user: &Weak<RouteSlot>,
+        hosts_scope: Scope,
+        stats: Option<Stats>,
+    ) -> Rc<Table> {
+        Rc::new_cyclic(|this| Table {
+            this: this.clone(),
+            context: self.context.clone(),
+            compiler: self.compiler.clone(),
+            name: name.clone(),
+            hosts_scope,
+            given: RefCell::default(),
+            base: RefCell::default(),
+            first: RefCell::default(),
+            users: RefCell::new(vec![user.clone()]),
+            current: RefCell::default(),
+            answered: watch::Sender::new(false),
+            stats,
+        })
+    }
+
+    /// Subscribes to the hosts of a listener's own tables.
+    fn grow(&self, listener: &ListenerConfig) -> Vec<Rc<Table>> {
+        let mut inline = self.inline.borrow_mut();
+        let mut tables = Vec::new();
+        for wanted in inlined(listener) {
+            if let Some(table) = inline.iter().find(|table| table.is_of(wanted)) {
+                tables.push(table.clone());
+                continue;
+            }
+            let name = Arc::from(wanted.table.name.as_str());
+            let scope = self.context.root.scope("vhds");
+            let table = self.table(&name, &wanted.slot, scope, None);
+            if let Some(vhds) = &wanted.table.vhds {
+                match table.take_with_hosts(&wanted.table, vhds, "") {
+                    Ok(first) => drop(table.first.replace(Some(first))),
+                    Err(error) => {
+                        warn(&error);
+                        table.answered.send_replace(true);
+                    }
+                }
+            }
+            inline.push(table.clone());
+            tables.push(table);
+        }
+        tables
+    }
+
+    /// The bytes of a connection manager's own table with the hosts that came.
+    pub fn with_hosts(&self, name: &str) -> Option<Bytes> {
+        let inline = self.inline.borrow();
+        let table = inline.iter().find(|table| &*table.name == name)?;
+        table.current.borrow().as_ref().map(|current| current.bytes.clone())
+    }
+
     /// Ends what nobody uses any more.
     pub(super) fn tidy(&self) {
-        self.all.borrow_mut().retain(|s| {
-            let mut users = s.table.users.borrow_mut();
-            users.retain(|user| user.strong_count() > 0);
-            !users.is_empty()
-        });
+        self.inline.borrow_mut().retain(|table| table.is_used());
+        self.all.borrow_mut().retain(|s| s.table.is_used());
     }
 
     /// The tables in force.
@@ -170,7 +231,22 @@ impl Rds {
     }
 }
 
+/// The tables of a listener's own whose hosts come on their own.
+fn inlined(listener: &ListenerConfig) -> impl Iterator<Item = &WantedHosts> {
+    listener.wants().iter().filter_map(|want| want.downcast_ref())
+}
+
 impl Table {
+    fn is_used(&self) -> bool {
+        let mut users = self.users.borrow_mut();
+        users.retain(|user| user.strong_count() > 0);
+        !users.is_empty()
+    }
+
+    fn is_of(&self, wanted: &WantedHosts) -> bool {
+        self.users.borrow().iter().any(|user| user.ptr_eq(&wanted.slot))
+    }
+
     /// Gives another user the table in force.
     fn serve(&self, user: Weak<RouteSlot>) {
         if let (Some(slot), Some(current)) = (user.upgrade(), &*self.current.borrow()) {
@@ -227,8 +303,8 @@ impl Table {
             // Whether it can be used is known before anybody is asked.
             self.compile(message, None)?;
             let table = self.this.upgrade().ok_or("the route table is gone")?;
-            let scope = self.scope.scope("rds").scope("vhds").scope(&self.name);
-            let hosts = hosts::Subscription::start(&self.context, &source, vhds.clone(), &scope, &table);
+            let scope = &self.hosts_scope.scope(&self.name);
+            let hosts = hosts::Subscription::start(&self.context, &source, vhds.clone(), scope, &table);
             let last = self.base.replace(Some((message.clone(), hosts)));
             drop(last);
         }
@@ -283,8 +359,10 @@ impl Table {
         }
         let now = next.updated.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.current.replace(Some(next));
-        self.config_reload.inc();
-        self.config_reload_time_ms.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        if let Some(stats) = &self.stats {
+            stats.config_reload.inc();
+            stats.config_reload_time_ms.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        }
     }
 }
 
@@ -303,7 +381,7 @@ impl Subscriber for Table {
 
     fn update(&self, _version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
         match checked(resources).as_slice() {
-            [] => self.update_empty.inc(),
+            [] => self.stats.iter().for_each(|stats| stats.update_empty.inc()),
             [one] => self.take(one)?,
             more => return Err(format!("Unexpected RDS resource length: {}", more.len())),
         }

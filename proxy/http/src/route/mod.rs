@@ -50,14 +50,16 @@ pub use hash::{Cookie, HashPolicies, MakeCookie};
 pub use headers::{HeaderMutations, Values, append as append_header, as_stored, is_inline};
 pub use internal_redirect::{InternalRedirects, RedirectStep, Redirected};
 pub use mirror::Mirror;
-pub use on_demand::{Demand, HostsOnDemand};
+pub use on_demand::{Demand, HostsOnDemand, hosts_source};
 pub use per_filter::FilterConfigs;
 pub use rate_limit::{Descriptor, Descriptors, Entry, RateLimit, RateLimits};
 pub use redirect::Redirect;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
 pub use retry_host::HostPredicate;
 pub use scopes::{ScopeSlot, Scopes, WantedScopes, key as scope_key};
-pub use source::{Decision, RouteContext, RouteSlot, RouteSource, Selected, SharedTable, WantedRoutes};
+pub use source::{
+    Decision, RouteContext, RouteSlot, RouteSource, Selected, SharedTable, WantedHosts, WantedRoutes,
+};
 pub(crate) use template::Template;
 pub use vcluster::{Counted, VirtualCluster};
 pub use weighted::{ClusterChoice, WeightedCluster};

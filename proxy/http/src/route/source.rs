@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use sampan_core::config_source::ConfigSource;
@@ -17,7 +18,7 @@ use sampan_listener::{FactoryContext, KnownClusters};
 use super::scopes::Scoped;
 use super::{
     Action, ClusterAction, Found, HostsOnDemand, Redirect, RequestView, Route, RouteTable, VirtualHost,
-    WeightedCluster, WorkerTable,
+    WeightedCluster, WorkerTable, hosts_source,
 };
 use crate::filter::{HttpFilterRegistry, LocalReply, RouteConfig};
 use crate::filters::cors::Policy as CorsPolicy;
@@ -70,6 +71,14 @@ pub struct WantedRoutes {
     pub slot: Weak<RouteSlot>,
 }
 
+/// What a manager wants whose own table has `vhds`.
+pub struct WantedHosts {
+    /// The table.
+    pub table: RouteConfiguration,
+    /// Who waits; gone with the last connection of the manager.
+    pub slot: Weak<RouteSlot>,
+}
+
 impl RouteSlot {
     /// A slot with a table in it.
     pub fn new(table: RouteTable) -> Arc<Self> {
@@ -105,9 +114,7 @@ impl RouteSource {
     ) -> ConfigResult<Self> {
         let slot = match message {
             Some(RouteSpecifier::RouteConfig(config)) => {
-                let context =
-                    RouteContext { registry, clusters: &*context.server.clusters, validate_clusters: true };
-                RouteSlot::new(RouteTable::from_proto(config, &context).at("route_config")?)
+                inline(config, context, registry).at("route_config")?
             }
             Some(RouteSpecifier::Rds(rds)) => wanted(rds, scope, context, registry).at("rds")?,
             Some(RouteSpecifier::ScopedRoutes(scoped)) => {
@@ -163,6 +170,21 @@ fn table_of(slot: &Arc<RouteSlot>) -> SharedTable {
             }
         }
     })
+}
+
+/// A slot with a table of the manager's own, whose virtual hosts may grow.
+fn inline(
+    config: &RouteConfiguration,
+    context: &FactoryContext,
+    registry: &HttpFilterRegistry,
+) -> ConfigResult<Arc<RouteSlot>> {
+    let with = RouteContext { registry, clusters: &*context.server.clusters, validate_clusters: true };
+    let slot = RouteSlot::new(RouteTable::with_hosts_on_demand(config, &with, None)?);
+    if let Some(vhds) = &config.vhds {
+        hosts_source(vhds)?;
+        context.want(WantedHosts { table: config.clone(), slot: Arc::downgrade(&slot) });
+    }
+    Ok(slot)
 }
 
 /// A slot that finds no route until RDS has answered.
