@@ -23,13 +23,13 @@ use crate::error::{Context, Error, Result, case_error};
 use crate::http1::{Body, Head};
 use crate::names::Names;
 use crate::net::{Stream, Wire};
-use crate::observe::check;
+use crate::observe::{Waited, check};
 use crate::xds;
 
 /// The name of the static cluster.
 const CLUSTER: &str = "xds_cluster";
 /// How long something that is waited for may take.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(crate) const SETTLE: Duration = Duration::from_secs(3);
 
 /// How the proxy asks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -451,15 +451,20 @@ impl Peer {
     }
 
     /// Waits until it has seen what is wanted, or the time is over; what it has seen.
-    pub async fn wait(&self, wanted: &Map<String, Value>, names: &Names) -> Result<Value> {
-        let deadline = Instant::now() + SETTLE;
+    pub async fn wait(
+        &self,
+        wanted: &Map<String, Value>,
+        names: &Names,
+        patience: Duration,
+    ) -> Result<Waited<Value>> {
+        let deadline = Instant::now() + patience;
         let firm = silent(&Value::Object(wanted.clone()));
         loop {
             let seen = self.observation(wanted).await?;
             let mut wrong = Vec::new();
             check(&firm, &silent(&names.hide_tree(&seen)), "", &mut wrong);
             if wrong.is_empty() || Instant::now() > deadline {
-                return Ok(seen);
+                return Ok(Waited { have: seen, wrong });
             }
             sleep(Duration::from_millis(15)).await;
         }

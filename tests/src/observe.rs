@@ -7,7 +7,7 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::case::Mask;
-use crate::error::{Result, case_error};
+use crate::error::{Error, Result, case_error};
 use crate::names::regex;
 
 /// What changes from request to request in any proxy.
@@ -22,6 +22,27 @@ static ALWAYS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (regex(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"), "TIME"),
     ]
 });
+
+/// What was seen when a wait ended.
+pub struct Waited<T> {
+    /// All of it.
+    pub have: T,
+    /// What was still missing.
+    pub wrong: Vec<String>,
+}
+
+impl<T> Waited<T> {
+    /// A step that waited in vain ends its case: what follows would be seen too early.
+    pub fn or_vain(self, wanted: &Map<String, Value>) -> Result<()> {
+        match self.wrong.as_slice() {
+            [] => Ok(()),
+            wrong => {
+                let wanted = Value::from(wanted.clone());
+                Err(Error::Subject(format!("waited in vain for {wanted}: {}", wrong.join("; "))))
+            }
+        }
+    }
+}
 
 /// Applies the standing masks and the case's own to every string and key.
 pub fn masked(tree: &Value, masks: &[Mask]) -> Result<Value> {

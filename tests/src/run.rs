@@ -12,7 +12,7 @@ use crate::case::{Case, Verdict};
 use crate::certs::Certs;
 use crate::client::Client;
 use crate::config::assemble;
-use crate::control_plane::{Peer, silent};
+use crate::control_plane::{Peer, SETTLE, silent};
 use crate::error::{Context, Error, Result};
 use crate::names::{Names, host_address};
 use crate::observe::{check, covers, differences, masked};
@@ -294,7 +294,7 @@ impl World {
         if let Some(peer) = &run.control_plane {
             let none = Map::new();
             let wanted = awaited.get("control_plane").and_then(Value::as_object).unwrap_or(&none);
-            tree.insert("control_plane".into(), peer.wait(wanted, &names).await?);
+            tree.insert("control_plane".into(), peer.wait(wanted, &names, SETTLE).await?.have);
         }
         let Run { subject: running, client, .. } = run;
         drop(client);

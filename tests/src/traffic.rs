@@ -13,11 +13,13 @@ use crate::client::Client;
 use crate::control_plane::{Act, Peer};
 use crate::error::{Error, Result, case_error};
 use crate::names::Names;
-use crate::observe::check;
+use crate::observe::{Waited, check};
 use crate::process::Running;
 
 /// How long stats and log lines may take to arrive.
 const SETTLE: Duration = Duration::from_secs(3);
+/// How long a step waits for what it names: only a slow machine needs that long.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn peer(peer: &mut Option<Peer>) -> Result<&mut Peer> {
     peer.as_mut().ok_or_else(no_peer)
@@ -115,7 +117,7 @@ impl Run<'_> {
                     None
                 }
                 Step::WaitStats(wanted) => {
-                    self.read_stats(wanted).await?;
+                    self.read_stats(wanted, PATIENCE).await?.or_vain(wanted)?;
                     None
                 }
                 Step::Write(files) => {
@@ -135,7 +137,7 @@ impl Run<'_> {
                     None
                 }
                 Step::WaitControlPlane(wanted) => {
-                    self.peer()?.wait(wanted, self.names).await?;
+                    self.peer()?.wait(wanted, self.names, PATIENCE).await?.or_vain(wanted)?;
                     None
                 }
                 Step::Exit(_)
@@ -152,8 +154,12 @@ impl Run<'_> {
     }
 
     /// Reads stats until they have the wanted values or the time is over.
-    async fn read_stats(&self, wanted: &Map<String, Value>) -> Result<Map<String, Value>> {
-        let deadline = Instant::now() + SETTLE;
+    async fn read_stats(
+        &self,
+        wanted: &Map<String, Value>,
+        patience: Duration,
+    ) -> Result<Waited<Map<String, Value>>> {
+        let deadline = Instant::now() + patience;
         loop {
             let (_, text) = self.subject.admin_call("GET", "/stats").await?;
             let mut have = Map::new();
@@ -168,7 +174,7 @@ impl Run<'_> {
             let seen = self.names.hide_tree(&Value::Object(have.clone()));
             check(&self.names.hide_tree(&Value::Object(wanted.clone())), &seen, "", &mut wrong);
             if wrong.is_empty() || Instant::now() > deadline {
-                return Ok(have);
+                return Ok(Waited { have, wrong });
             }
             sleep(Duration::from_millis(15)).await;
         }
@@ -193,7 +199,7 @@ impl Run<'_> {
         let free: Vec<String> = wanted.iter().filter(|(_, v)| *v == "~.*").map(|(k, _)| k.clone()).collect();
         let firm: Map<String, Value> =
             wanted.iter().filter(|(k, _)| !free.contains(k)).map(|(k, v)| (k.clone(), v.clone())).collect();
-        let mut have = self.read_stats(&firm).await?;
+        let mut have = self.read_stats(&firm, SETTLE).await?.have;
         if !free.is_empty() {
             let all: Map<String, Value> = free.into_iter().map(|k| (k, Value::Null)).collect();
             let (_, text) = self.subject.admin_call("GET", "/stats").await?;
