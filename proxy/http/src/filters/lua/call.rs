@@ -72,6 +72,7 @@ pub(super) fn http_call(lua: &Lua, args: &Args) -> Result<Return, Fail> {
         return Err(Fail::from("http call cluster invalid. Must be configured"));
     }
     let mut headers = headers_of(lua, args, 2)?;
+    headers.remove_broken();
     if ![HeaderId::PATH, HeaderId::METHOD, HeaderId::AUTHORITY].iter().all(|id| headers.contains(*id)) {
         return Err(Fail::from("http call headers must include ':path', ':method', and ':authority'"));
     }
@@ -79,7 +80,7 @@ pub(super) fn http_call(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     if let Some(body) = &body {
         headers.set(HeaderId::CONTENT_LENGTH, body.len().to_string());
     }
-    if let Some(trace) = &session.live.borrow().trace {
+    if let Some(trace) = &session.live()?.trace {
         trace.inject(&mut headers);
     }
     let request = CallRequest {
@@ -94,8 +95,7 @@ pub(super) fn http_call(lua: &Lua, args: &Args) -> Result<Return, Fail> {
         tokio::task::spawn_local(send(worker, call));
         return Return::none();
     }
-    session.ask(Asked::Call(call));
-    Ok(Return::Wait)
+    session.ask(Asked::Call(call))
 }
 
 /// Sends the request; whatever becomes of it is an answer.

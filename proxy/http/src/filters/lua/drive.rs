@@ -47,7 +47,7 @@ impl Script {
     /// Lets it run on to its next wait; what it asks for then. The stream's parts must be lent.
     pub(super) fn resume(&self, values: impl IntoLuaMulti) -> Asked {
         let session = &self.session;
-        session.ask(Asked::Nothing);
+        session.live.borrow_mut().asked = Asked::Nothing;
         let result = values.into_lua_multi(&self.vm.lua).and_then(|mut values| {
             values.push_front(Value::Thread(self.thread.clone()));
             session.running.set(true);

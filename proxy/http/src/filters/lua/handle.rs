@@ -10,7 +10,7 @@ use bytes::Bytes;
 use mlua::{Function, Lua, Table, Value};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 
-use super::headers::{Buffer, OfHead, OfTrailers, append};
+use super::headers::{Buffer, OfHead, OfTrailers, append, name_of};
 use super::info::{
     Connection, ConnectionStreamInfo, Fields, Metadata, RouteOfStream, StreamInfo, VirtualHost,
 };
@@ -64,7 +64,7 @@ fn headers(lua: &Lua, args: &Args) -> Result<Return, Fail> {
 fn body(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let session = session(args)?;
     let always = args.len() > 0 && args.boolean(1)?;
-    let mut live = session.live.borrow_mut();
+    let mut live = session.live()?;
     if !live.end {
         if live.saw_body {
             return Err(Fail::from("cannot call body() after body streaming has started"));
@@ -87,7 +87,7 @@ fn body(lua: &Lua, args: &Args) -> Result<Return, Fail> {
 }
 
 fn body_chunks(lua: &Lua, args: &Args) -> Result<Return, Fail> {
-    if session(args)?.live.borrow().saw_body {
+    if session(args)?.live()?.saw_body {
         return Err(Fail::from("cannot call bodyChunks after body processing has begun"));
     }
     let bind: Function = lua.named_registry_value(super::vm::BIND).map_err(internal)?;
@@ -99,16 +99,15 @@ fn body_chunks(lua: &Lua, args: &Args) -> Result<Return, Fail> {
 
 fn chunk(_: &Lua, args: &Args) -> Result<Return, Fail> {
     let session = session(args)?;
-    if session.live.borrow().end {
+    if session.live()?.end {
         return Return::none();
     }
-    session.ask(Asked::Chunk);
-    Ok(Return::Wait)
+    session.ask(Asked::Chunk)
 }
 
 fn trailers(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let session = session(args)?;
-    let live = session.live.borrow();
+    let live = session.live()?;
     if live.trailers.is_some() {
         drop(live);
         return Return::object(lua, &session, OfTrailers);
@@ -117,18 +116,16 @@ fn trailers(lua: &Lua, args: &Args) -> Result<Return, Fail> {
         return Return::none();
     }
     drop(live);
-    session.ask(Asked::Trailers);
-    Ok(Return::Wait)
+    session.ask(Asked::Trailers)
 }
 
 /// The only thing here that has the route picked anew where headers have changed; the others see the old one.
 fn metadata(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let session = session(args)?;
-    let live = session.live.borrow();
+    let live = session.live()?;
     if live.route_stale && live.metadata_of.is_none() {
         drop(live);
-        session.ask(Asked::Route(metadata_of_route));
-        return Ok(Return::Wait);
+        return session.ask(Asked::Route(metadata_of_route));
     }
     drop(live);
     let value = metadata_of_route(lua, &session).map_err(internal)?;
@@ -151,13 +148,13 @@ fn metadata_of_route(lua: &Lua, session: &Rc<Session>) -> mlua::Result<Value> {
 
 fn filter_context(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let session = session(args)?;
-    let context = session.live.borrow().context.clone();
+    let context = session.live()?.context.clone();
     Return::object(lua, &session, Metadata(context.map_or(Fields::None, Fields::Context)))
 }
 
 fn clear_route_cache(_: &Lua, args: &Args) -> Result<Return, Fail> {
     let session = session(args)?;
-    let mut live = session.live.borrow_mut();
+    let mut live = session.live()?;
     live.route_stale |= session.way == Way::Request && !live.continued;
     Return::none()
 }
@@ -171,7 +168,7 @@ fn set_upstream_override_host(_: &Lua, args: &Args) -> Result<Return, Fail> {
     }
     let strict = args.len() >= 2 && args.boolean(2)?;
     if session.way == Way::Request {
-        session.live.borrow_mut().override_host = Some((host.into(), strict));
+        session.live()?.override_host = Some((host.into(), strict));
     }
     Return::none()
 }
@@ -189,8 +186,7 @@ pub(super) fn headers_of(lua: &Lua, args: &Args, n: usize) -> Result<HeaderMap, 
     for pair in args.table(n)?.clone().pairs::<Value, Value>() {
         let (key, value) = pair.map_err(internal)?;
         let key = text(key)?;
-        let key = HeaderName::new(super::object::up_to_nul(&key.as_bytes()));
-        let key = crate::route::as_stored(&key);
+        let key = &name_of(super::object::up_to_nul(&key.as_bytes()))?;
         if let Value::Table(values) = value {
             for value in values.pairs::<Value, Value>() {
                 let value = text(value.map_err(internal)?.1)?;
@@ -213,7 +209,7 @@ pub(super) fn optional(args: &Args, n: usize) -> Result<Option<Bytes>, Fail> {
 
 fn respond(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let session = session(args)?;
-    if session.live.borrow().continued {
+    if session.live()?.continued {
         return Err(Fail::from("respond() cannot be called if headers have been continued"));
     }
     args.table(1)?;
@@ -233,8 +229,7 @@ fn respond(lua: &Lua, args: &Args) -> Result<Return, Fail> {
             reply.headers.push((HeaderName::new(name), value.to_vec()));
         }
     }
-    session.ask(Asked::Reply(Box::new(reply)));
-    Ok(Return::Wait)
+    session.ask(Asked::Reply(Box::new(reply)))
 }
 
 fn base64_escape(lua: &Lua, args: &Args) -> Result<Return, Fail> {

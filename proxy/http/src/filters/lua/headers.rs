@@ -10,6 +10,7 @@ use sampan_core::stream_info::Protocol;
 
 use super::object::{Args, Fail, Kind, Method, Return, internal, object_of};
 use super::session::{Headers, Live, Session, Way};
+use crate::filters::mutation_rules::name_is_valid;
 use crate::route::{as_stored, is_inline};
 
 /// `headers()`
@@ -66,7 +67,7 @@ impl<P: Part> Methods<P> {
 
 fn read<P: Part, R>(args: &Args, f: impl FnOnce(&HeaderMap) -> R) -> Result<R, Fail> {
     let this = args.this::<P>()?;
-    let mut live = this.session.live.borrow_mut();
+    let mut live = this.session.live()?;
     let (map, _) = P::map(&mut live).ok_or_else(|| Fail::from("no trailers"))?;
     Ok(f(map))
 }
@@ -75,7 +76,7 @@ fn read<P: Part, R>(args: &Args, f: impl FnOnce(&HeaderMap) -> R) -> Result<R, F
 fn change<P: Part>(args: &Args, f: impl FnOnce(&mut HeaderMap)) -> Result<Return, Fail> {
     let this = args.this::<P>()?;
     let session: &Rc<Session> = &this.session;
-    let mut live: RefMut<'_, Live> = session.live.borrow_mut();
+    let mut live: RefMut<'_, Live> = session.live()?;
     let live = &mut *live;
     if !P::TRAILERS && live.header_iterator.is_some() || P::TRAILERS && live.trailer_iterator.is_some() {
         return Err(Fail::from("header map cannot be modified while iterating"));
@@ -91,8 +92,16 @@ fn change<P: Part>(args: &Args, f: impl FnOnce(&mut HeaderMap)) -> Result<Return
     Return::none()
 }
 
+/// A name that can be sent: what a script takes from a client must not end the line.
+pub(super) fn name_of(text: &[u8]) -> Result<HeaderName, Fail> {
+    if !text.starts_with(b":") && !name_is_valid(text) {
+        return Err(Fail::from("header name is not valid"));
+    }
+    Ok(as_stored(&HeaderName::new(text)).clone())
+}
+
 fn name(args: &Args) -> Result<HeaderName, Fail> {
-    Ok(as_stored(&HeaderName::new(args.text(1)?)).clone())
+    name_of(&args.text(1)?)
 }
 
 fn whole_name(args: &Args) -> Result<HeaderName, Fail> {
@@ -169,7 +178,7 @@ fn set_reason_phrase<P: Part>(_: &Lua, args: &Args) -> Result<Return, Fail> {
 
 fn pairs<P: Part>(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let this = args.this::<P>()?;
-    let mut live = this.session.live.borrow_mut();
+    let mut live = this.session.live()?;
     let http1 = live.facts.protocol < Some(Protocol::Http2);
     let (map, iterator) = P::map(&mut live).ok_or_else(|| Fail::from("no trailers"))?;
     if iterator.is_some() {
@@ -196,7 +205,7 @@ fn in_order(map: &HeaderMap, http1: bool) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 fn next<P: Part>(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let this = args.this::<P>()?;
-    let mut live = this.session.live.borrow_mut();
+    let mut live = this.session.live()?;
     let Some((_, iterator)) = P::map(&mut live) else { return Return::none() };
     let Some((name, value)) = iterator.as_mut().and_then(Iterator::next) else {
         *iterator = None;
@@ -218,14 +227,14 @@ impl Kind for Buffer {
 
 fn length(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let this = args.this::<Buffer>()?;
-    let length = this.session.live.borrow().body.as_ref().map_or(0, Bytes::len);
+    let length = this.session.live()?.body.as_ref().map_or(0, Bytes::len);
     Return::value(lua, length as f64)
 }
 
 fn get_bytes(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let this = args.this::<Buffer>()?;
     let (index, length) = (args.int(1)?, args.int(2)?);
-    let body = this.session.live.borrow().body.clone().unwrap_or_default();
+    let body = this.session.live()?.body.clone().unwrap_or_default();
     let part = usize::try_from(index)
         .ok()
         .zip(usize::try_from(length).ok())
@@ -237,7 +246,7 @@ fn get_bytes(lua: &Lua, args: &Args) -> Result<Return, Fail> {
 
 fn set_bytes(lua: &Lua, args: &Args) -> Result<Return, Fail> {
     let this = args.this::<Buffer>()?;
-    let mut live = this.session.live.borrow_mut();
+    let mut live = this.session.live()?;
     // As in Envoy, what was there is gone even where nothing comes in its place.
     live.body = Some(Bytes::new());
     let bytes = Bytes::copy_from_slice(&args.bytes(1)?.as_bytes());

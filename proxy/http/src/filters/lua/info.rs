@@ -72,7 +72,7 @@ impl Kind for VirtualHost {
     const NAME: &'static str = "virtualHost";
     const METHODS: &'static [(&'static str, Method)] = &[("metadata", |lua, args| {
         let session = args.this::<Self>()?.session.clone();
-        let all = session.live.borrow().facts.host_metadata.clone();
+        let all = session.live()?.facts.host_metadata.clone();
         Return::object(lua, &session, Metadata(Fields::under(all, &session)))
     })];
 }
@@ -84,7 +84,7 @@ impl Kind for RouteOfStream {
     const NAME: &'static str = "route";
     const METHODS: &'static [(&'static str, Method)] = &[("metadata", |lua, args| {
         let session = args.this::<Self>()?.session.clone();
-        let all = session.live.borrow().facts.route_metadata.clone();
+        let all = session.live()?.facts.route_metadata.clone();
         Return::object(lua, &session, Metadata(Fields::under(all, &session)))
     })];
 }
@@ -95,7 +95,9 @@ pub(super) struct StreamInfo;
 impl StreamInfo {
     fn text(lua: &Lua, args: &Args, f: impl FnOnce(&Live) -> Option<String>) -> Result<Return, Fail> {
         let this = args.this::<Self>()?;
-        let text = f(&this.session.live.borrow()).unwrap_or_default();
+        let live = this.session.live()?;
+        let text = f(&live).unwrap_or_default();
+        drop(live);
         Return::value(lua, text)
     }
 }
@@ -142,7 +144,7 @@ impl Kind for StreamInfo {
 }
 
 fn ssl(lua: &Lua, session: &Rc<Session>) -> Result<Return, Fail> {
-    let tls = session.live.borrow().facts.connection.tls.clone();
+    let tls = session.live()?.facts.connection.tls.clone();
     match tls {
         Some(tls) => Return::object(lua, session, Ssl(tls)),
         None => Return::value(lua, Value::Nil),
@@ -158,7 +160,7 @@ impl Kind for DynamicMetadata {
         ("get", |lua, args| {
             let this = args.this::<Self>()?;
             let name = args.name(1)?;
-            let live = this.session.live.borrow();
+            let live = this.session.live()?;
             match live.metadata.as_ref().and_then(|all| all.get(&name)) {
                 Some(fields) => Return::value(lua, value::table(lua, fields).map_err(internal)?),
                 None => Return::none(),
@@ -168,7 +170,7 @@ impl Kind for DynamicMetadata {
             let this = args.this::<Self>()?;
             let (name, key) = (args.name(1)?, args.name(2)?);
             let value = value::from_lua(args.value(3).unwrap_or(&Value::Nil))?;
-            let mut live = this.session.live.borrow_mut();
+            let mut live = this.session.live()?;
             if live.continued {
                 live.late.push((name.clone(), key.clone(), value.clone()));
             }
@@ -179,7 +181,7 @@ impl Kind for DynamicMetadata {
         ("__pairs", |lua, args| {
             let this = args.this::<Self>()?;
             let table = lua.create_table().map_err(internal)?;
-            for (name, fields) in this.session.live.borrow().metadata.iter().flat_map(|all| all.iter()) {
+            for (name, fields) in this.session.live()?.metadata.iter().flat_map(|all| all.iter()) {
                 let fields = value::table(lua, fields).map_err(internal)?;
                 table.raw_set(name.as_str(), fields).map_err(internal)?;
             }
@@ -196,7 +198,7 @@ impl Kind for FilterState {
     const METHODS: &'static [(&'static str, Method)] = &[("get", |lua, args| {
         let this = args.this::<Self>()?;
         let name = args.name(1)?;
-        let live = this.session.live.borrow();
+        let live = this.session.live()?;
         let own = live.filter_state.as_ref().and_then(|state| state.get(&name).cloned());
         let Some(object) = own.or_else(|| live.facts.connection.state(&name)) else { return Return::none() };
         let text = match args.value(2) {

@@ -4,7 +4,7 @@
 //! ([`super::drive`]); while it waits, the stream has them back. When the head is gone and a script still looks at the
 //! body, it has copies.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use sampan_core::stream_info::{ConnectionInfo, FilterState, Metadata, Protocol};
 use sampan_listener::Worker;
 
 use super::config::PerRoute;
+use super::object::{Fail, Return};
 use crate::filter::{LocalReply, Response};
 use crate::router::callout;
 use crate::stream::Stream;
@@ -203,8 +204,15 @@ impl Session {
         std::mem::swap(&mut live.trace, &mut stream.trace);
     }
 
+    /// What a method works on. A finalizer that the script gave to something of its own may run wherever memory is
+    /// taken, in the middle of a method too: such a call is refused.
+    pub(super) fn live(&self) -> Result<RefMut<'_, Live>, Fail> {
+        self.live.try_borrow_mut().map_err(|_| Fail::from("object is in use"))
+    }
+
     /// The script waits for this.
-    pub(super) fn ask(&self, asked: Asked) {
-        self.live.borrow_mut().asked = asked;
+    pub(super) fn ask(&self, asked: Asked) -> Result<Return, Fail> {
+        self.live()?.asked = asked;
+        Ok(Return::Wait)
     }
 }

@@ -105,3 +105,47 @@ fn fields(table: &Table, depth: usize) -> Result<Struct, Fail> {
     }
     Ok(fields)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn convert(code: &str) -> Result<serde_json::Value, String> {
+        let lua = Lua::new();
+        let value = lua.load(code).eval::<Value>().unwrap();
+        let value = from_lua(&value).map_err(|Fail(text)| text)?;
+        let again = from_lua(&to_lua(&lua, &value).unwrap()).map_err(|Fail(text)| text)?;
+        assert_eq!(again, value, "the way back");
+        Ok(json(&value))
+    }
+
+    fn json(value: &Proto) -> serde_json::Value {
+        match value.kind.clone().unwrap() {
+            Kind::NullValue(_) => serde_json::Value::Null,
+            Kind::NumberValue(number) => number.into(),
+            Kind::StringValue(text) => text.into(),
+            Kind::BoolValue(value) => value.into(),
+            Kind::ListValue(list) => list.values.iter().map(json).collect(),
+            Kind::StructValue(fields) => fields.fields.iter().map(|(k, v)| (k.clone(), json(v))).collect(),
+        }
+    }
+
+    #[test]
+    fn tables_are_lists_or_structs() {
+        assert_eq!(
+            convert("return {1, 'two', {three = true}}"),
+            Ok(serde_json::json!([1.0, "two", {"three": true}]))
+        );
+        assert_eq!(convert("return {}"), Ok(serde_json::json!({})));
+        assert_eq!(convert("return 'a\\0b'"), Ok(serde_json::json!("a")));
+        let mixed = "unexpected type number in table key (only string keys are supported)";
+        assert_eq!(convert("return {1, x = 2}"), Err(mixed.to_owned()));
+        assert_eq!(convert("return print"), Err("unexpected type 'function' in dynamicMetadata".to_owned()));
+    }
+
+    #[test]
+    fn what_would_take_too_much_is_refused() {
+        assert!(convert("local t = {} t.t = t return t").unwrap_err().contains("too deep"));
+        assert!(convert("return {[1e9] = 1}").unwrap_err().contains("too long"));
+    }
+}

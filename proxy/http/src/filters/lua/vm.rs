@@ -152,3 +152,53 @@ fn prepare(lua: &Lua) -> mlua::Result<Function> {
     globals.set("debug", debug)?;
     globals.get::<Table>("coroutine")?.get("resume")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(code: &str) -> Result<Setup, String> {
+        Setup::new(code.to_owned(), None)
+    }
+
+    #[test]
+    fn what_a_script_defines_is_known() {
+        let setup = load("function envoy_on_request() end").unwrap();
+        assert!(setup.on_request && !setup.on_response);
+        assert!(!load("envoy_on_response = 1").unwrap().on_response);
+        assert!(setup.vm().unwrap().on_request.is_some());
+    }
+
+    #[test]
+    fn mistakes_are_told_in_luas_words() {
+        let error = |code| load(code).err().unwrap();
+        assert_eq!(error("("), "script load error: [string \"(\"]:1: unexpected symbol near '<eof>'");
+        assert_eq!(error("error('no')"), "script load error: [string \"error('no')\"]:1: no");
+        assert_eq!(error("error({})"), "script load error: unspecified lua error");
+    }
+
+    #[test]
+    fn an_interpreter_goes_when_another_comes_for_a_new_script() {
+        let (old, kept) = (load("x = 1").unwrap(), load("x = 2").unwrap());
+        let gone = Rc::downgrade(&old.vm().unwrap());
+        let kept = kept.vm().map(|vm| (Rc::downgrade(&vm), kept)).unwrap();
+        drop(old);
+        assert!(gone.upgrade().is_some());
+        assert!(load("x = 3").unwrap().vm().is_some());
+        assert!(gone.upgrade().is_none());
+        assert!(kept.0.upgrade().is_some());
+    }
+
+    #[test]
+    fn scripts_cannot_reach_the_process_memory() {
+        for code in [
+            "not pcall(require, 'ffi')",
+            "not ffi",
+            "not debug.sethook",
+            "not pcall(package.loadlib, 'a.so', '*')",
+        ] {
+            assert_eq!(load(&format!("assert({code})")).err(), None, "{code}");
+        }
+        assert_eq!(load("assert(debug.traceback('x'):find('stack traceback'))").err(), None);
+    }
+}
