@@ -7,7 +7,7 @@
 //!
 //! Clients choose those names, so that they are bounded ([`Asked`]), other than in Envoy.
 //!
-//! A table that is the first in its place waits for the first answer. Delta only.
+//! A table that is the first in its place waits for the first answer, and so does the listener of an inline one. Delta only.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};

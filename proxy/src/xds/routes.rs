@@ -1,5 +1,5 @@
 //! RDS: one subscription for each route table and source, whoever uses it. Its virtual hosts may come on their own
-//! ([`super::hosts`]).
+//! ([`super::hosts`]), as may those of a connection manager's own table.
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak as RcWeak};
