@@ -93,6 +93,10 @@ pub enum Taken {
     New,
 }
 
+fn find(list: &[Rc<Entry>], name: &str) -> Option<Rc<Entry>> {
+    list.iter().find(|entry| &*entry.config.name == name).cloned()
+}
+
 impl ListenerManager {
     /// A manager of the bootstrap's listeners, which begin to serve with [`ListenerManager::open`].
     pub fn new(
@@ -146,10 +150,9 @@ impl ListenerManager {
         deps: &Dependencies,
     ) -> Result<Taken, String> {
         let name = message.name.as_str();
-        let find = |list: &[Rc<Entry>]| list.iter().find(|e| &*e.config.name == name).cloned();
         let (active, warming) = {
             let all = self.all.borrow();
-            (find(&all.active), find(&all.warming))
+            (find(&all.active, name), find(&all.warming, name))
         };
         match warming.as_ref().or(active.as_ref()).map(|e| &e.origin) {
             // What the bootstrap says stays.
@@ -424,6 +427,12 @@ impl ListenerManager {
     /// The listeners that wait for their routes.
     pub fn warming(&self) -> Vec<Rc<Entry>> {
         self.all.borrow().warming.clone()
+    }
+
+    /// The newest listener of a name, warming or active.
+    pub fn newest(&self, name: &str) -> Option<Rc<Entry>> {
+        let all = self.all.borrow();
+        find(&all.warming, name).or_else(|| find(&all.active, name))
     }
 
     /// The listeners whose connections end, the last first.

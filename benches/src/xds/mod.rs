@@ -5,6 +5,7 @@
 //! | `change-…-N` | one endpoint set of N clusters changes, again and again, each change after the answer to the last |
 //! | `change-all-…` | the same, but the response carries all endpoint sets and one of them is another |
 //! | `same-…` | the response carries all endpoint sets and none is another; the counters must say that nothing was rebuilt |
+//! | `…-clusters-…` | the same two with clusters instead of endpoint sets |
 //! | `rate-…` | 1,000 changes a second for five seconds |
 //! | `unused-…` | resident memory that N clusters with endpoints, and a virtual host for each, add, in KiB for each |
 //! | `bytes-…` | the same beyond the resources' own bytes |
@@ -108,10 +109,15 @@ impl Run<'_> {
             let value = rate(&scene).await;
             self.record(row!("rate", variant), "% of a core", value);
             let n = if self.args.quick { 3 } else { 10 };
-            let value = whole(&scene, n, true).await;
-            self.record(row!("change-all-10000", variant), "ms CPU each", value);
-            let value = whole(&scene, n, false).await;
-            self.record(row!("same-10000", variant), "ms CPU each", value);
+            for (row, kind, other) in [
+                (row!("change-all-10000", variant), types::ENDPOINTS, true),
+                (row!("same-10000", variant), types::ENDPOINTS, false),
+                (row!("change-all-clusters-10000", variant), types::CLUSTER, true),
+                (row!("same-clusters-10000", variant), types::CLUSTER, false),
+            ] {
+                let value = whole(&scene, kind, n, other).await;
+                self.record(row, "ms CPU each", value);
+            }
         }
     }
 
@@ -235,26 +241,37 @@ async fn per_change(scene: &Scene, n: usize) -> Result<f64> {
     Ok(meter.spent()? / n as f64)
 }
 
-/// Responses that carry all endpoint sets, of which one is another or none. ms for each.
-async fn whole(scene: &Scene, n: usize, other: bool) -> Result<f64> {
-    const REBUILT: &str = "membership_change";
+/// Responses that carry all endpoint sets or clusters, of which one is another or none. ms for each.
+async fn whole(scene: &Scene, kind: &str, n: usize, other: bool) -> Result<f64> {
+    let clusters = kind == types::CLUSTER;
+    let rebuilds = if clusters { "cluster_modified" } else { "membership_change" };
     const NOT_REBUILT: &str = "update_no_rebuild";
-    let (rebuilt, not) = (scene.counted(REBUILT).await?, scene.counted(NOT_REBUILT).await?);
-    let mut all = scene.plane.all(types::ENDPOINTS);
+    let (rebuilt, not) = (scene.counted(rebuilds).await?, scene.counted(NOT_REBUILT).await?);
+    let mut all = scene.plane.all(kind);
     let place = all.iter().position(|(name, _)| *name == resources::name(CHANGED)).unwrap_or(0);
     let mut spent = 0.0;
     for i in 0..n {
+        // Another port than the last change left there.
+        let endpoints = resources::endpoints(CHANGED, scene.backend(i).port);
         if other {
-            // Another port than the last change left there.
-            all[place] = resources::endpoints(CHANGED, scene.backend(i).port);
+            all[place] =
+                if clusters { resources::cluster_with(CHANGED, 1 + i as i64) } else { endpoints.clone() };
         }
         let meter = Meter::start(scene)?;
         scene.plane.push(&all);
-        scene.plane.answered(types::ENDPOINTS, scene.limit).await?;
+        if clusters && other {
+            // What the changed cluster waits for before the response is answered.
+            scene.plane.push(&[endpoints]);
+        }
+        scene.plane.answered(kind, scene.limit).await?;
         spent += meter.spent()?;
     }
-    let (rebuilt, not) = (scene.counted(REBUILT).await? - rebuilt, scene.counted(NOT_REBUILT).await? - not);
-    if !other && (rebuilt, not) != (0, (n * all.len()) as u64) {
+    let (rebuilt, not) = (scene.counted(rebuilds).await? - rebuilt, scene.counted(NOT_REBUILT).await? - not);
+    let untouched = if clusters { 0 } else { (n * all.len()) as u64 };
+    if clusters && other && rebuilt != n as u64 {
+        return Err(BenchError::Subject(format!("{n} pushes with one changed cluster: {rebuilt} rebuilt")));
+    }
+    if !other && (rebuilt, not) != (0, untouched) {
         let said = format!("{n} identical pushes of {}: {rebuilt} rebuilt, {not} not", all.len());
         return Err(BenchError::Subject(said));
     }

@@ -71,12 +71,17 @@ fn address(ip: String, port: u16) -> Option<Address> {
 
 /// An EDS cluster with istiod's circuit breakers.
 pub fn cluster(i: usize) -> Named {
+    cluster_with(i, 10)
+}
+
+/// The same with this `connect_timeout`.
+pub fn cluster_with(i: usize, seconds: i64) -> Named {
     let most = Some(UInt32Value { value: u32::MAX });
     let message = Cluster {
         name: name(i),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: ads(), service_name: name(i) }),
-        connect_timeout: Some(Duration { seconds: 10, nanos: 0 }),
+        connect_timeout: Some(Duration { seconds, nanos: 0 }),
         lb_policy: LbPolicy::LeastRequest.into(),
         circuit_breakers: Some(CircuitBreakers {
             thresholds: vec![Thresholds {

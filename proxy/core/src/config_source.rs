@@ -32,7 +32,7 @@ pub enum SourceKind {
     /// The bootstrap's `ads_config`.
     Ads,
     /// A stream or a poll of its own.
-    Api(ApiSource),
+    Api(Box<ApiSource>),
 }
 
 /// A checked `ApiConfigSource`.
@@ -96,9 +96,9 @@ impl ConfigSource {
                 SourceKind::file(&source.path, source.watched_directory.as_ref()).at("path_config_source")
             }
             Some(ConfigSourceSpecifier::Ads(_)) => Ok(SourceKind::Ads),
-            Some(ConfigSourceSpecifier::ApiConfigSource(source)) => {
-                ApiSource::from_proto(source).map(SourceKind::Api).at("api_config_source")
-            }
+            Some(ConfigSourceSpecifier::ApiConfigSource(source)) => ApiSource::from_proto(source)
+                .map(|api| SourceKind::Api(Box::new(api)))
+                .at("api_config_source"),
             Some(ConfigSourceSpecifier::Self_(_)) => Err(ConfigError::unsupported("self").at("self")),
             None => Err(ConfigError::missing("config_source_specifier")),
         }?;

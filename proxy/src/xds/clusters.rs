@@ -8,14 +8,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as Message;
 use sampan_config::last_good::KeptResource;
-use sampan_core::error::ConfigResult;
+use sampan_core::error::{ConfigError, ConfigResult};
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_upstream::{Cluster, ClusterConfig, Origin};
 use tokio::sync::watch;
 use xds_client::{Decoded, Pause, Resource, types};
 
 use super::endpoints::Eds;
-use super::resource::{Checked, checked, decode};
+use super::resource::{Known, decode_new, known};
 use super::source::kept;
 use super::{Context, Subscriber};
 
@@ -34,6 +34,8 @@ pub struct Cds {
 pub(super) struct Changes {
     context: Rc<Context>,
     eds: Rc<Eds>,
+    /// Of the cluster that came last: most came with one response and share it.
+    version: RefCell<Arc<str>>,
     /// From now on new clusters warm aside.
     serving: Cell<bool>,
     /// While clusters warm aside the control plane is not told that it may go on.
@@ -86,25 +88,32 @@ impl Cds {
 
 impl Changes {
     pub(super) fn new(context: Rc<Context>, eds: Rc<Eds>, serving: bool) -> Self {
-        Self { context, eds, serving: Cell::new(serving), warming: Rc::default() }
+        let version = RefCell::new("".into());
+        Self { context, eds, version, serving: Cell::new(serving), warming: Rc::default() }
     }
 
-    fn take(&self, resource: &Checked<'_, Message>) -> ConfigResult<Taken> {
+    fn take(&self, resource: &Known<'_, Message>) -> ConfigResult<Taken> {
         let clusters = &self.context.clusters;
-        match clusters.newest(&resource.message.name).as_deref().map(Cluster::origin) {
+        match clusters.newest(resource.name).as_deref().map(Cluster::origin) {
             // What the bootstrap says stays.
             Some(None) => return Ok(Taken::Same),
             Some(Some(origin)) if origin.bytes == *resource.bytes => return Ok(Taken::Same),
             _ => {}
         }
-        clusters.count(&resource.message.name);
-        let config = ClusterConfig::from_proto(resource.message, true)?;
+        clusters.count(resource.name);
+        let message = resource.message().map_err(ConfigError::new)?;
+        let config = ClusterConfig::from_proto(&message, true)?;
+        let mut version = self.version.borrow_mut();
+        if **version != *resource.version {
+            *version = resource.version.into();
+        }
         let origin = Origin {
-            version: resource.version.into(),
+            version: version.clone(),
             // A copy of its own: a slice would keep the whole response.
             bytes: resource.bytes.to_vec().into(),
             updated: SystemTime::now(),
         };
+        drop(version);
         let cluster = clusters.update(config, Some(origin), self.serving.get())?;
         self.eds.follow(&cluster);
         Ok(Taken::New)
@@ -116,12 +125,12 @@ impl Changes {
     }
 
     /// Takes what is new. Gives the reasons why some was not taken, and how much changed.
-    pub(super) fn take_all(&self, resources: &[Checked<'_, Message>]) -> (Vec<String>, usize) {
+    pub(super) fn take_all(&self, resources: &[Known<'_, Message>]) -> (Vec<String>, usize) {
         let mut names = HashSet::new();
         let mut wrong = Vec::new();
         let mut new = 0;
         for resource in resources {
-            let name = resource.message.name.as_str();
+            let name = resource.name;
             if !names.insert(name) {
                 wrong.push(format!("{name}: duplicate cluster {name} found"));
                 continue;
@@ -144,8 +153,8 @@ impl Changes {
         removed
     }
 
-    fn remove_others(&self, resources: &[Checked<'_, Message>]) {
-        let names: HashSet<_> = resources.iter().map(|r| r.message.name.as_str()).collect();
+    fn remove_others(&self, resources: &[Known<'_, Message>]) {
+        let names: HashSet<_> = resources.iter().map(|r| r.name).collect();
         let clusters = &self.context.clusters;
         let all = clusters.clusters().all().into_iter().chain(clusters.waiting());
         for cluster in all.filter(|c| !names.contains(&**c.name())) {
@@ -184,12 +193,15 @@ impl Subscriber for Cds {
     }
 
     fn decode(&self, resource: Resource) -> Result<Decoded, String> {
-        decode::<Message>(&self.changes.context, resource)
+        decode_new::<Message>(&self.changes.context, resource, |name, bytes| {
+            let newest = self.changes.context.clusters.newest(name);
+            newest.is_some_and(|c| c.origin().is_some_and(|origin| *origin.bytes == *bytes))
+        })
     }
 
     fn update(&self, version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
         let _together = self.changes.together();
-        let resources = checked(resources);
+        let resources = known(resources);
         let (wrong, new) = self.changes.take_all(&resources);
         self.changes.remove_others(&resources);
         *self.version.borrow_mut() = version.into();
@@ -198,7 +210,7 @@ impl Subscriber for Cds {
 
     fn change(&self, version: &str, added: &[Rc<Decoded>], removed: &[String]) -> Result<(), String> {
         let _together = self.changes.together();
-        let (wrong, new) = self.changes.take_all(&checked(added));
+        let (wrong, new) = self.changes.take_all(&known(added));
         let removed = removed.iter().filter(|name| self.changes.remove(name)).count();
         if new + removed > 0 {
             *self.version.borrow_mut() = version.into();
@@ -217,5 +229,82 @@ impl Subscriber for Cds {
         let all = clusters.clusters().all().into_iter().filter(|cluster| !newer.contains(cluster.name()));
         let all = all.chain(waiting);
         all.filter_map(|cluster| cluster.origin().map(|o| kept(&o.version, &o.bytes))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::google::protobuf::Duration;
+    use prost::Message as _;
+    use sampan_core::stats::Store;
+
+    use super::*;
+    use crate::xds::Secrets;
+
+    fn cds(store: &Store) -> Cds {
+        let context = Context::of_tests(store);
+        let eds = Rc::new(Eds::new(context.clone(), Rc::new(Secrets::new(context.clone()))));
+        Cds::new(context, eds, &store.root().scope("cluster_manager").scope("cds"))
+    }
+
+    fn encoded(name: &str, seconds: i64) -> Vec<u8> {
+        let connect_timeout = Some(Duration { seconds, nanos: 0 });
+        Message { name: name.to_owned(), connect_timeout, ..Default::default() }.encode_to_vec()
+    }
+
+    /// Takes a response of the state of the world. Says how many resources were decoded, and what the answer is.
+    fn push(cds: &Cds, all: &[Vec<u8>]) -> (usize, Result<(), String>) {
+        let decode = |bytes: &Vec<u8>| {
+            let (name, version) = (String::new(), "1".to_owned());
+            let (type_url, value) = (types::CLUSTER.to_owned(), Some(bytes.clone().into()));
+            Rc::new(
+                cds.decode(Resource { name, version, type_url, value, aliases: vec![], ttl: None }).unwrap(),
+            )
+        };
+        let all: Vec<_> = all.iter().map(decode).collect();
+        let decoded = known::<Message>(&all).iter().filter(|one| one.decoded.is_some()).count();
+        (decoded, cds.update("1", &all))
+    }
+
+    #[test]
+    fn only_what_is_not_in_force_is_decoded() {
+        let store = Store::new();
+        let (cds, counted) = (cds(&store), |name: &str| store.value(&format!("cluster_manager.{name}")));
+        let mut all = ["a", "b", "c"].map(|name| encoded(name, 1));
+        assert_eq!(push(&cds, &all), (3, Ok(())));
+        assert_eq!(push(&cds, &all), (0, Ok(())));
+        assert_eq!((counted("cluster_modified"), counted("cds.config_reload")), (Some(0), Some(1)));
+        all[1] = encoded("b", 2);
+        assert_eq!(push(&cds, &all), (1, Ok(())));
+        assert_eq!((counted("cluster_modified"), counted("cds.config_reload")), (Some(1), Some(2)));
+        // What was taken away is in force no more.
+        assert_eq!(push(&cds, &all[..2]), (0, Ok(())));
+        assert_eq!((counted("cluster_removed"), push(&cds, &all)), (Some(1), (1, Ok(()))));
+    }
+
+    #[test]
+    fn the_first_of_a_name_counts_wherever_its_bytes_are_from() {
+        let store = Store::new();
+        let cds = cds(&store);
+        let (old, new) = (encoded("a", 1), encoded("a", 2));
+        assert_eq!(push(&cds, std::slice::from_ref(&old)), (1, Ok(())));
+        let (decoded, answer) = push(&cds, &[new.clone(), old]);
+        assert_eq!((decoded, answer.unwrap_err().contains("duplicate cluster a found")), (1, true));
+        assert_eq!(*cds.changes.context.clusters.newest("a").unwrap().origin().unwrap().bytes, *new);
+    }
+
+    /// The last field of a number counts: these bytes are another cluster than the one that they begin with.
+    #[test]
+    fn a_name_at_another_place_is_only_slower() {
+        let store = Store::new();
+        let cds = cds(&store);
+        let (a, b) = (encoded("a", 1), [encoded("a", 1), encoded("b", 1)].concat());
+        let without = [encoded("", 1), encoded("c", 1)].concat();
+        for _ in 0..2 {
+            let (decoded, answer) = push(&cds, &[a.clone(), b.clone(), without.clone()]);
+            assert!(decoded >= 2 && answer.is_ok());
+        }
+        assert_eq!(store.value("cluster_manager.cluster_added"), Some(3));
+        assert_eq!(store.value("cluster_manager.cluster_modified"), Some(0));
     }
 }

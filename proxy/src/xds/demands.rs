@@ -23,7 +23,7 @@ use xds_client::{Decoded, Resource, types};
 
 use super::clusters::Changes;
 use super::endpoints::Eds;
-use super::resource::{checked, decode};
+use super::resource::{decode, known};
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
 /// Names of a source that have no cluster, and names that are waited for.
@@ -250,7 +250,7 @@ impl Subscriber for Names {
         let Some(origin) = self.origin.upgrade() else { return Ok(()) };
         let Some(demands) = origin.demands.upgrade() else { return Ok(()) };
         let together = demands.changes.together();
-        let (wrong, _) = demands.changes.take_all(&checked(added));
+        let (wrong, _) = demands.changes.take_all(&known(added));
         for name in removed {
             let mut unknown = origin.unknown.borrow_mut();
             if demands.changes.remove(name) && !unknown.iter().any(|known| **known == **name) {

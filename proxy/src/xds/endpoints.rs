@@ -80,13 +80,13 @@ impl Eds {
             cluster.settle();
             return self.book.tidy(name);
         };
-        let service: Arc<str> = eds.service_name.as_deref().map_or_else(|| name.clone(), Into::into);
+        let service = eds.service_name.as_ref().unwrap_or(name);
         let endpoints = Rc::new(Endpoints {
             context: self.context.clone(),
             book: Rc::downgrade(&self.book),
             cluster: Arc::downgrade(cluster),
-            last: RefCell::new(self.last_of(name, &service)),
-            name: service,
+            last: RefCell::new(self.last_of(name, service)),
+            name: service.clone(),
             hash: Rc::default(),
             entered: Cell::default(),
             stale_after: Cell::default(),
@@ -95,7 +95,10 @@ impl Eds {
         let stats = SubscriptionStats::new(cluster.scope());
         let source = Source::start(&self.context, &eds.source, stats, endpoints.clone());
         let following = Following { cluster: Arc::downgrade(cluster), endpoints, _source: source };
-        self.book.clusters.borrow_mut().entry(name.clone()).or_default().push(following);
+        let mut all = self.book.clusters.borrow_mut();
+        // Most clusters never change: room for one.
+        all.entry(name.clone()).or_insert_with(|| Vec::with_capacity(1)).push(following);
+        drop(all);
         self.book.tidy(name);
     }
 
@@ -171,7 +174,7 @@ impl Endpoints {
             ));
         }
         let assignment = LoadAssignment::from_proto(message, false).map_err(|e| e.to_string())?;
-        if cluster.set_assignment(assignment) == Rebuild::Nothing {
+        if cluster.set_assignment(&assignment) == Rebuild::Nothing {
             cluster.stats().update_no_rebuild.inc();
         }
         self.hash.set(Some(hash));
@@ -210,7 +213,7 @@ impl Endpoints {
             tokio::time::sleep(after).await;
             let Some(cluster) = cluster.upgrade() else { return };
             cluster.stats().assignment_stale.inc();
-            cluster.set_assignment(LoadAssignment::default());
+            cluster.set_assignment(&LoadAssignment::default());
             hash.set(None);
         });
         self.stale.replace(Some(task.abort_handle()));
@@ -263,7 +266,7 @@ impl Subscriber for Endpoints {
             && let Ok(message) = ClusterLoadAssignment::decode(&**bytes)
             && let Ok(assignment) = LoadAssignment::from_proto(&message, false)
         {
-            cluster.set_assignment(assignment);
+            cluster.set_assignment(&assignment);
         }
         self.settle(&cluster);
     }

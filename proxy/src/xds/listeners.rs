@@ -14,7 +14,7 @@ use sampan_upstream::Origin;
 use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
-use super::resource::{Checked, checked, decode};
+use super::resource::{Known, decode_new, known};
 use super::source::kept;
 use super::{Context, Dependencies, Subscriber};
 use crate::listeners::ListenerManager;
@@ -45,8 +45,8 @@ impl Lds {
         let _ = self.answered.subscribe().wait_for(|done| *done).await;
     }
 
-    fn remove_others(&self, resources: &[Checked<'_, Message>]) {
-        let names: HashSet<_> = resources.iter().map(|r| r.message.name.as_str()).collect();
+    fn remove_others(&self, resources: &[Known<'_, Message>]) {
+        let names: HashSet<_> = resources.iter().map(|r| r.name).collect();
         let listeners = &self.listeners;
         for entry in listeners.active().into_iter().chain(listeners.warming()) {
             if entry.origin.is_some() && !names.contains(&*entry.config.name) {
@@ -55,20 +55,32 @@ impl Lds {
         }
     }
 
-    fn take_all(&self, resources: &[Checked<'_, Message>]) -> Result<(), String> {
+    fn is_in_force(&self, name: &str, bytes: &[u8]) -> bool {
+        let newest = self.listeners.newest(name);
+        newest.is_some_and(|entry| entry.origin.as_ref().is_some_and(|origin| *origin.bytes == *bytes))
+    }
+
+    fn take(&self, resource: &Known<'_, Message>) -> Result<(), String> {
+        if self.is_in_force(resource.name, resource.bytes) {
+            return Ok(());
+        }
+        let origin = Origin {
+            version: resource.version.into(),
+            // A copy of its own: a slice would keep the whole response.
+            bytes: resource.bytes.to_vec().into(),
+            updated: SystemTime::now(),
+        };
+        self.listeners.update(&*resource.message()?, origin, &self.warm).map(drop)
+    }
+
+    fn take_all(&self, resources: &[Known<'_, Message>]) -> Result<(), String> {
         let mut names = HashSet::new();
         let mut wrong = Vec::new();
         let mut failures = Vec::new();
         for resource in resources {
-            let name = resource.message.name.as_str();
-            let origin = Origin {
-                version: resource.version.into(),
-                // A copy of its own: a slice would keep the whole response.
-                bytes: resource.bytes.to_vec().into(),
-                updated: SystemTime::now(),
-            };
+            let name = resource.name;
             let taken = if names.insert(name) {
-                self.listeners.update(resource.message, origin, &self.warm)
+                self.take(resource)
             } else {
                 Err(format!("duplicate listener {name} found"))
             };
@@ -97,12 +109,12 @@ impl Subscriber for Lds {
     }
 
     fn decode(&self, resource: Resource) -> Result<Decoded, String> {
-        decode::<Message>(&self.context, resource)
+        decode_new::<Message>(&self.context, resource, |name, bytes| self.is_in_force(name, bytes))
     }
 
     fn update(&self, version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
         let _together = self.together();
-        let resources = checked(resources);
+        let resources = known(resources);
         self.remove_others(&resources);
         *self.version.borrow_mut() = version.into();
         self.take_all(&resources)
@@ -114,7 +126,7 @@ impl Subscriber for Lds {
         if !(added.is_empty() && removed.is_empty()) {
             *self.version.borrow_mut() = version.into();
         }
-        self.take_all(&checked(added))
+        self.take_all(&known(added))
     }
 
     fn failed(&self) {

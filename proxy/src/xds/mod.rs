@@ -3,9 +3,10 @@
 //! # Slots
 //!
 //! Every named resource (cluster, endpoints, listener, route table, secret) has a slot of its own. A response is taken
-//! apart into resources on the control thread; what is byte for byte as it was costs one comparison, what is new is
-//! checked and compiled, and the slot's content is swapped as a whole. Nobody waits for a lock on the request path: a
-//! worker keeps what it took from a slot and sees by a flag or a version that there is something newer.
+//! apart into resources on the control thread; what is byte for byte as it was costs one comparison, of the great types
+//! before it is decoded ([`resource::decode_new`]); what is new is checked and compiled, and the slot's content is
+//! swapped as a whole. Nobody waits for a lock on the request path: a worker keeps what it took from a slot and sees by
+//! a flag or a version that there is something newer.
 //!
 //! ```text
 //!   source   file (inotify), or part of a stream         delivers responses to a Subscriber, counts them
@@ -197,6 +198,19 @@ pub struct Flags<'a> {
     pub reject_unknown: bool,
     /// `--last-good-config-path`
     pub last_good: Option<&'a std::path::Path>,
+}
+
+#[cfg(test)]
+impl Context {
+    /// Without sources.
+    fn of_tests(store: &sampan_core::stats::Store) -> Rc<Self> {
+        let root = store.root();
+        let clusters = Arc::new(ClusterManager::new(&root, sampan_tls::StaticSecrets::default()));
+        let control = grpc::ControlPlanes::new(&clusters, &Node::default());
+        let (updated, reject_unknown) = (Rc::default(), false);
+        let (watcher, ads, last_good) = (None, None, None);
+        Rc::new(Self { clusters, root, watcher, reject_unknown, control, updated, ads, last_good })
+    }
 }
 
 impl Context {

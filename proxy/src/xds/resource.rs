@@ -1,5 +1,9 @@
 //! From a response's resources to checked messages.
+//!
+//! In the state of the world a response carries everything because of one. A resource whose bytes are in force is told by
+//! its name and their comparison ([`decode_new`]) and neither checked nor decoded again.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use envoy_types::pb::envoy::service::discovery::v3::Resource as Wrapper;
@@ -77,8 +81,82 @@ impl<'a, M: 'static> Checked<'a, M> {
     }
 }
 
+/// In place of a message whose bytes are in force: its name.
+struct InForce(Box<str>);
+
+/// A resource that was decoded and checked, or whose bytes are in force.
+pub struct Known<'a, M> {
+    /// What its message calls it.
+    pub name: &'a str,
+    /// Its bytes.
+    pub bytes: &'a Bytes,
+    /// The resource's own version; the response's where it has none.
+    pub version: &'a str,
+    /// The message; none: its bytes were in force when it came.
+    pub decoded: Option<&'a M>,
+}
+
+/// Decodes and checks a resource if `in_force` says that its name and bytes are not in force. Of messages whose field 1 is
+/// their name.
+pub fn decode_new<M: Named + 'static>(
+    context: &Context,
+    resource: Resource,
+    in_force: impl FnOnce(&str, &[u8]) -> bool,
+) -> Result<Decoded, String> {
+    let known = resource.value.clone().filter(|_| message_name(&resource.type_url) == M::full_name());
+    let known = known.and_then(|bytes| {
+        let name = name_of(&bytes).filter(|name| in_force(name, &bytes))?;
+        Some((Box::<str>::from(name), bytes.clone()))
+    });
+    let Some((own, bytes)) = known else { return decode::<M>(context, resource) };
+    let Resource { name, version, aliases, .. } = resource;
+    let name = if name.is_empty() { own.to_string() } else { name };
+    Ok(Decoded { name, version, aliases, bytes, message: Box::new(InForce(own)) })
+}
+
+/// The name of a message that begins with it, as encoders have it. Whatever follows may say otherwise, but not where bytes
+/// are equal to those that were decoded under this name.
+fn name_of(bytes: &[u8]) -> Option<&str> {
+    const FIELD_1: u8 = 0x0a;
+    let mut rest = bytes.strip_prefix(&[FIELD_1])?;
+    let length = prost::decode_length_delimiter(&mut rest).ok()?;
+    std::str::from_utf8(rest.get(..length)?).ok()
+}
+
+/// The resources as what [`decode_new`] made of them.
+pub fn known<M: Named + 'static>(resources: &[Rc<Decoded>]) -> Vec<Known<'_, M>> {
+    resources.iter().filter_map(|resource| Known::of(resource)).collect()
+}
+
+impl<'a, M: Named + 'static> Known<'a, M> {
+    fn of(resource: &'a Decoded) -> Option<Self> {
+        let Decoded { bytes, version, message, .. } = resource;
+        if let Some(InForce(name)) = message.downcast_ref() {
+            return Some(Self { name, bytes, version, decoded: None });
+        }
+        let message: &M = message.downcast_ref()?;
+        Some(Self { name: message.resource_name(), bytes, version, decoded: Some(message) })
+    }
+
+    /// The message; decoded now where it was in force, but not for who asks.
+    pub fn message(&self) -> Result<Cow<'a, M>, String>
+    where
+        M: Clone,
+    {
+        match self.decoded {
+            Some(message) => Ok(Cow::Borrowed(message)),
+            None => M::decode(&**self.bytes).map(Cow::Owned).map_err(|e| e.to_string()),
+        }
+    }
+}
+
+/// The name of a type URL's message.
+fn message_name(type_url: &str) -> &str {
+    type_url.rsplit_once('/').map_or(type_url, |(_, name)| name)
+}
+
 fn one<M: Named>(context: &Context, type_url: &str, value: Bytes) -> Result<(M, Bytes), String> {
-    let message = type_url.rsplit_once('/').map_or(type_url, |(_, name)| name);
+    let message = message_name(type_url);
     if message == Wrapper::full_name() {
         let wrapper = Wrapper::decode(&*value).map_err(|e| format!("Unable to unpack as {message}: {e}"))?;
         let Any { type_url, value } = wrapper.resource.unwrap_or_default();

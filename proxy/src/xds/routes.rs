@@ -18,7 +18,7 @@ use sampan_listener::{ListenerConfig, Server};
 use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
-use super::resource::{Checked, checked, decode};
+use super::resource::{Known, decode_new, known};
 use super::source::{kept, warn};
 use super::{Context, Source, Subscriber, SubscriptionStats, hosts};
 
@@ -26,7 +26,7 @@ use super::{Context, Source, Subscriber, SubscriptionStats, hosts};
 pub struct Rds {
     context: Rc<Context>,
     compiler: Rc<Compiler>,
-    all: RefCell<Vec<Subscription>>,
+    all: Rc<RefCell<Vec<Subscription>>>,
     /// Tables of connection managers whose hosts come on their own.
     inline: RefCell<Vec<Rc<Table>>>,
 }
@@ -45,6 +45,8 @@ struct Subscription {
 /// The subscriber of one table.
 pub(super) struct Table {
     this: RcWeak<Table>,
+    /// Itself and the others: the first of them decodes for all.
+    all: RcWeak<RefCell<Vec<Subscription>>>,
     context: Rc<Context>,
     compiler: Rc<Compiler>,
     pub(super) name: Arc<str>,
@@ -87,7 +89,7 @@ impl Rds {
         let mut registry = HttpFilterRegistry::default();
         sampan_http::filters::register(&mut registry);
         let compiler = Rc::new(Compiler { registry, server });
-        Self { context, compiler, all: RefCell::default(), inline: RefCell::default() }
+        Self { context, compiler, all: Rc::default(), inline: RefCell::default() }
     }
 
     /// Subscribes to what a listener wants; what is awaited then returns when all of it has been answered.
@@ -171,6 +173,7 @@ impl Rds {
     ) -> Rc<Table> {
         Rc::new_cyclic(|this| Table {
             this: this.clone(),
+            all: Rc::downgrade(&self.all),
             context: self.context.clone(),
             compiler: self.compiler.clone(),
             name: name.clone(),
@@ -255,19 +258,20 @@ impl Table {
         self.users.borrow_mut().push(user);
     }
 
-    fn take(&self, resource: &Checked<'_, RouteConfiguration>) -> Result<(), String> {
-        let Checked { message, bytes, version } = *resource;
-        if message.name != *self.name {
-            return Err(format!("Unexpected RDS configuration (expecting {}): {}", self.name, message.name));
+    fn take(&self, resource: &Known<'_, RouteConfiguration>) -> Result<(), String> {
+        let Known { name, bytes, version, .. } = *resource;
+        if *name != *self.name {
+            return Err(format!("Unexpected RDS configuration (expecting {}): {name}", self.name));
         }
         if self.given.borrow().as_ref() == Some(bytes) {
             return Ok(());
         }
         // A copy of its own: a slice would keep the whole response.
         let bytes = Bytes::from(bytes.to_vec());
+        let message = resource.message()?;
         let next = match &message.vhds {
             None => {
-                let compiled = self.compile(message, None)?;
+                let compiled = self.compile(&message, None)?;
                 self.base.take();
                 Current {
                     version: version.into(),
@@ -276,7 +280,7 @@ impl Table {
                     compiled,
                 }
             }
-            Some(vhds) => self.take_with_hosts(message, vhds, version)?,
+            Some(vhds) => self.take_with_hosts(&message, vhds, version)?,
         };
         self.given.replace(Some(bytes));
         let settled = self.base.borrow().as_ref().is_none_or(|(_, hosts)| hosts.is_settled());
@@ -376,11 +380,15 @@ impl Subscriber for Table {
     }
 
     fn decode(&self, resource: Resource) -> Result<Decoded, String> {
-        decode::<RouteConfiguration>(&self.context, resource)
+        decode_new::<RouteConfiguration>(&self.context, resource, |name, bytes| {
+            let Some(all) = self.all.upgrade() else { return false };
+            let is = |table: &Table| *table.name == *name && table.given.borrow().as_deref() == Some(bytes);
+            all.borrow().iter().any(|subscription| is(&subscription.table))
+        })
     }
 
     fn update(&self, _version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
-        match checked(resources).as_slice() {
+        match known(resources).as_slice() {
             [] => self.stats.iter().for_each(|stats| stats.update_empty.inc()),
             [one] => self.take(one)?,
             more => return Err(format!("Unexpected RDS resource length: {}", more.len())),

@@ -9,7 +9,7 @@ use sampan_config::last_good::KeptResource;
 use sampan_config::{DiscoveryFile, LoadOptions, UnknownFields, load_discovery_file};
 use sampan_core::config_source::{Api, ApiSource, ConfigSource, SourceKind};
 use sampan_core::log::{Component, Level};
-use sampan_core::stats::{Counter, Gauge, Histogram, Scope, TextReadout, Unit};
+use sampan_core::stats::{Counter, Gauge, Histogram, Scope, TextReadout, Thin, Unit};
 use tokio::sync::Notify;
 use xds_client::{Client, Decoded, Failure, Resource, Update, Watcher, types};
 
@@ -61,60 +61,64 @@ pub(super) fn kept(version: &str, value: &Bytes) -> KeptResource {
     KeptResource { version: version.to_owned(), value: value.clone() }
 }
 
-/// `update_*`, `version`, …: the same for every type.
+/// `update_*`, `version`, …: the same for every type. Ten thousand clusters have a subscription each, hence the thin handles.
 pub struct SubscriptionStats {
     scope: Scope,
-    init_fetch_timeout: Counter,
-    update_attempt: Counter,
-    update_failure: Counter,
-    update_rejected: Counter,
-    update_success: Counter,
-    update_time: Gauge,
-    version: Gauge,
-    version_text: TextReadout,
-    update_duration: Histogram,
+    init_fetch_timeout: Thin<Counter>,
+    update_attempt: Thin<Counter>,
+    update_failure: Thin<Counter>,
+    update_rejected: Thin<Counter>,
+    update_success: Thin<Counter>,
+    update_time: Thin<Gauge>,
+    version: Thin<Gauge>,
+    version_text: Thin<TextReadout>,
+    update_duration: Thin<Histogram>,
 }
 
 impl SubscriptionStats {
     /// Makes them.
     pub fn new(scope: &Scope) -> Self {
+        let counter = |name| Thin::from(&scope.counter(name));
+        let gauge = |name| Thin::from(&scope.gauge(name));
         Self {
             scope: scope.clone(),
-            init_fetch_timeout: scope.counter("init_fetch_timeout"),
-            update_attempt: scope.counter("update_attempt"),
-            update_failure: scope.counter("update_failure"),
-            update_rejected: scope.counter("update_rejected"),
-            update_success: scope.counter("update_success"),
-            update_time: scope.gauge("update_time"),
-            version: scope.gauge("version"),
-            version_text: scope.text_readout("version_text"),
-            update_duration: scope.histogram("update_duration", Unit::Milliseconds),
+            init_fetch_timeout: counter("init_fetch_timeout"),
+            update_attempt: counter("update_attempt"),
+            update_failure: counter("update_failure"),
+            update_rejected: counter("update_rejected"),
+            update_success: counter("update_success"),
+            update_time: gauge("update_time"),
+            version: gauge("version"),
+            version_text: Thin::from(&scope.text_readout("version_text")),
+            update_duration: Thin::from(&scope.histogram("update_duration", Unit::Milliseconds)),
         }
     }
 
     pub(super) fn attempted(&self) {
-        self.update_attempt.inc();
+        self.update_attempt.stat(&self.scope).inc();
     }
 
     pub(super) fn unreachable(&self) {
-        self.update_failure.inc();
+        self.update_failure.stat(&self.scope).inc();
     }
 
     pub(super) fn rejected(&self) {
-        self.update_rejected.inc();
+        self.update_rejected.stat(&self.scope).inc();
     }
 
     pub(super) fn timed_out(&self) {
-        self.init_fetch_timeout.inc();
+        self.init_fetch_timeout.stat(&self.scope).inc();
     }
 
     pub(super) fn accepted(&self, version: &str, since: Instant) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.update_success.inc();
-        self.update_time.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        self.version.set(twox_hash::XxHash64::oneshot(0, version.as_bytes()));
-        self.version_text.set(version);
-        self.update_duration.record(u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let scope = &self.scope;
+        self.update_success.stat(scope).inc();
+        self.update_time.stat(scope).set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        self.version.stat(scope).set(twox_hash::XxHash64::oneshot(0, version.as_bytes()));
+        self.version_text.stat(scope).set(version);
+        let took = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.update_duration.stat(scope).record(took);
     }
 }
 
@@ -226,7 +230,7 @@ impl Stream {
         stats: SubscriptionStats,
         subscriber: Rc<dyn Subscriber>,
     ) -> xds_client::Watch {
-        stats.update_attempt.inc();
+        stats.attempted();
         let keeper = context.last_good.as_ref().map(|last_good| last_good.keep(serves, &subscriber));
         let name = subscriber.name().map(str::to_owned);
         let names: Vec<_> = name.iter().map(String::as_str).collect();
@@ -265,11 +269,11 @@ impl Watcher for Stream {
         // In place of what was kept, the first answer of a delta stream has all that there is.
         let whole = self.keeper.as_ref().is_some_and(Keeper::heard);
         if delta && !whole {
-            self.stats.update_attempt.inc();
+            self.stats.attempted();
             self.subscriber.change(version, resources, removed)?;
         } else {
             self.subscriber.update(version, resources)?;
-            self.stats.update_attempt.inc();
+            self.stats.attempted();
         }
         self.stats.accepted(version, since);
         if let Some(keeper) = &self.keeper {
@@ -283,14 +287,14 @@ impl Watcher for Stream {
         let type_url = self.subscriber.type_url();
         match why {
             Failure::Connection => {
-                self.stats.update_failure.inc();
+                self.stats.unreachable();
                 if let Some(keeper) = &self.keeper {
                     keeper.unreachable(&self.stats);
                 }
             }
             Failure::Timeout => {
                 warn(&format!("gRPC config: initial fetch timed out for {type_url}"));
-                self.stats.init_fetch_timeout.inc();
+                self.stats.timed_out();
                 if !self.keeper.as_ref().is_some_and(|keeper| keeper.late(&self.stats)) {
                     self.subscriber.failed();
                 }
@@ -300,11 +304,11 @@ impl Watcher for Stream {
                 if let Some(keeper) = &self.keeper {
                     keeper.heard();
                 }
-                self.stats.update_rejected.inc();
+                self.stats.rejected();
                 self.subscriber.failed();
             }
         }
-        self.stats.update_attempt.inc();
+        self.stats.attempted();
     }
 }
 
@@ -347,20 +351,20 @@ impl File {
             return;
         }
         let since = Instant::now();
-        self.stats.update_attempt.inc();
+        self.stats.attempted();
         let unknown = if self.context.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
         match load_discovery_file(&self.path, &LoadOptions { unknown, ..LoadOptions::default() }) {
             Ok(DiscoveryFile { version, resources }) => match self.take(&version, resources) {
                 Ok(()) => self.stats.accepted(&version, since),
                 Err(reason) => {
                     warn(&format!("Filesystem config update rejected: {reason}"));
-                    self.stats.update_rejected.inc();
+                    self.stats.rejected();
                     self.subscriber.failed();
                 }
             },
             Err(error) => {
                 warn(&format!("Filesystem config update failure: in {}, {error}", self.path.display()));
-                self.stats.update_failure.inc();
+                self.stats.unreachable();
                 self.subscriber.failed();
             }
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use prost::bytes::Bytes;
 use sampan_codec::h2::CodecStats;
 use sampan_core::error::AtField;
@@ -53,8 +53,6 @@ pub struct Cluster {
     config: ClusterConfig,
     origin: Option<Origin>,
     created: Instant,
-    /// What EDS said last.
-    assignment: ArcSwapOption<LoadAssignment>,
     scope: Scope,
     sockets: Vec<TransportSocket>,
     sends_headers: bool,
@@ -63,13 +61,14 @@ pub struct Cluster {
     drop_share: AtomicU32,
     generation: AtomicU64,
     current: AtomicBool,
-    used: OnceLock<Used>,
-    resolved: Mutex<Resolved>,
+    used: OnceLock<Box<Used>>,
+    /// What the names of a DNS cluster resolve to. Whoever builds hosts holds it: one at a time.
+    resolved: Mutex<Option<Box<Resolved>>>,
     reported: Mutex<Membership>,
     tasks: Mutex<Vec<AbortHandle>>,
     outlier: Option<Box<Detector>>,
     /// The hosts of an ORIGINAL_DST cluster.
-    pub(crate) destinations: Box<Destinations>,
+    destinations: OnceLock<Box<Destinations>>,
     /// Whether the first answer on its hosts, good or bad, is still to come.
     pub(crate) warming: AtomicBool,
     pub(crate) eds_warming: Mutex<Option<Warming>>,
@@ -158,7 +157,6 @@ impl Cluster {
             config,
             origin,
             created: Instant::now(),
-            assignment: ArcSwapOption::empty(),
             warming: AtomicBool::new(false),
             eds_warming: Mutex::default(),
             scope,
@@ -172,13 +170,13 @@ impl Cluster {
             resolved: Mutex::default(),
             reported: Mutex::default(),
             tasks: Mutex::default(),
-            destinations: Box::default(),
+            destinations: OnceLock::new(),
             socket_matches,
             dropped: HostCounter::default(),
             exchange,
         };
         if cluster.config.discovery == Discovery::Static {
-            cluster.rebuild(&Resolved::default());
+            cluster.rebuild(&cluster.config.load_assignment, &Resolved::default());
         }
         Ok(cluster)
     }
@@ -347,7 +345,7 @@ impl Cluster {
                     counter
                 })
                 .collect();
-            Used {
+            Box::new(Used {
                 stats,
                 h2: Lazy::new(self.scope.clone(), |scope| Arc::new(CodecStats::new(scope))),
                 table: TableStats::new(&self.config.lb.policy, &self.scope).map(Mutex::new),
@@ -362,13 +360,14 @@ impl Cluster {
                     .config
                     .track_timeout_budgets
                     .then(|| Arc::new(TimeoutBudgetStats::new(&self.scope))),
-            }
+            })
         })
     }
 
     /// Takes a name's addresses; `false` where they were the same.
     pub(crate) fn set_resolved(&self, locality: usize, endpoint: usize, addresses: Vec<Address>) -> bool {
         let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        let resolved = resolved.get_or_insert_default();
         let same = resolved
             .get(&(locality, endpoint))
             .is_some_and(|old| old.len() == addresses.len() && old.iter().all(|a| addresses.contains(a)));
@@ -376,7 +375,7 @@ impl Cluster {
             return false;
         }
         resolved.insert((locality, endpoint), addresses);
-        self.rebuild(&resolved);
+        self.rebuild(&self.config.load_assignment, resolved);
         true
     }
 
@@ -393,11 +392,10 @@ impl Cluster {
     }
 
     /// Takes what EDS says of the endpoints; what is in force goes on if it says nothing new.
-    pub fn set_assignment(&self, assignment: LoadAssignment) -> Rebuild {
-        let resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn set_assignment(&self, assignment: &LoadAssignment) -> Rebuild {
+        let _one_at_a_time = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
         self.drop_share.store(assignment.drop_share.to_bits(), Ordering::Relaxed);
-        self.assignment.store(Some(Arc::new(assignment)));
-        self.rebuild(&resolved)
+        self.rebuild(assignment, &Resolved::default())
     }
 
     /// EDS and SDS have answered, well or not, or will not in time: the cluster warms no longer.
@@ -416,19 +414,12 @@ impl Cluster {
         self.warming.load(Ordering::Relaxed)
     }
 
-    /// What EDS said last.
-    pub fn assignment(&self) -> Option<Arc<LoadAssignment>> {
-        self.assignment.load_full()
-    }
-
-    fn rebuild(&self, resolved: &Resolved) -> Rebuild {
+    fn rebuild(&self, assignment: &LoadAssignment, resolved: &Resolved) -> Rebuild {
         let old = self.hosts.load_full();
         let mut kept = Kept::new();
         for host in old.hosts() {
             kept.entry((*host.address()).clone()).or_default().push(host.clone());
         }
-        let from_eds = self.assignment.load();
-        let assignment = from_eds.as_deref().unwrap_or(&self.config.load_assignment);
         let mut building = Building { kept, changed: false };
         let set = building.hosts(self, assignment, resolved);
         if self.generation() > 0 && !building.changed && set.same_shape(&old) {

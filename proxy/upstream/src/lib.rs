@@ -39,5 +39,5 @@ pub use manager::{ClusterManager, Clusters};
 pub use outlier::{EventLog, Outcome, SuccessRates};
 pub use pool::{H1Lease, H2Lease, HttpLease, PoolError, TcpLease};
 pub use proxy_header::Told;
-pub use stats::{ClusterStats, HostCounter, HostStats, TimeoutBudgetStats};
+pub use stats::{ClusterStats, HostCounter, HostGauge, HostStats, TimeoutBudgetStats};
 pub use worker::{WorkerCluster, WorkerClusters, WorkerHost};

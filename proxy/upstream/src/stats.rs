@@ -4,7 +4,7 @@
 //! `deferred_stat_options`: 2,000 clusters of which ten carry traffic cost the stats of ten. Who prints `/stats`
 //! without `usedonly` first calls [`ClusterManager::materialise_stats`](crate::ClusterManager::materialise_stats).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::config::LbPolicy;
 use crate::lb::Size;
@@ -124,11 +124,27 @@ impl TableStats {
     }
 }
 
-/// A number of one host, written by every worker; `/clusters` prints it.
+/// A number of one host that only grows, written by every worker; `/clusters` prints it.
 #[derive(Default)]
 pub struct HostCounter(AtomicU64);
 
 impl HostCounter {
+    /// Adds one.
+    pub fn inc(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The same for what there is at a time. Half as large: a mesh has more hosts than a host has connections.
+#[derive(Default)]
+pub struct HostGauge(AtomicU32);
+
+impl HostGauge {
     /// Adds one.
     pub fn inc(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +157,7 @@ impl HostCounter {
 
     /// The number.
     pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed).into()
     }
 }
 
@@ -149,12 +165,12 @@ impl HostCounter {
 #[derive(Default)]
 #[allow(missing_docs, reason = "each field is Envoy's host stat of that name")]
 pub struct HostStats {
-    pub cx_active: HostCounter,
+    pub cx_active: HostGauge,
     pub cx_connect_fail: HostCounter,
     pub cx_total: HostCounter,
-    pub rq_active: HostCounter,
+    pub rq_active: HostGauge,
     pub rq_error: HostCounter,
-    pub rq_pending_active: HostCounter,
+    pub rq_pending_active: HostGauge,
     pub rq_success: HostCounter,
     pub rq_timeout: HostCounter,
     pub rq_total: HostCounter,

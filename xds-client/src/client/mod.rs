@@ -276,8 +276,8 @@ impl Watch {
 
     /// Asks for one more.
     pub fn ask(&self, name: &str) {
-        if self.of.watches.borrow_mut().ask(&self.entry, name) {
-            machine!(self.of, machine => machine.add(name));
+        if let Some(name) = self.of.watches.borrow_mut().ask(&self.entry, name) {
+            machine!(self.of, machine => machine.add(&name));
         }
         self.of.touch();
         self.client.wake();

@@ -1,20 +1,21 @@
 //! Who wants what of a type, and what a response means for each.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use tokio::task::AbortHandle;
 
 use crate::handler::{Decoded, Update, Watcher};
-use crate::state::WILDCARD;
+use crate::state::{Name, WILDCARD};
 
 /// One watcher.
 pub(super) struct Entry {
     id: u64,
-    names: RefCell<BTreeSet<String>>,
+    /// Sorted.
+    names: RefCell<Vec<Name>>,
     /// It wants what stands below this name, too: `NAME/…`.
-    namespace: Option<String>,
+    namespace: Option<Box<str>>,
     pub(super) watcher: Rc<dyn Watcher>,
     alive: Cell<bool>,
     pub(super) answered: Cell<bool>,
@@ -26,8 +27,8 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct Watches {
     all: BTreeMap<u64, Rc<Entry>>,
-    by_name: HashMap<String, Vec<Rc<Entry>>>,
-    by_namespace: HashMap<String, Vec<Rc<Entry>>>,
+    by_name: HashMap<Name, Vec<Rc<Entry>>>,
+    by_namespace: HashMap<Box<str>, Vec<Rc<Entry>>>,
 }
 
 /// What one watcher gets of a response.
@@ -42,7 +43,7 @@ impl Entry {
         Self {
             id,
             names: RefCell::default(),
-            namespace: namespace.map(str::to_owned),
+            namespace: namespace.map(Into::into),
             watcher,
             alive: Cell::new(true),
             answered: Cell::default(),
@@ -70,52 +71,58 @@ impl Entry {
 }
 
 /// The names as they are asked for: none stands for everything.
-fn wanted(names: &[&str]) -> BTreeSet<String> {
-    match names {
-        [] => BTreeSet::from([WILDCARD.to_owned()]),
-        names => names.iter().map(|name| (*name).to_owned()).collect(),
-    }
+fn wanted<'a>(names: &'a [&'a str]) -> &'a [&'a str] {
+    if names.is_empty() { &[WILDCARD] } else { names }
 }
 
 impl Watches {
     /// Returns the names that nobody wanted before.
-    pub(super) fn add(&mut self, entry: &Rc<Entry>, names: &[&str]) -> Vec<String> {
+    pub(super) fn add(&mut self, entry: &Rc<Entry>, names: &[&str]) -> Vec<Name> {
         self.all.insert(entry.id, entry.clone());
         if let Some(namespace) = &entry.namespace {
             self.by_namespace.entry(namespace.clone()).or_default().push(entry.clone());
-            return vec![WILDCARD.to_owned()];
+            return vec![WILDCARD.into()];
         }
         self.exchange(entry, names).0
     }
 
-    /// Whether nobody wanted this name before.
-    pub(super) fn ask(&mut self, entry: &Rc<Entry>, name: &str) -> bool {
-        if !entry.names.borrow_mut().insert(name.to_owned()) {
-            return false;
+    /// Returns the name if nobody wanted it before.
+    pub(super) fn ask(&mut self, entry: &Rc<Entry>, name: &str) -> Option<Name> {
+        let mut names = entry.names.borrow_mut();
+        let place = names.binary_search_by(|have| (**have).cmp(name)).err()?;
+        let (name, first) = self.put(entry, name);
+        if names.is_empty() {
+            // A vector that grew by itself would have room for four; nearly all want one.
+            names.reserve_exact(1);
         }
-        let users = self.by_name.entry(name.to_owned()).or_default();
-        users.push(entry.clone());
-        users.len() == 1
+        names.insert(place, name.clone());
+        first.then_some(name)
+    }
+
+    /// The one copy of a name, and whether nobody wanted it before.
+    fn put(&mut self, entry: &Rc<Entry>, name: &str) -> (Name, bool) {
+        if let Some((name, _)) = self.by_name.get_key_value(name) {
+            let name = name.clone();
+            self.by_name.entry(name.clone()).or_default().push(entry.clone());
+            return (name, false);
+        }
+        let name = Name::from(name);
+        self.by_name.insert(name.clone(), vec![entry.clone()]);
+        (name, true)
     }
 
     /// Returns the names that nobody wanted before, and those that nobody wants any more.
-    pub(super) fn exchange(&mut self, entry: &Rc<Entry>, names: &[&str]) -> (Vec<String>, Vec<String>) {
-        let now = wanted(names);
-        let old = entry.names.replace(now.clone());
-        let mut new = Vec::new();
-        for name in now.difference(&old) {
-            let users = self.by_name.entry(name.clone()).or_default();
-            if users.is_empty() {
-                new.push(name.clone());
-            }
-            users.push(entry.clone());
-        }
-        let gone = old.difference(&now).filter(|name| self.leave(entry, name)).cloned().collect();
-        (new, gone)
+    pub(super) fn exchange(&mut self, entry: &Rc<Entry>, names: &[&str]) -> (Vec<Name>, Vec<Name>) {
+        let new = wanted(names).iter().filter_map(|name| self.ask(entry, name)).collect();
+        let mut now = wanted(names).to_vec();
+        now.sort_unstable();
+        let old = |name: &mut Name| now.binary_search(&&**name).is_err();
+        let gone: Vec<Name> = entry.names.borrow_mut().extract_if(.., old).collect();
+        (new, gone.into_iter().filter(|name| self.leave(entry, name)).collect())
     }
 
     /// Returns the names that nobody wants any more.
-    pub(super) fn remove(&mut self, entry: &Rc<Entry>) -> Vec<String> {
+    pub(super) fn remove(&mut self, entry: &Rc<Entry>) -> Vec<Name> {
         self.all.remove(&entry.id);
         if let Some(namespace) = &entry.namespace
             && let Some(users) = self.by_namespace.get_mut(namespace)
@@ -128,7 +135,10 @@ impl Watches {
 
     /// Whether nobody wants this name any more.
     pub(super) fn forget(&mut self, entry: &Rc<Entry>, name: &str) -> bool {
-        entry.names.borrow_mut().remove(name) && self.leave(entry, name)
+        let mut names = entry.names.borrow_mut();
+        let Ok(place) = names.binary_search_by(|have| (**have).cmp(name)) else { return false };
+        names.remove(place);
+        self.leave(entry, name)
     }
 
     /// Whether this was the name's last user.

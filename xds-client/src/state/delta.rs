@@ -2,9 +2,10 @@
 //! in what is asked for goes with the next of them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 use std::time::Instant;
 
-use super::{Batch, Lives, WILDCARD, detail, refusal, ttl};
+use super::{Batch, Lives, Name, WILDCARD, detail, refusal, ttl};
 use crate::handler::{Refusal, Resource};
 use crate::types;
 use crate::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -13,15 +14,15 @@ use crate::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 #[derive(Debug)]
 pub struct Subscription {
     type_url: String,
-    names: BTreeSet<String>,
-    /// What the server gave and did not take away.
-    known: BTreeMap<String, String>,
+    names: BTreeSet<Name>,
+    /// What the server gave and did not take away. Versions are often the same.
+    known: BTreeMap<Name, Rc<str>>,
     /// Of those the ones of which the server said that there is no such resource (VHDS).
-    absent: BTreeSet<String>,
-    added: BTreeSet<String>,
-    removed: BTreeSet<String>,
+    absent: BTreeSet<Name>,
+    added: BTreeSet<Name>,
+    removed: BTreeSet<Name>,
     /// Of `added` those that the server was told to give up, which it was not told yet.
-    renewed: BTreeSet<String>,
+    renewed: BTreeSet<Name>,
     answers: VecDeque<(String, Option<wire::Status>)>,
     first: bool,
     open: bool,
@@ -49,12 +50,12 @@ impl Subscription {
     }
 
     /// Asks for another name; [`WILDCARD`] is everything.
-    pub fn add(&mut self, name: &str) {
-        if self.names.insert(name.to_owned()) {
+    pub fn add(&mut self, name: &Name) {
+        if self.names.insert(name.clone()) {
             if self.removed.remove(name) {
-                self.renewed.insert(name.to_owned());
+                self.renewed.insert(name.clone());
             }
-            self.added.insert(name.to_owned());
+            self.added.insert(name.clone());
         }
     }
 
@@ -65,12 +66,12 @@ impl Subscription {
         }
         // What the server was not told yet is not worth a word, so that names that come and go leave nothing behind.
         if !self.added.remove(name) || self.renewed.remove(name) {
-            self.removed.insert(name.to_owned());
+            self.removed.insert(name.into());
         }
         if name == WILDCARD {
             self.known.retain(|name, _| self.names.contains(name));
             self.absent.retain(|name| self.names.contains(name));
-            self.lives.0.retain(|name, _| self.names.contains(name));
+            self.lives.0.retain(|name, _| self.names.contains(&**name));
         } else if self.absent.remove(name) || !self.names.contains(WILDCARD) {
             // Under a wildcard the server may keep what was let go, if there is such: it stays known.
             self.known.remove(name);
@@ -79,7 +80,7 @@ impl Subscription {
     }
 
     /// What is asked for.
-    pub fn names(&self) -> &BTreeSet<String> {
+    pub fn names(&self) -> &BTreeSet<Name> {
         &self.names
     }
 
@@ -109,7 +110,7 @@ impl Subscription {
     }
 
     /// Names and versions that are in force.
-    pub fn known(&self) -> &BTreeMap<String, String> {
+    pub fn known(&self) -> &BTreeMap<Name, Rc<str>> {
         &self.known
     }
 
@@ -133,7 +134,8 @@ impl Subscription {
         if self.first && subscribe.len() == 1 && subscribe.contains(WILDCARD) {
             subscribe.clear();
         }
-        let known = if self.first { self.known.clone() } else { BTreeMap::new() };
+        let known = self.first.then(|| self.known.iter()).into_iter().flatten();
+        let known = known.map(|(name, version)| (name.to_string(), version.to_string())).collect();
         let unsubscribe = std::mem::take(&mut self.removed);
         self.renewed.clear();
         self.first = false;
@@ -141,8 +143,8 @@ impl Subscription {
         Some(DeltaDiscoveryRequest {
             node: None,
             type_url: self.type_url.clone(),
-            resource_names_subscribe: subscribe.into_iter().collect(),
-            resource_names_unsubscribe: unsubscribe.into_iter().collect(),
+            resource_names_subscribe: subscribe.iter().map(|name| name.to_string()).collect(),
+            resource_names_unsubscribe: unsubscribe.iter().map(|name| name.to_string()).collect(),
             initial_resource_versions: known,
             response_nonce,
             error_detail,
@@ -153,7 +155,7 @@ impl Subscription {
         // A virtual host without a value is one that there is not.
         self.type_url != types::VIRTUAL_HOST
             && resource.resource.is_none()
-            && self.known.get(&resource.name) == Some(&resource.version)
+            && self.known.get(&*resource.name).is_some_and(|version| **version == *resource.version)
     }
 
     fn check(&self, response: &DeltaDiscoveryResponse) -> Result<(), Refusal> {
@@ -217,24 +219,35 @@ impl Subscription {
     }
 
     fn accept(&mut self, resources: Vec<wire::Resource>, removed: Vec<String>, now: Instant) {
+        let mut version: Rc<str> = "".into();
         for resource in resources {
             // Of what there is not, only what is asked for matters.
             let absent = resource.resource.is_none() && self.type_url == types::VIRTUAL_HOST;
-            let asked = self.names.contains(&resource.name) || (!absent && self.names.contains(WILDCARD));
-            if asked {
-                self.lives.set(&resource.name, ttl(resource.ttl), now);
-                if absent {
-                    self.absent.insert(resource.name.clone());
-                } else {
-                    self.absent.remove(&resource.name);
+            let asked = self.names.get(&*resource.name);
+            if asked.is_none() && (absent || !self.names.contains(WILDCARD)) {
+                continue;
+            }
+            self.lives.set(&resource.name, ttl(resource.ttl), now);
+            if *version != *resource.version {
+                version = resource.version.into();
+            }
+            if let (true, Some(name)) = (absent, asked) {
+                self.absent.insert(name.clone());
+            } else {
+                self.absent.remove(&*resource.name);
+            }
+            match self.known.get_mut(&*resource.name) {
+                Some(known) => *known = version.clone(),
+                None => {
+                    let name = asked.cloned().unwrap_or_else(|| resource.name.into());
+                    self.known.insert(name, version.clone());
                 }
-                self.known.insert(resource.name, resource.version);
             }
         }
         for name in removed {
             self.lives.0.remove(&name);
-            self.known.remove(&name);
-            self.absent.remove(&name);
+            self.known.remove(&*name);
+            self.absent.remove(&*name);
         }
     }
 
@@ -247,7 +260,7 @@ impl Subscription {
     pub fn expire(&mut self, now: Instant) -> Vec<String> {
         let removed = self.lives.expire(now);
         for name in &removed {
-            self.known.remove(name);
+            self.known.remove(&**name);
         }
         removed
     }

@@ -7,12 +7,16 @@ pub mod sotw;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::handler::{Refusal, Resource};
 use crate::wire;
+
+/// What is asked for by ten thousand names is asked for by their one copy.
+pub type Name = Rc<str>;
 
 /// The name that asks for everything.
 pub const WILDCARD: &str = "*";

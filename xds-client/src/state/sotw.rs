@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Batch, Lives, WILDCARD, detail, refusal, ttl};
+use super::{Batch, Lives, Name, WILDCARD, detail, refusal, ttl};
 use crate::grpc::framed_with;
 use crate::handler::{Refusal, Resource};
 use crate::wire::{self, Any, DiscoveryRequest, DiscoveryResponse};
@@ -18,7 +18,7 @@ pub(super) const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3
 #[derive(Debug)]
 pub struct Subscription {
     type_url: String,
-    names: BTreeSet<String>,
+    names: BTreeSet<Name>,
     /// Names were sent on this stream: from then on an empty list asks for nothing instead of everything.
     named: bool,
     version: String,
@@ -76,8 +76,8 @@ impl Subscription {
     }
 
     /// Asks for another name; [`WILDCARD`] is everything.
-    pub fn add(&mut self, name: &str) {
-        if self.names.insert(name.to_owned()) {
+    pub fn add(&mut self, name: &Name) {
+        if self.names.insert(name.clone()) {
             self.pending = self.open;
             self.encoded = None;
         }
@@ -93,7 +93,7 @@ impl Subscription {
     }
 
     /// What is asked for.
-    pub fn names(&self) -> &BTreeSet<String> {
+    pub fn names(&self) -> &BTreeSet<Name> {
         &self.names
     }
 
@@ -158,7 +158,7 @@ impl Subscription {
     fn encoded_names(&mut self) -> Bytes {
         let names = &self.names;
         let encode = || {
-            let resource_names = names.iter().cloned().collect();
+            let resource_names = names.iter().map(|name| name.to_string()).collect();
             DiscoveryRequest { resource_names, ..DiscoveryRequest::default() }.encode_to_vec().into()
         };
         self.encoded.get_or_insert_with(encode).clone()

@@ -1,6 +1,6 @@
 //! Envoy's recorded exchanges, and servers that behave at random.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Batch, NodePolicy, WILDCARD, delta, sotw};
+use super::{Batch, Name, NodePolicy, WILDCARD, delta, sotw};
 use crate::handler::Refusal;
 use crate::wire::{self, Any, DeltaDiscoveryResponse, DiscoveryResponse};
 
@@ -37,7 +37,7 @@ impl sotw::Subscription {
         Some(prost::Message::decode(deframer.pop().unwrap().unwrap()).unwrap())
     }
 
-    fn interest(&mut self, names: BTreeSet<String>) {
+    fn interest(&mut self, names: BTreeSet<Name>) {
         let old = self.names().clone();
         names.difference(&old).for_each(|name| self.add(name));
         old.difference(&names).for_each(|name| self.remove(name));
@@ -54,7 +54,7 @@ impl sotw::Subscription {
 }
 
 impl delta::Subscription {
-    fn interest(&mut self, names: BTreeSet<String>) {
+    fn interest(&mut self, names: BTreeSet<Name>) {
         let old = self.names().clone();
         names.difference(&old).for_each(|name| self.add(name));
         old.difference(&names).for_each(|name| self.remove(name));
@@ -66,8 +66,8 @@ impl delta::Subscription {
     }
 }
 
-fn names(of: &[&str]) -> BTreeSet<String> {
-    of.iter().map(|name| (*name).to_owned()).collect()
+fn names(of: &[&str]) -> BTreeSet<Name> {
+    of.iter().map(|name| (*name).into()).collect()
 }
 
 fn any(value: &str) -> Any {
@@ -179,13 +179,13 @@ fn delta_says_what_envoy_said() {
 fn names_that_come_and_go_leave_nothing_behind() {
     let now = Instant::now();
     let mut s = delta::Subscription::new(crate::types::VIRTUAL_HOST);
-    s.add(WILDCARD);
+    s.add(&WILDCARD.into());
     s.stream_opened();
     s.next_request().unwrap();
-    s.add("never sent");
+    s.add(&"never sent".into());
     s.remove("never sent");
     assert_eq!(s.next_request(), None);
-    s.add("a");
+    s.add(&"a".into());
     assert_eq!(s.next_request().unwrap().resource_names_subscribe, ["a"]);
     let absent =
         |name| wire::Resource { resource: None, aliases: vec!["x".into()], ..named(name, "1", None, 0) };
@@ -195,7 +195,7 @@ fn names_that_come_and_go_leave_nothing_behind() {
     s.remove("a");
     assert!(s.known().is_empty());
     // The server does not know yet that it was let go.
-    s.add("a");
+    s.add(&"a".into());
     s.remove("a");
     assert_eq!(s.next_request().unwrap().resource_names_unsubscribe, ["a"]);
 }
@@ -248,9 +248,9 @@ fn the_node_goes_with_the_first_request_of_a_stream() {
     assert!(node.for_request().is_some());
 }
 
-fn some_names(random: &mut StdRng) -> BTreeSet<String> {
+fn some_names(random: &mut StdRng) -> BTreeSet<Name> {
     let all = ["a", "b", "c", WILDCARD];
-    all.into_iter().filter(|_| random.random_bool(0.5)).map(str::to_owned).collect()
+    all.into_iter().filter(|_| random.random_bool(0.5)).map(Into::into).collect()
 }
 
 /// One answer for each response, versions only by acceptance, and what the server was last told is what is wanted.
@@ -294,7 +294,7 @@ fn random_servers_of_the_world() {
                 told = Some(request.resource_names);
             }
             if open {
-                let told: BTreeSet<_> = told.clone().into_iter().flatten().collect();
+                let told: BTreeSet<_> = told.clone().into_iter().flatten().map(Name::from).collect();
                 assert!(told == wanted || (told.is_empty() && wanted == names(&[WILDCARD])), "seed {seed}");
             }
         }
@@ -334,16 +334,18 @@ fn random_servers_of_changes() {
                 _ => assert!(state.next_request().is_none(), "no stream"),
             }
             while let Some(request) = state.next_request() {
+                let known =
+                    state.known().iter().map(|(name, version)| (name.to_string(), version.to_string()));
                 assert!(
-                    fresh == (request.initial_resource_versions == *state.known())
+                    fresh == (request.initial_resource_versions == known.collect::<BTreeMap<_, _>>())
                         || state.known().is_empty()
                 );
                 if fresh && request.resource_names_subscribe.is_empty() && wanted.contains(WILDCARD) {
                     book.insert(WILDCARD.into());
                 }
                 fresh = false;
-                book.extend(request.resource_names_subscribe);
-                book.retain(|name| !request.resource_names_unsubscribe.contains(name));
+                book.extend(request.resource_names_subscribe.into_iter().map(Name::from));
+                book.retain(|name| !request.resource_names_unsubscribe.iter().any(|gone| **gone == **name));
                 if !request.response_nonce.is_empty() {
                     assert_eq!((request.response_nonce, request.error_detail.is_some()), owed.remove(0));
                 }

@@ -4,7 +4,7 @@
 //! A value `v >= 1` falls into the bin of its first two digits: `[1.0, 1.1)`, … `[9.9, 10)`, `[10, 11)`, …
 //! Values are whole numbers; 0 has a bin of its own without width.
 //!
-//! Each thread counts in its own [`Bins`]; [`Merged`] is brought up to date at every flush interval and is what
+//! Each thread counts in its own [`Bins`], in place as long as two bins suffice; [`Merged`] is brought up to date at every flush interval and is what
 //! the admin interface shows (so a value is seen at the next flush, not before; as in Envoy).
 
 use std::collections::BTreeMap;
@@ -67,9 +67,23 @@ fn bounds(bin: u16) -> (f64, f64) {
     ((bin % PER_DECADE + 10) as f64 / 10.0 * power, power / 10.0)
 }
 
-/// One thread's counts of one histogram; a decade is allocated when its first value comes.
+/// Where a bin's number stands beside its count in a cell of [`Bins::few`].
+const NUMBER: u32 = 48;
+
+/// One thread's counts of one histogram.
+///
+/// Most histograms of a large mesh have one value (each subscription records how long its update took), so the first two
+/// bins lie in place; the decades come with the third.
 #[derive(Default)]
 pub(super) struct Bins {
+    /// `bin << 48 | count`; 0 is empty. Nobody counts to 2^48.
+    few: [AtomicU64; 2],
+    all: OnceLock<Box<Decades>>,
+}
+
+/// Room for every bin; a decade is allocated when its first value comes.
+#[derive(Default)]
+struct Decades {
     zero: AtomicU64,
     decades: [OnceLock<Box<[AtomicU64; PER_DECADE]>>; DECADES],
 }
@@ -77,6 +91,44 @@ pub(super) struct Bins {
 impl Bins {
     #[inline]
     pub(super) fn add(&self, bin: u16, n: u64) {
+        match self.all.get() {
+            Some(all) => all.add(bin, n),
+            None => self.add_first(bin, n),
+        }
+    }
+
+    fn add_first(&self, bin: u16, n: u64) {
+        for cell in &self.few {
+            let old = cell.load(Relaxed);
+            if old == 0 || old >> NUMBER == u64::from(bin) {
+                return cell.store((u64::from(bin) << NUMBER | old).wrapping_add(n), Relaxed);
+            }
+        }
+        self.all.get_or_init(Box::default).add(bin, n);
+    }
+
+    /// A bin may come twice: in place, and among all.
+    pub(super) fn for_each(&self, mut f: impl FnMut(u16, u64)) {
+        for cell in self.few.iter().map(|cell| cell.load(Relaxed)).filter(|cell| *cell != 0) {
+            f((cell >> NUMBER) as u16, cell & ((1 << NUMBER) - 1));
+        }
+        for (bin, cell) in self.all.get().into_iter().flat_map(|all| all.cells()) {
+            match cell.load(Relaxed) {
+                0 => {}
+                n => f(bin, n),
+            }
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        self.few.iter().for_each(|cell| cell.store(0, Relaxed));
+        let all = self.all.get().into_iter().flat_map(|all| all.cells());
+        all.for_each(|(_, cell)| cell.store(0, Relaxed));
+    }
+}
+
+impl Decades {
+    fn add(&self, bin: u16, n: u64) {
         let cell = match usize::from(bin).checked_sub(1) {
             None => &self.zero,
             Some(bin) => {
@@ -95,37 +147,25 @@ impl Bins {
         });
         std::iter::once((0, &self.zero)).chain(above)
     }
-
-    pub(super) fn for_each(&self, mut f: impl FnMut(u16, u64)) {
-        for (bin, cell) in self.cells() {
-            match cell.load(Relaxed) {
-                0 => {}
-                n => f(bin, n),
-            }
-        }
-    }
-
-    pub(super) fn clear(&self) {
-        self.cells().for_each(|(_, cell)| cell.store(0, Relaxed));
-    }
 }
 
-/// A histogram as the last flush left it.
+/// A histogram as the last flush left it: its bins in ascending order.
 #[derive(Default, Clone, Debug)]
 pub struct Merged {
-    cumulative: Counts,
-    interval: Counts,
+    cumulative: Box<[(u16, u64)]>,
+    interval: Box<[(u16, u64)]>,
 }
 
 impl Merged {
     /// Takes over the sums of all threads; what is new since the last time becomes the interval.
-    pub(super) fn update(&mut self, now: Counts) {
-        self.interval = now
-            .iter()
-            .map(|(bin, n)| (*bin, n - self.cumulative.get(bin).copied().unwrap_or(0).min(*n)))
-            .filter(|(_, n)| *n > 0)
-            .collect();
-        self.cumulative = now;
+    pub(super) fn update(&mut self, now: &Counts) {
+        let before = |bin| {
+            let at = self.cumulative.binary_search_by_key(bin, |(bin, _)| *bin);
+            at.map_or(0, |at| self.cumulative[at].1)
+        };
+        self.interval =
+            now.iter().map(|(bin, n)| (*bin, n - before(bin).min(*n))).filter(|(_, n)| *n > 0).collect();
+        self.cumulative = now.iter().map(|(bin, n)| (*bin, *n)).collect();
     }
 
     /// Everything since the start.
@@ -142,7 +182,7 @@ impl Merged {
 /// What can be said of a set of counts.
 #[derive(Clone, Copy)]
 pub struct Statistics<'a> {
-    counts: &'a Counts,
+    counts: &'a [(u16, u64)],
     unit: Unit,
 }
 
@@ -153,7 +193,7 @@ impl Statistics<'_> {
 
     /// The number of values.
     pub fn count(&self) -> u64 {
-        self.counts.values().sum()
+        self.counts.iter().map(|(_, n)| n).sum()
     }
 
     /// The approximate sum: a bin's values count with the harmonic mean of its bounds.
@@ -201,7 +241,7 @@ impl Statistics<'_> {
             .iter()
             .map(|bound| {
                 let bound = bound * self.scale();
-                self.counts.iter().take_while(|(bin, _)| bounds(**bin).0 <= bound).map(|(_, n)| n).sum()
+                self.counts.iter().take_while(|(bin, _)| bounds(*bin).0 <= bound).map(|(_, n)| n).sum()
             })
             .collect()
     }
@@ -223,11 +263,9 @@ mod tests {
         let bins = Bins::default();
         values.iter().for_each(|v| bins.add(bin_of(*v), 1));
         let mut counts = Counts::new();
-        bins.for_each(|bin, n| {
-            counts.insert(bin, n);
-        });
+        bins.for_each(|bin, n| *counts.entry(bin).or_default() += n);
         let mut merged = Merged::default();
-        merged.update(counts);
+        merged.update(&counts);
         merged
     }
 
@@ -256,10 +294,30 @@ mod tests {
         assert!(merged(&[]).cumulative(Unit::Bytes).quantiles()[0].is_nan());
     }
 
+    /// Two bins in place, then all of them; cleared, they begin anew.
+    #[test]
+    fn the_third_bin_takes_room_for_all() {
+        let bins = Bins::default();
+        let counts = || {
+            let mut counts = Counts::new();
+            bins.for_each(|bin, n| *counts.entry(bin).or_default() += n);
+            counts
+        };
+        for _ in 0..3 {
+            [0, 7].iter().for_each(|bin| bins.add(*bin, 1));
+        }
+        assert!(bins.all.get().is_none());
+        assert_eq!(counts(), Counts::from([(0, 3), (7, 3)]));
+        [1800, 7, 0].iter().for_each(|bin| bins.add(*bin, 2));
+        assert_eq!(counts(), Counts::from([(0, 5), (7, 5), (1800, 2)]));
+        bins.clear();
+        assert_eq!(counts(), Counts::new());
+    }
+
     #[test]
     fn the_interval_holds_what_is_new() {
         let mut m = merged(&[1, 8]);
-        m.update(Counts::from([(bin_of(1), 3), (bin_of(8), 1)]));
+        m.update(&Counts::from([(bin_of(1), 3), (bin_of(8), 1)]));
         assert_eq!(m.interval(Unit::Unspecified).count(), 2);
         assert_eq!(m.cumulative(Unit::Unspecified).count(), 4);
     }

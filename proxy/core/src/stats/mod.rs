@@ -18,6 +18,7 @@ mod prometheus;
 mod render;
 mod slab;
 mod tags;
+mod thin;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ pub use number::{general, shortest, streamed};
 pub use prometheus::prometheus;
 pub use render::{BucketMode, Params, StatType, json, text};
 pub use tags::{Extracted, Tags};
+pub use thin::Thin;
 
 /// All stats of one process.
 #[derive(Clone)]
@@ -79,7 +81,8 @@ struct ScopeInner {
     store: Weak<StoreInner>,
     /// Sorted by symbol.
     stats: Mutex<Vec<Entry>>,
-    texts: Mutex<HashMap<u32, Arc<str>>>,
+    /// By id; there are few.
+    texts: Mutex<Vec<(u32, Arc<str>)>>,
 }
 
 /// Tag and value; the names of most are known beforehand.
@@ -255,7 +258,7 @@ impl Store {
                 for entry in stats {
                     let counts = slab::lock().bins(entry.id);
                     if !counts.is_empty() {
-                        lock(&self.0.merged).entry(entry.id).or_default().update(counts);
+                        lock(&self.0.merged).entry(entry.id).or_default().update(&counts);
                     }
                 }
             },
@@ -315,6 +318,22 @@ impl ScopeInner {
         [&*self.prefix, leaf, self.suffix()].concat()
     }
 
+    /// The text of a readout, if it was ever set.
+    fn text(&self, id: u32) -> Option<Arc<str>> {
+        lock(&self.texts).iter().find(|(of, _)| *of == id).map(|(_, text)| text.clone())
+    }
+
+    fn set_text(&self, id: u32, text: Arc<str>) {
+        let mut texts = lock(&self.texts);
+        match texts.iter_mut().find(|(of, _)| *of == id) {
+            Some((_, old)) => *old = text,
+            None => {
+                texts.reserve_exact(1);
+                texts.push((id, text));
+            }
+        }
+    }
+
     /// What stands behind the last part of a name.
     fn suffix(&self) -> &str {
         self.tags.as_ref().map_or("", |given| &given.suffix)
@@ -361,6 +380,11 @@ impl Scope {
                     Kind::Histogram(_) => registry.new_histogram(),
                     _ => registry.new_cell(),
                 };
+                if stats.len() == stats.capacity() {
+                    // A scope is made with all its stats and then grows no more: doubling would leave room for nothing.
+                    let more = (stats.len() / 4).max(4);
+                    stats.reserve_exact(more);
+                }
                 stats.insert(position, Entry { symbol, kind, id });
                 id
             }
@@ -493,7 +517,7 @@ impl TextReadout {
     /// Sets the text.
     pub fn set(&self, text: &str) {
         if self.0.id != slab::SINK {
-            lock(&self.0.scope.texts).insert(self.0.id, text.into());
+            self.0.scope.set_text(self.0.id, text.into());
         }
     }
 }

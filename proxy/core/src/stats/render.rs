@@ -100,7 +100,7 @@ impl Rows {
                 // Values first: most stats of a large mesh were never used and need no name then.
                 let (value, used) = match entry.kind {
                     Kind::Counter | Kind::Gauge => slab::lock().value(entry.id),
-                    Kind::Text => (0, lock(&scope.texts).contains_key(&entry.id)),
+                    Kind::Text => (0, scope.text(entry.id).is_some()),
                     Kind::Histogram(_) => (0, lock(&store.0.merged).contains_key(&entry.id)),
                 };
                 if params.used_only && !used {
@@ -126,8 +126,7 @@ impl Rows {
     fn add(&mut self, store: &Store, scope: &ScopeInner, entry: Entry, name: String, value: u64) {
         match entry.kind {
             Kind::Text => {
-                let text = lock(&scope.texts).get(&entry.id).cloned();
-                self.texts.insert(name, text.unwrap_or_default().to_string());
+                self.texts.insert(name, scope.text(entry.id).unwrap_or_default().to_string());
             }
             Kind::Counter | Kind::Gauge => {
                 let row = self.numbers.entry(name).or_insert((0, entry.kind == Kind::Counter));

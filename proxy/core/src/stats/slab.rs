@@ -68,7 +68,7 @@ impl<T: Default, const C: usize> Directory<T, C> {
 
 struct Slab {
     cells: Directory<AtomicU64, CELLS>,
-    histograms: Directory<OnceLock<Box<Bins>>, HISTOGRAMS>,
+    histograms: Directory<Bins, HISTOGRAMS>,
 }
 
 impl Slab {
@@ -84,11 +84,11 @@ impl Slab {
 
     #[inline]
     fn record(&self, id: u32, value: u64) {
-        self.histograms.get_or_make(id).get_or_init(Box::default).add(histogram::bin_of(value), 1);
+        self.histograms.get_or_make(id).add(histogram::bin_of(value), 1);
     }
 
     fn bins(&self, id: u32) -> Option<&Bins> {
-        self.histograms.get(id)?.get().map(|bins| &**bins)
+        self.histograms.get(id)
     }
 }
 
@@ -192,7 +192,7 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     slabs: Vec::new(),
     vacant: Vec::new(),
     cells: Ids::new(Directory::<AtomicU64, CELLS>::CAPACITY),
-    histograms: Ids::new(Directory::<OnceLock<Box<Bins>>, HISTOGRAMS>::CAPACITY),
+    histograms: Ids::new(Directory::<Bins, HISTOGRAMS>::CAPACITY),
     baselines: None,
 });
 

@@ -48,6 +48,9 @@ impl Building {
             }
             add(&mut set, locality, hosts);
         }
+        // A mesh has thousands of these, nearly all with one locality.
+        set.priorities.iter_mut().for_each(Vec::shrink_to_fit);
+        set.priorities.shrink_to_fit();
         set
     }
 

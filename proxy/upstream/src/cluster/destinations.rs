@@ -25,9 +25,13 @@ impl Destinations {
 }
 
 impl Cluster {
+    pub(crate) fn destinations(&self) -> &Destinations {
+        self.destinations.get_or_init(Box::default)
+    }
+
     /// The host at an address, made now if it is not there.
     pub(crate) fn destination(&self, address: SocketAddr) -> Arc<Host> {
-        let mut hosts = self.destinations.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.destinations().hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(host) = hosts.get(&address) {
             return host.clone();
         }
@@ -54,7 +58,7 @@ impl Cluster {
 
     /// Takes away the hosts that were not picked since the last time and have no connections.
     fn clean_up(&self) {
-        let mut hosts = self.destinations.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.destinations().hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let before = hosts.len();
         hosts.retain(|_, host| {
             let keep =
@@ -66,7 +70,7 @@ impl Cluster {
         });
         if hosts.len() < before {
             self.publish_destinations(self.hosts.load().hosts().filter(|h| !h.is_gone()).cloned().collect());
-            self.destinations.cleanups.fetch_add(1, Ordering::Relaxed);
+            self.destinations().cleanups.fetch_add(1, Ordering::Relaxed);
         }
     }
 

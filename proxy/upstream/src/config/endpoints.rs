@@ -1,6 +1,6 @@
 //! `load_assignment`: the hosts of a cluster, by priority and locality.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
@@ -13,6 +13,9 @@ use sampan_core::{Address, ConfigError, ConfigResult};
 use super::metadata;
 use crate::host::{HealthFlag, Locality};
 use crate::proxy_header::{self, Tlvs};
+
+/// The `hostname` of nearly all endpoints.
+static NO_NAME: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
 
 /// Where an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,7 +195,10 @@ impl EndpointConfig {
         }
         Ok(Self {
             target: target(endpoint, names).at("endpoint.address")?,
-            hostname: endpoint.hostname.as_str().into(),
+            hostname: match endpoint.hostname.as_str() {
+                "" => NO_NAME.clone(),
+                name => name.into(),
+            },
             weight: message.load_balancing_weight.map_or(1, |v| v.value),
             flags: match message.health_status() {
                 S::Unknown | S::Healthy => 0,

@@ -56,19 +56,24 @@ pub enum Discovery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdsConfig {
     /// `service_name`, if it is not the cluster's name.
-    pub service_name: Option<Box<str>>,
+    pub service_name: Option<Arc<str>>,
     /// `eds_config`
     pub source: ConfigSource,
 }
 
 impl EdsConfig {
-    fn from_cluster(message: &Message) -> ConfigResult<Self> {
+    fn from_cluster(message: &Message, cluster: &Arc<str>) -> ConfigResult<Self> {
         let missing = || ConfigError::new("cannot create an EDS cluster without an EDS config");
         let config = message.eds_cluster_config.as_ref().ok_or_else(missing)?;
         let source = config.eds_config.as_ref().ok_or_else(missing)?;
         let source = ConfigSource::from_proto(source).at("eds_config").at("eds_cluster_config")?;
-        let name = config.service_name.as_str();
-        Ok(Self { service_name: Some(name).filter(|n| !n.is_empty()).map(Into::into), source })
+        let service_name = match config.service_name.as_str() {
+            "" => None,
+            // As istiod has it.
+            name if *name == **cluster => Some(cluster.clone()),
+            name => Some(name.into()),
+        };
+        Ok(Self { service_name, source })
     }
 }
 
@@ -120,7 +125,8 @@ impl ClusterConfig {
             return Err(ConfigError::new("value length must be at least 1 characters").at("name"));
         }
         refuse_unsupported(message)?;
-        let discovery = discovery(message)?;
+        let name: Arc<str> = message.name.as_str().into();
+        let discovery = discovery(message, &name)?;
         let names_resolve = matches!(discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         let load_assignment = match &message.load_assignment {
             // Envoy takes and ignores that of an EDS cluster.
@@ -142,12 +148,11 @@ impl ClusterConfig {
         }
         let options = message.upstream_connection_options.as_ref();
         let config = Self {
-            name: message.name.as_str().into(),
-            stat_name: if message.alt_stat_name.is_empty() {
-                message.name.as_str().into()
-            } else {
-                message.alt_stat_name.as_str().into()
+            stat_name: match message.alt_stat_name.as_str() {
+                "" => name.clone(),
+                other => other.into(),
             },
+            name,
             lb: LbConfig::from_proto(message, matches!(discovery, Discovery::OriginalDst(_)))?,
             connect_timeout: connect_timeout(message)?,
             buffer_limit: message.per_connection_buffer_limit_bytes.map_or(1024 * 1024, |v| v.value),
@@ -215,7 +220,7 @@ fn connect_timeout(message: &Message) -> ConfigResult<Duration> {
 }
 
 /// The deprecated `type`, or the extension in `cluster_type`.
-fn discovery(message: &Message) -> ConfigResult<Discovery> {
+fn discovery(message: &Message, name: &Arc<str>) -> ConfigResult<Discovery> {
     use pb::ClusterDiscoveryType as T;
     match &message.cluster_discovery_type {
         None => Ok(Discovery::Static),
@@ -227,17 +232,21 @@ fn discovery(message: &Message) -> ConfigResult<Discovery> {
             Ok(pb::DiscoveryType::LogicalDns) => {
                 Ok(Discovery::LogicalDns(DnsConfig::from_cluster(message)?.into()))
             }
-            Ok(pb::DiscoveryType::Eds) => Ok(Discovery::Eds(EdsConfig::from_cluster(message)?.into())),
+            Ok(pb::DiscoveryType::Eds) => Ok(Discovery::Eds(EdsConfig::from_cluster(message, name)?.into())),
             Ok(pb::DiscoveryType::OriginalDst) => {
                 Ok(Discovery::OriginalDst(OriginalDstConfig::from_cluster(message)?.into()))
             }
             Err(_) => Err(ConfigError::new("unknown discovery type").at("type")),
         },
-        Some(T::ClusterType(custom)) => custom_discovery(message, custom).at("cluster_type"),
+        Some(T::ClusterType(custom)) => custom_discovery(message, name, custom).at("cluster_type"),
     }
 }
 
-fn custom_discovery(message: &Message, custom: &pb::CustomClusterType) -> ConfigResult<Discovery> {
+fn custom_discovery(
+    message: &Message,
+    name: &Arc<str>,
+    custom: &pb::CustomClusterType,
+) -> ConfigResult<Discovery> {
     use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
     let any = custom.typed_config.as_ref();
     match (custom.name.as_str(), any.map(type_name)) {
@@ -250,7 +259,7 @@ fn custom_discovery(message: &Message, custom: &pb::CustomClusterType) -> Config
                 Discovery::StrictDns(config.into())
             })
         }
-        ("envoy.cluster.eds", None) => Ok(Discovery::Eds(EdsConfig::from_cluster(message)?.into())),
+        ("envoy.cluster.eds", None) => Ok(Discovery::Eds(EdsConfig::from_cluster(message, name)?.into())),
         ("envoy.cluster.static", _) => Ok(Discovery::Static),
         ("envoy.cluster.strict_dns", None) => {
             Ok(Discovery::StrictDns(DnsConfig::from_cluster(message)?.into()))

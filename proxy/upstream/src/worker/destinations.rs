@@ -18,7 +18,7 @@ pub(super) struct Destinations {
 
 impl Destinations {
     pub(super) fn pick(&self, core: &Rc<ClusterCore>, address: SocketAddr) -> Rc<WorkerHost> {
-        let cleanups = core.cluster.destinations.cleanups();
+        let cleanups = core.cluster.destinations().cleanups();
         if self.cleanups.replace(cleanups) != cleanups {
             self.forget_gone();
         }
