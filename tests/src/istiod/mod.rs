@@ -43,7 +43,8 @@ pub async fn arrange() -> Result<()> {
     };
     for line in [
         "ip link set lo up".to_owned(),
-        "ip route add local 10.0.0.0/8 dev lo".to_owned(),
+        // No more than is served: a name server elsewhere in 10/8 would else be reachable, and silent.
+        "ip route add local 10.0.0.0/14 dev lo".to_owned(),
         redirect(APPLICATION, "10.1.0.0/16", "15001"),
         redirect(PEER, "10.0.0.1", "15006"),
     ] {
