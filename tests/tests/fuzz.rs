@@ -294,7 +294,8 @@ fn key_sets() {
         Ok(keys) => match keys.verify(&good) {
             Ok(()) => {
                 let secret = b"c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0MT";
-                let input: Vec<u8> = input.iter().copied().filter(|c| *c != b' ').collect();
+                // Keys may be folded over lines.
+                let input: Vec<u8> = input.iter().copied().filter(|c| *c > b' ').collect();
                 assert!(input.windows(secret.len()).any(|part| part == secret), "another key");
                 200
             }
