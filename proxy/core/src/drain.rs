@@ -1,7 +1,7 @@
 //! Drain: everyone who serves holds a guard; who stops the proxy raises the signal and waits for the guards.
 //!
 //! `Drain` belongs to the program, a [`Signal`] goes to each worker, a [`Guard`] to each connection. A connection
-//! asks [`Signal::asks_to_go`] where it decides about keep-alive and awaits [`Signal::reached`] where it idles.
+//! asks [`Signal::asks_to_go`] where it decides about keep-alive and is polled at each change ([`Signal::until_closing`]).
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -218,7 +218,7 @@ impl Signal {
     }
 
     /// Returns once the phase is at least `phase`. A dropped [`Drain`] counts as [`Phase::Closing`].
-    pub async fn reached(&mut self, phase: Phase) {
+    async fn reached(&mut self, phase: Phase) {
         // An error means that the program's end is gone, which is the end of all phases.
         let _ = self.phase.wait_for(|now| *now >= phase).await;
     }

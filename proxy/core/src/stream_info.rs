@@ -73,6 +73,24 @@ pub struct TlsInfo {
     pub local: Option<Arc<CertInfo>>,
 }
 
+impl TlsInfo {
+    /// The suite's number in IANA's registry; 65535 for what rustls does not speak.
+    pub fn cipher_id(&self) -> u16 {
+        match self.cipher {
+            "TLS_AES_128_GCM_SHA256" => 0x1301,
+            "TLS_AES_256_GCM_SHA384" => 0x1302,
+            "TLS_CHACHA20_POLY1305_SHA256" => 0x1303,
+            "ECDHE-ECDSA-AES128-GCM-SHA256" => 0xc02b,
+            "ECDHE-ECDSA-AES256-GCM-SHA384" => 0xc02c,
+            "ECDHE-RSA-AES128-GCM-SHA256" => 0xc02f,
+            "ECDHE-RSA-AES256-GCM-SHA384" => 0xc030,
+            "ECDHE-RSA-CHACHA20-POLY1305" => 0xcca8,
+            "ECDHE-ECDSA-CHACHA20-POLY1305" => 0xcca9,
+            _ => 0xffff,
+        }
+    }
+}
+
 /// One certificate.
 #[derive(Debug, Clone, Default)]
 pub struct CertInfo {

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 use aws_lc_rs::digest;
 use rustls::pki_types::CertificateDer;
+use sampan_core::format::hex;
 use sampan_core::stream_info::{CertInfo, UrlPem};
 use x509_parser::asn1_rs::{Any, BmpString, FromDer as _, Tag, UniversalString};
 use x509_parser::certificate::X509Certificate;
@@ -44,14 +45,6 @@ pub(crate) fn cert_info(der: &CertificateDer<'_>) -> CertInfo {
         }
     }
     info
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        let _ = write!(out, "{byte:02x}");
-    }
-    out
 }
 
 /// The number without leading zero bytes; `0` for zero.

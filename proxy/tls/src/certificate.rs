@@ -14,7 +14,7 @@ use sampan_core::{ConfigError, ConfigResult};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::public_key::PublicKey;
 
-use crate::cert_info::{cert_info, hex, parse};
+use crate::cert_info::{cert_info, parse};
 use crate::data_source::{self, Loaded};
 
 /// A certificate that we present.
@@ -75,7 +75,7 @@ fn inline_bytes(message: &TlsCertificate) -> &[u8] {
 /// The name of a certificate without one: a prefix and the beginning of the hash of its inline bytes.
 pub(crate) fn unnamed(prefix: &str, inline: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, inline);
-    format!("{prefix}{}", &hex(digest.as_ref())[..8])
+    format!("{prefix}{}", &sampan_core::format::hex(digest.as_ref())[..8])
 }
 
 fn refuse_unsupported(message: &TlsCertificate) -> ConfigResult<()> {

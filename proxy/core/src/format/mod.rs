@@ -222,6 +222,16 @@ fn write_pieces(
     }
 }
 
+/// Two lower-case digits for each byte.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(out, "{byte:02x}");
+    }
+    out
+}
+
 /// The text of a `DataSource`.
 pub fn read_source(source: &pb::DataSource) -> ConfigResult<String> {
     use pb::data_source::Specifier as S;

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::config::trace::v3::zipkin_config::{
 use envoy_types::pb::opentelemetry::proto::common::v1::any_value::Value;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::export::{Exporter, Kind, Plan, Posted, Setting, Shape, Way};
-use sampan_core::format::write_json_string;
+use sampan_core::format::{hex, write_json_string};
 use sampan_core::header::HeaderId;
 use sampan_core::http_service::{HttpService, Parts};
 use sampan_core::local_info;
@@ -204,7 +204,6 @@ impl Form<'_> {
 
     fn json(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(1024);
-        let hex = |id: &[u8]| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let member = |out: &mut Vec<u8>, name: &str, value: &str| {
             out.push(if out.is_empty() { b'{' } else { b',' });
             write_json_string(name, out);

@@ -231,7 +231,7 @@ async fn hashes_of_certificate_and_key() {
     let authority = ca("authority");
     let leaf = authority.leaf(&[uri("spiffe://td/a")]);
     let digest = |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    let hash = crate::cert_info::hex(digest(&leaf.der).as_ref());
+    let hash = sampan_core::format::hex(digest(&leaf.der).as_ref());
     let colons =
         hash.as_bytes().chunks(2).map(|c| std::str::from_utf8(c).unwrap()).collect::<Vec<_>>().join(":");
     let spki = {

@@ -229,27 +229,11 @@ fn of_connection(tls: &TlsInfo) -> data::TlsProperties {
     };
     data::TlsProperties {
         tls_version: version as i32,
-        tls_cipher_suite: Some(UInt32Value { value: cipher_id(tls.cipher) }),
+        tls_cipher_suite: Some(UInt32Value { value: tls.cipher_id().into() }),
         local_certificate_properties: Some(certificate(tls.local.as_deref(), false)),
         peer_certificate_properties: Some(certificate(tls.peer.as_deref(), true)),
         tls_session_id: tls.session_id.clone(),
         ..Default::default()
-    }
-}
-
-/// The suite's number in IANA's registry; 65535 for what rustls does not speak.
-fn cipher_id(name: &str) -> u32 {
-    match name {
-        "TLS_AES_128_GCM_SHA256" => 0x1301,
-        "TLS_AES_256_GCM_SHA384" => 0x1302,
-        "TLS_CHACHA20_POLY1305_SHA256" => 0x1303,
-        "ECDHE-ECDSA-AES128-GCM-SHA256" => 0xc02b,
-        "ECDHE-ECDSA-AES256-GCM-SHA384" => 0xc02c,
-        "ECDHE-RSA-AES128-GCM-SHA256" => 0xc02f,
-        "ECDHE-RSA-AES256-GCM-SHA384" => 0xc030,
-        "ECDHE-RSA-CHACHA20-POLY1305" => 0xcca8,
-        "ECDHE-ECDSA-CHACHA20-POLY1305" => 0xcca9,
-        _ => 0xffff,
     }
 }
 

@@ -72,7 +72,7 @@ impl Kind for Ssl {
         ("validFromPeerCertificate", |lua, args| time(lua, args, |c| c.not_before)),
         ("expirationPeerCertificate", |lua, args| time(lua, args, |c| c.not_after)),
         ("sessionId", |lua, args| text(lua, args, |tls| Some(tls.session_id.clone()))),
-        ("ciphersuiteId", |lua, args| text(lua, args, |tls| Some(format!("0x{:04x}", suite_id(tls.cipher))))),
+        ("ciphersuiteId", |lua, args| text(lua, args, |tls| Some(format!("0x{:04x}", tls.cipher_id())))),
         ("ciphersuiteString", |lua, args| text(lua, args, |tls| Some(tls.cipher.to_owned()))),
         ("urlEncodedPemEncodedPeerCertificate", |lua, args| peer(lua, args, |c| c.pem.to_string())),
         ("urlEncodedPemEncodedPeerCertificateChain", |lua, args| {
@@ -80,22 +80,6 @@ impl Kind for Ssl {
         }),
         ("tlsVersion", |lua, args| text(lua, args, |tls| Some(tls.version.to_owned()))),
     ];
-}
-
-/// The number of a cipher suite that a handshake here can end with.
-fn suite_id(name: &str) -> u16 {
-    match name {
-        "TLS_AES_128_GCM_SHA256" => 0x1301,
-        "TLS_AES_256_GCM_SHA384" => 0x1302,
-        "TLS_CHACHA20_POLY1305_SHA256" => 0x1303,
-        "ECDHE-ECDSA-AES128-GCM-SHA256" => 0xc02b,
-        "ECDHE-ECDSA-AES256-GCM-SHA384" => 0xc02c,
-        "ECDHE-RSA-AES128-GCM-SHA256" => 0xc02f,
-        "ECDHE-RSA-AES256-GCM-SHA384" => 0xc030,
-        "ECDHE-RSA-CHACHA20-POLY1305" => 0xcca8,
-        "ECDHE-ECDSA-CHACHA20-POLY1305" => 0xcca9,
-        _ => 0xffff,
-    }
 }
 
 /// `parsedSubjectPeerCertificate()`: the parts of a name, in the order of the certificate.
