@@ -78,7 +78,9 @@ impl From<LocalReply> for End {
 /// What a fresh route means for the stream besides where it goes.
 pub fn note_route(stream: &mut Stream) {
     let info = &mut stream.info;
-    info.virtual_host = stream.route.as_ref().map(|selected| selected.virtual_host().name.clone());
+    let virtual_host = stream.route.as_ref().map(Selected::virtual_host);
+    info.virtual_host = virtual_host.map(|host| host.name.clone());
+    info.virtual_host_metadata = virtual_host.and_then(|host| host.metadata.clone());
     let route = stream.route.as_ref().and_then(Selected::route);
     info.route_name = route.map(|r| r.name.clone()).filter(|name| !name.is_empty());
     info.route_metadata = route.and_then(|r| r.metadata.clone());
