@@ -74,12 +74,9 @@ impl Eds {
 
     /// Subscribes for a cluster: to its secrets, and to its endpoints if it is an EDS one.
     pub(super) fn follow(&self, cluster: &Arc<Cluster>) {
-        self.secrets.follow_cluster(cluster);
+        self.follow_secrets(cluster);
         let name = cluster.name();
-        let Discovery::Eds(eds) = &cluster.config().discovery else {
-            cluster.settle();
-            return self.book.tidy(name);
-        };
+        let Discovery::Eds(eds) = &cluster.config().discovery else { return self.book.tidy(name) };
         let service = eds.service_name.as_ref().unwrap_or(name);
         let endpoints = Rc::new(Endpoints {
             context: self.context.clone(),
@@ -100,6 +97,19 @@ impl Eds {
         all.entry(name.clone()).or_insert_with(|| Vec::with_capacity(1)).push(following);
         drop(all);
         self.book.tidy(name);
+    }
+
+    /// As in Envoy a cluster warms until its secrets have been answered for, too.
+    fn follow_secrets(&self, cluster: &Arc<Cluster>) {
+        let Some(missing) = self.secrets.follow_cluster(cluster) else { return cluster.settle_secrets() };
+        let (cluster, book) = (Arc::downgrade(cluster), Rc::downgrade(&self.book));
+        tokio::task::spawn_local(async move {
+            missing.await;
+            if let (Some(cluster), Some(book)) = (cluster.upgrade(), book.upgrade()) {
+                cluster.settle_secrets();
+                book.tidy(cluster.name());
+            }
+        });
     }
 
     /// The endpoints that a cluster of this name has from this service.
@@ -193,9 +203,10 @@ impl Endpoints {
         }
     }
 
-    /// There was an answer: the cluster takes its slot, and who was there before is told nothing more.
+    /// There was an answer: the cluster takes its slot, if nothing else is missing, and who was there before is told
+    /// nothing more then.
     fn settle(&self, cluster: &Cluster) {
-        cluster.settle();
+        cluster.settle_endpoints();
         if let Some(book) = self.book.upgrade() {
             book.tidy(cluster.name());
         }

@@ -31,7 +31,7 @@
 //! # Order and warming
 //!
 //! Runtime layers, static clusters, then CDS and its clusters' endpoints, then listeners. Afterwards a new or changed cluster whose
-//! endpoints must come first waits aside ([`sampan_upstream::ClusterManager`]) until the first answer, good or bad.
+//! endpoints or secrets must come first waits aside ([`sampan_upstream::ClusterManager`]) until the first answer, good or bad.
 
 mod clusters;
 mod demands;

@@ -79,22 +79,20 @@ impl Secrets {
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         self.tidy();
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedSecret>());
-        let answers: Vec<_> = wanted.map(|wanted| self.subscribe(wanted).answered.subscribe()).collect();
-        async move {
-            for mut answer in answers {
-                // A subscription that ended is awaited by nobody.
-                let _ = answer.wait_for(|done| *done).await;
-            }
-        }
+        all(wanted.map(|wanted| self.subscribe(wanted).answered.subscribe()).collect())
     }
 
-    /// Subscribes to what a cluster wants. Files answer at once: the cluster has then what there is.
-    pub(super) fn follow_cluster(&self, cluster: &Cluster) {
+    /// Subscribes to what a cluster wants. Files answer at once; what is awaited then returns when the rest has been
+    /// answered, and is none where nothing is missing.
+    pub(super) fn follow_cluster(&self, cluster: &Cluster) -> Option<impl Future<Output = ()> + use<>> {
         let wants = cluster.secrets();
-        if !wants.is_empty() {
-            self.tidy();
+        if wants.is_empty() {
+            return None;
         }
-        wants.iter().for_each(|wanted| drop(self.subscribe(wanted)));
+        self.tidy();
+        let answers = wants.iter().map(|wanted| self.subscribe(wanted).answered.subscribe());
+        let missing: Vec<_> = answers.filter(|answer| !*answer.borrow()).collect();
+        (!missing.is_empty()).then(|| all(missing))
     }
 
     /// What of a listener's wants was not answered yet, in Envoy's words.
@@ -152,6 +150,14 @@ impl Secrets {
         let here = all.iter().filter_map(|s| s.secret.current.borrow().clone()).collect();
         let missing = all.iter().filter(|s| s.secret.current.borrow().is_none());
         (here, missing.map(|s| s.secret.name.clone()).collect())
+    }
+}
+
+/// Returns when all of it has been answered.
+async fn all(answers: Vec<watch::Receiver<bool>>) {
+    for mut answer in answers {
+        // A subscription that ended is awaited by nobody.
+        let _ = answer.wait_for(|done| *done).await;
     }
 }
 

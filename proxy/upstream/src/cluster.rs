@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -45,6 +45,15 @@ pub(crate) struct TlsSocket {
     pub(crate) alpn: bool,
 }
 
+/// What a cluster warms for beside names.
+#[derive(Default)]
+pub(crate) struct Awaited {
+    /// EDS.
+    pub(crate) endpoints: Option<Warming>,
+    /// SDS.
+    pub(crate) secrets: Option<Warming>,
+}
+
 /// One cluster: its model, its hosts, its counters.
 ///
 /// The model never changes; a changed configuration makes a new cluster that takes the slot of its name. Hosts
@@ -71,7 +80,7 @@ pub struct Cluster {
     destinations: OnceLock<Box<Destinations>>,
     /// Whether the first answer on its hosts, good or bad, is still to come.
     pub(crate) warming: AtomicBool,
-    pub(crate) eds_warming: Mutex<Option<Warming>>,
+    awaited: Mutex<Awaited>,
     /// How many hosts took each transport socket, before the counters of that were made.
     socket_matches: Vec<AtomicU64>,
     /// Requests that were dropped because there were too many, for load reports.
@@ -158,7 +167,7 @@ impl Cluster {
             origin,
             created: Instant::now(),
             warming: AtomicBool::new(false),
-            eds_warming: Mutex::default(),
+            awaited: Mutex::default(),
             scope,
             sends_headers: sockets.iter().any(|socket| socket.header.is_some()),
             sockets,
@@ -398,10 +407,20 @@ impl Cluster {
         self.rebuild(assignment, &Resolved::default())
     }
 
-    /// EDS and SDS have answered, well or not, or will not in time: the cluster warms no longer.
-    pub fn settle(&self) {
-        let warming = self.eds_warming.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// EDS has answered, well or not, or will not in time: the cluster warms for that no longer.
+    pub fn settle_endpoints(&self) {
+        let warming = self.awaited().endpoints.take();
         drop(warming);
+    }
+
+    /// SDS has answered for all secrets, well or not, or will not in time: the cluster warms for that no longer.
+    pub fn settle_secrets(&self) {
+        let warming = self.awaited().secrets.take();
+        drop(warming);
+    }
+
+    pub(crate) fn awaited(&self) -> MutexGuard<'_, Awaited> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The secrets that its transport sockets want of SDS.

@@ -1,8 +1,8 @@
 //! The cluster manager: named slots, on the control thread.
 //!
-//! A cluster whose hosts must be found first (DNS, EDS) *warms*: while the process starts, it takes its slot at once
-//! and [`ClusterManager::initialised`] waits for it; later it waits aside, and what held the slot before serves on
-//! until the first answer, good or bad. Whoever finds the hosts holds a [`Warming`] and drops it then.
+//! A cluster whose hosts (DNS, EDS) or secrets (SDS) must come first *warms*: while the process starts, it takes its
+//! slot at once and [`ClusterManager::initialised`] waits for it; later it waits aside, and what held the slot before
+//! serves on until the first answer of each, good or bad. Who awaits one holds a [`Warming`] and drops it then.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -239,7 +239,7 @@ impl ClusterManager {
     }
 
     /// Makes a cluster and puts it into the slot of its name, at once or, with `warm`, when its hosts are known.
-    /// A cluster with EDS or SDS warms until [`Cluster::settle`] is called.
+    /// A cluster with EDS or SDS warms until it is settled ([`Cluster::settle_endpoints`], [`Cluster::settle_secrets`]).
     pub fn update(
         &self,
         config: ClusterConfig,
@@ -284,8 +284,11 @@ impl ClusterManager {
             destinations::start(&cluster, config.cleanup_interval);
         }
         // Subscriptions to endpoints and secrets keep it warming; a plain STATIC one is warm now.
-        if matches!(cluster.config().discovery, Discovery::Eds(_)) || !cluster.secrets().is_empty() {
-            *cluster.eds_warming.lock().unwrap_or_else(PoisonError::into_inner) = Some(warming);
+        if matches!(cluster.config().discovery, Discovery::Eds(_)) {
+            cluster.awaited().endpoints = Some(warming.clone());
+        }
+        if !cluster.secrets().is_empty() {
+            cluster.awaited().secrets = Some(warming);
         }
         Ok(cluster)
     }

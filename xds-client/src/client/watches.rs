@@ -1,7 +1,7 @@
 //! Who wants what of a type, and what a response means for each.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use tokio::task::AbortHandle;
@@ -53,6 +53,10 @@ impl Entry {
 
     pub(super) fn is_alive(&self) -> bool {
         self.alive.get()
+    }
+
+    fn wants_all(&self) -> bool {
+        self.names.borrow().iter().any(|name| **name == *WILDCARD)
     }
 
     /// An answer came: nothing is waited for.
@@ -172,14 +176,20 @@ impl Watches {
         named.chain(above.into_iter().flatten()).chain(self.by_name.get(WILDCARD).into_iter().flatten())
     }
 
-    /// What each has to do with a response, the newest first. Cost is that of the response, however many there are.
+    /// What each has to do with a response, the newest first. Cost is that of the response, however many there are. Of
+    /// resources with the same name who asked for it by that gets the first, as in Envoy; who wants everything gets all.
     fn shares(&self, resources: &[Rc<Decoded>], removed: &[String], whole: bool) -> Vec<(Rc<Entry>, Share)> {
         let mut shares: BTreeMap<u64, (Rc<Entry>, Share)> = BTreeMap::new();
         let fresh = |entry: &Rc<Entry>| (entry.clone(), Share::default());
+        let mut seen = HashSet::with_capacity(resources.len());
         for resource in resources {
+            let again = !seen.insert(resource.name.as_str());
             let aliases = resource.aliases.iter().filter(|alias| **alias != resource.name);
             for name in std::iter::once(&resource.name).chain(aliases) {
                 for entry in self.interested(name) {
+                    if again && !entry.wants_all() {
+                        continue;
+                    }
                     let share = &mut shares.entry(entry.id).or_insert_with(|| fresh(entry)).1;
                     if !share.resources.last().is_some_and(|last| Rc::ptr_eq(last, resource)) {
                         share.resources.push(resource.clone());
