@@ -24,7 +24,7 @@ use sampan_core::overload::OverloadState;
 use sampan_core::stats::Lazy;
 use sampan_listener::{FactoryContext, Worker};
 
-use self::protocol::{h1_stream_errors, http1, http2, limits};
+use self::protocol::{Jittered, h1_stream_errors, http1, http2, limits};
 use self::request::{early_mutations, request_id, request_options};
 use super::discovered::Discovered;
 use super::local_reply::LocalReplyConfig;
@@ -114,8 +114,10 @@ pub enum Codec {
 pub struct Limits {
     /// `common_http_protocol_options.idle_timeout`
     pub idle_timeout: Option<Duration>,
-    /// `common_http_protocol_options.max_connection_duration`
-    pub max_connection_duration: Option<Duration>,
+    /// `common_http_protocol_options.max_connection_duration`; [`Limits::connection_duration`] adds its jitter.
+    max_connection_duration: Option<Jittered>,
+    /// `http1_safe_max_connection_duration`
+    pub http1_safe_max_connection_duration: bool,
     /// `common_http_protocol_options.max_stream_duration`
     pub max_stream_duration: Option<Duration>,
     /// `common_http_protocol_options.max_requests_per_connection`; 0 is no limit.
@@ -128,8 +130,8 @@ pub struct Limits {
     pub request_timeout: Option<Duration>,
     /// `request_headers_timeout`
     pub request_headers_timeout: Option<Duration>,
-    /// `drain_timeout`
-    pub drain_timeout: Duration,
+    /// `drain_timeout`; [`Limits::drain_timeout`] adds its jitter.
+    drain_timeout: Jittered,
     /// `delayed_close_timeout`
     pub delayed_close_timeout: Duration,
 }
@@ -376,7 +378,6 @@ fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
     refuse(message.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher")?;
     refuse(message.typed_header_validation_config.is_some(), "typed_header_validation_config")?;
     refuse(message.forward_proto_config.is_some(), "forward_proto_config")?;
-    refuse(message.drain_timeout_jitter.is_some(), "drain_timeout_jitter")?;
     refuse(
         message.represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",

@@ -31,7 +31,8 @@ pub(super) struct Connection {
     info: Rc<ConnectionInfo>,
     pub(super) worker: Rc<Worker>,
     pub(super) drain: Signal,
-    pub(super) start: Instant,
+    /// When `max_connection_duration` has passed.
+    pub(super) ends_at: Option<Instant>,
     /// HTTP/2 streams outlive their connection by a moment, and a drain waits for their accounting too.
     _held: Held,
 }
@@ -100,6 +101,7 @@ impl Drop for Counted<'_> {
 pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Worker>) {
     let Downstream { transport, info, drain, held, refusal, .. } = downstream;
     let mut counted = Counted::new(&manager, info.tls.is_some());
+    let ends_at = manager.limits.connection_duration(|| worker.random()).map(|time| counted.start + time);
     if let Some(refusal) = refusal {
         Box::pin(refused(&refusal, transport, &manager)).await;
         return;
@@ -107,14 +109,13 @@ pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Wor
     let h2 = match manager.codec {
         Codec::Http1 => false,
         Codec::Http2 => true,
-        Codec::Auto => match detect_h2(&transport, &info, &manager, &drain).await {
+        Codec::Auto => match detect_h2(&transport, &info, &manager, &drain, ends_at).await {
             Some(h2) => h2,
             None => return,
         },
     };
     counted.codec(h2);
-    let start = counted.start;
-    let connection = Connection { manager: manager.clone(), info, worker, drain, start, _held: held };
+    let connection = Connection { manager: manager.clone(), info, worker, drain, ends_at, _held: held };
     if h2 {
         // Its state is the larger by far, and HTTP/1's connections must not pay for it.
         Box::pin(super::h2::serve(connection, transport)).await;
@@ -138,6 +139,7 @@ async fn detect_h2(
     info: &ConnectionInfo,
     manager: &Manager,
     drain: &Signal,
+    ends_at: Option<Instant>,
 ) -> Option<bool> {
     if let Some(alpn) = info.tls.as_ref().and_then(|tls| tls.alpn.as_deref()) {
         return Some(alpn == "h2");
@@ -156,6 +158,10 @@ async fn detect_h2(
                 manager.stats.downstream_cx_idle_timeout.inc();
                 return Poll::Ready(None);
             }
+            if timer.poll(cx, ends_at).is_ready() {
+                manager.stats.downstream_cx_max_duration_reached.inc();
+                return Poll::Ready(None);
+            }
             if drain.ends_idle() { Poll::Ready(None) } else { Poll::Pending }
         })
         .await?
@@ -171,6 +177,61 @@ enum Next {
     End,
 }
 
+/// How an HTTP/1 connection goes whose time is up: its next response asks the client to, and without one it is closed
+/// `drain_timeout` later. Where that must be safe (`http1_safe_max_connection_duration`) only responses ask.
+struct Going<'c> {
+    connection: &'c Connection,
+    /// `max_connection_duration`, until it has passed.
+    ends_at: Option<Instant>,
+    /// When the connection is closed.
+    at: Option<Instant>,
+    soft: bool,
+}
+
+impl<'c> Going<'c> {
+    fn new(connection: &'c Connection) -> Self {
+        Self { connection, ends_at: connection.ends_at, at: None, soft: false }
+    }
+
+    /// From now on, unless it goes already.
+    fn start(&mut self, now: Instant) {
+        let Connection { manager, worker, .. } = self.connection;
+        self.at.get_or_insert_with(|| now + manager.limits.drain_timeout(|| worker.random()));
+    }
+
+    /// The connection has reached its age.
+    fn too_old(&mut self) {
+        let Some(now) = self.ends_at.take() else { return };
+        let manager = &self.connection.manager;
+        manager.stats.downstream_cx_max_duration_reached.inc();
+        if self.at.is_some() {
+        } else if manager.limits.http1_safe_max_connection_duration {
+            self.soft = true;
+            manager.stats.downstream_cx_http1_soft_drain.inc();
+        } else {
+            self.start(now);
+        }
+    }
+
+    /// What its age, or that it goes, means for an exchange that begins.
+    fn tell(&mut self, exchange: &mut Exchange) {
+        if self.ends_at.is_some_and(|at| clock::recent() >= at) {
+            self.too_old();
+        }
+        if self.soft || self.at.is_some() {
+            exchange.ask_to_go(self.at.is_some());
+        }
+    }
+}
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        if self.soft {
+            self.connection.manager.stats.downstream_cx_http1_soft_drain.dec();
+        }
+    }
+}
+
 /// Serves an HTTP/1 connection; `remote` is set where the client closes it.
 async fn serve_h1(connection: Connection, transport: Transport, remote: &mut bool) {
     let manager = connection.manager.clone();
@@ -179,13 +240,15 @@ async fn serve_h1(connection: Connection, transport: Transport, remote: &mut boo
     clock::tick();
     let timer = Timer::default();
     let mut served = 0u32;
-    let duration_at = manager.limits.max_connection_duration.map(|d| connection.start + d);
-    let mut responder = Responder::H1(codec.clone(), connection.drain.clone());
+    let mut going = Going::new(&connection);
+    // What an exchange under way is told by its age.
+    let ends_at = going.ends_at.filter(|_| !manager.limits.http1_safe_max_connection_duration);
+    let mut responder = Responder::H1(codec.clone(), connection.drain.clone(), ends_at);
     loop {
         let limits = &manager.limits;
         // The clock was read when the exchange before was complete.
         let waiting_since = clock::recent();
-        let idle_at = limits.idle_timeout.map(|d| waiting_since + d);
+        let mut idle_at = limits.idle_timeout.map(|d| waiting_since + d);
         let mut begun_at = codec.has_input().then_some(waiting_since);
         let next = poll_fn(|cx| {
             match codec.poll_head(cx) {
@@ -212,18 +275,21 @@ async fn serve_h1(connection: Connection, transport: Transport, remote: &mut boo
             }
             if timer.poll(cx, idle_at).is_ready() {
                 manager.stats.downstream_cx_idle_timeout.inc();
-                return Poll::Ready(Next::End);
+                idle_at = None;
+                going.start(clock::recent());
             }
-            if timer.poll(cx, duration_at).is_ready() {
-                manager.stats.downstream_cx_max_duration_reached.inc();
+            if timer.poll(cx, going.ends_at).is_ready() {
+                going.too_old();
+            }
+            // A client that has sent nothing yet is not waited for.
+            let gone = going.at.map(|at| if served == 0 { waiting_since } else { at });
+            if timer.poll(cx, gone).is_ready() {
                 return Poll::Ready(Next::End);
             }
             if connection.drain.ends_idle() { Poll::Ready(Next::End) } else { Poll::Pending }
         })
         .await;
         served += 1;
-        let last = manager.limits.max_requests_per_connection;
-        let last = (last > 0 && served >= last) || duration_at.is_some_and(|at| clock::tick() >= at);
         let fate = match next {
             Next::End => break,
             Next::Request(head) => {
@@ -233,7 +299,13 @@ async fn serve_h1(connection: Connection, transport: Transport, remote: &mut boo
                 let body = if head.end { Body::Empty } else { Body::stream(codec.body()) };
                 // The exchange's state is large and an idle connection must not pay for it: it lives on the heap
                 // for as long as the exchange does.
-                let exchange = exchange(&connection, head, body, &timer, &responder, last);
+                let mut exchange = exchange(&connection, head, body, &timer, &responder);
+                going.tell(&mut exchange);
+                let last = manager.limits.max_requests_per_connection;
+                if last > 0 && served >= last {
+                    manager.stats.downstream_cx_max_requests_reached.inc();
+                    exchange.ask_to_go(false);
+                }
                 Box::pin(exchange.serve(&mut responder, &connection.drain)).await
             }
             Next::Refuse(error) => {
@@ -344,7 +416,6 @@ pub(super) fn exchange(
     body: Body,
     timer: &Timer,
     responder: &Responder,
-    last: bool,
 ) -> Box<Exchange> {
     let RequestHead { headers, protocol, end, upgrade, bytes, .. } = head;
     let mut stream = stream(connection, headers, body, protocol, timer);
@@ -355,10 +426,6 @@ pub(super) fn exchange(
     }
     if upgrade {
         stream.upgrade = Some(upgrade_type(&stream.request));
-    }
-    if last {
-        connection.manager.stats.downstream_cx_max_requests_reached.inc();
-        stream.request.set(HeaderId::CONNECTION, "close");
     }
     Exchange::new(stream, responder)
 }

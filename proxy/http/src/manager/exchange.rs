@@ -88,6 +88,12 @@ impl Exchange {
         })
     }
 
+    /// The response asks the client to go (HTTP/1). Where a drain wants it, the client closes.
+    pub fn ask_to_go(&mut self, drained: bool) {
+        self.close = true;
+        self.drained |= drained;
+    }
+
     /// Serves the exchange to its end.
     pub async fn serve(
         mut self: Box<Self>,
@@ -95,7 +101,7 @@ impl Exchange {
         drain: &sampan_core::drain::Signal,
     ) -> Fate {
         let protocol = self.stream.info.protocol.unwrap_or(Protocol::Http11);
-        self.close = request::wants_close(protocol, &self.stream.request);
+        self.close |= request::wants_close(protocol, &self.stream.request);
         self.answer_expect(responder);
         let mut prepared = self.prepare();
         let result = loop {

@@ -237,13 +237,13 @@ pub(super) async fn serve(connection: Connection, transport: Transport) {
 
 /// Serves streams until the connection's end.
 async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
-    let Connection { manager, drain: signal, start, .. } = &shared.connection;
+    let Connection { manager, drain: signal, ends_at, .. } = &shared.connection;
     let timer = Timer::default();
     let mut drain = Drain::No;
     let mut idle_since = Some(Instant::now());
     let mut served = 0u32;
     let limits = &manager.limits;
-    let duration_at = limits.max_connection_duration.map(|d| *start + d);
+    let random = || shared.connection.worker.random();
     loop {
         let event = poll_fn(|cx| {
             if shared.too_many_resets.get() {
@@ -280,19 +280,19 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
             }
             if signal.ends_idle() {
                 manager.stats.downstream_cx_drain_close.inc();
-                return Poll::Ready(Event::StartDrain(limits.drain_timeout.min(PROCESS_DRAIN)));
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout(random).min(PROCESS_DRAIN)));
             }
             if shared.is_leaving() {
-                return Poll::Ready(Event::StartDrain(limits.drain_timeout));
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout(random)));
             }
             let idle_at = idle_since.zip(limits.idle_timeout).map(|(at, d)| at + d);
             if timer.poll(cx, idle_at).is_ready() {
                 manager.stats.downstream_cx_idle_timeout.inc();
-                return Poll::Ready(Event::StartDrain(limits.drain_timeout));
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout(random)));
             }
-            if timer.poll(cx, duration_at).is_ready() {
+            if timer.poll(cx, *ends_at).is_ready() {
                 manager.stats.downstream_cx_max_duration_reached.inc();
-                return Poll::Ready(Event::StartDrain(limits.drain_timeout));
+                return Poll::Ready(Event::StartDrain(limits.drain_timeout(random)));
             }
             Poll::Pending
         })
@@ -309,7 +309,7 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
                     if drain == Drain::No {
                         shared.leaving.set(true);
                         codec.shutdown_notice();
-                        drain = Drain::Noticed(Instant::now() + limits.drain_timeout);
+                        drain = Drain::Noticed(Instant::now() + limits.drain_timeout(random));
                     }
                 }
                 idle_since = None;
@@ -409,7 +409,7 @@ async fn serve_stream(shared: Rc<Shared>, accepted: Box<Accepted>, active: Activ
             Exchange::new(stream, &responder).gone(ResetReason::RemoteReset, &mut responder);
         }
         Ok(head) => {
-            let exchange = exchange(connection, head, body, &timer, &responder, false);
+            let exchange = exchange(connection, head, body, &timer, &responder);
             exchange.serve(&mut responder, &connection.drain).await;
         }
         Err(error) => {

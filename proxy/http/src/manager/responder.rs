@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use sampan_codec::h1::ServerConnection;
 use sampan_codec::{Frame, ResetReason, h2};
@@ -14,8 +15,8 @@ use super::request::is_upgrade;
 
 /// Writes one exchange's response.
 pub enum Responder {
-    /// HTTP/1: the connection itself, and who may end it.
-    H1(ServerConnection, Signal),
+    /// HTTP/1: the connection itself, who may end it, and when it asks its client to go.
+    H1(ServerConnection, Signal, Option<Instant>),
     /// HTTP/2: a stream.
     H2(Box<H2>),
 }
@@ -41,7 +42,7 @@ impl Responder {
     /// Sends an informational head.
     pub fn send_informational(&mut self, status: u16, headers: &HeaderMap) {
         match self {
-            Self::H1(connection, _) => connection.send_informational(status, headers),
+            Self::H1(connection, ..) => connection.send_informational(status, headers),
             // 101 has no place in HTTP/2.
             Self::H2(h2) if status != 101 => h2.stream.send_informational(status, headers),
             Self::H2(_) => {}
@@ -57,7 +58,7 @@ impl Responder {
         tunnel: bool,
     ) -> Result<(), ResetReason> {
         match self {
-            Self::H1(connection, _) => {
+            Self::H1(connection, ..) => {
                 connection.send_head(status, headers, end, tunnel);
                 Ok(())
             }
@@ -78,7 +79,7 @@ impl Responder {
     /// Waits until another frame can be queued.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         match self {
-            Self::H1(connection, _) => {
+            Self::H1(connection, ..) => {
                 connection.poll_ready(cx).map_err(|_| ResetReason::ConnectionTermination)
             }
             Self::H2(h2) => h2.stream.poll_ready(cx),
@@ -88,7 +89,7 @@ impl Responder {
     /// Queues a frame of the body, or its end.
     pub fn send_frame(&mut self, frame: Option<Frame>, end: bool) -> Result<(), ResetReason> {
         match self {
-            Self::H1(connection, _) => {
+            Self::H1(connection, ..) => {
                 connection.send_frame(frame, end);
                 Ok(())
             }
@@ -99,7 +100,7 @@ impl Responder {
     /// Writes what is queued. HTTP/2 writes by itself.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResetReason>> {
         match self {
-            Self::H1(connection, _) => {
+            Self::H1(connection, ..) => {
                 connection.poll_flush(cx).map_err(|_| ResetReason::ConnectionTermination)
             }
             Self::H2(_) => Poll::Ready(Ok(())),
@@ -109,7 +110,7 @@ impl Responder {
     /// Ready once the client has given up, or the drain's deadline has passed.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<ResetReason> {
         match self {
-            Self::H1(connection, drain) => {
+            Self::H1(connection, drain, _) => {
                 if !drain.is_closing() {
                     ready!(connection.poll_gone(cx));
                 }
@@ -122,7 +123,7 @@ impl Responder {
     /// Whether the drain's deadline has passed. HTTP/2 looks by itself.
     pub fn is_closing(&self) -> bool {
         match self {
-            Self::H1(_, drain) => drain.is_closing(),
+            Self::H1(_, drain, _) => drain.is_closing(),
             Self::H2(_) => false,
         }
     }
@@ -130,7 +131,7 @@ impl Responder {
     /// Bytes consumed and written on the wire, where the codec tells.
     pub fn wire_bytes(&self) -> Option<(u64, u64)> {
         match self {
-            Self::H1(connection, _) => Some(connection.consumed_bytes()),
+            Self::H1(connection, ..) => Some(connection.consumed_bytes()),
             Self::H2(_) => None,
         }
     }

@@ -178,7 +178,6 @@ impl HttpConfig {
     }
 
     fn common(&mut self, m: &core::HttpProtocolOptions) -> ConfigResult<()> {
-        refuse(&[(m.max_connection_duration_jitter.is_some(), "max_connection_duration_jitter")])?;
         if let Some(idle) = duration(m.idle_timeout.as_ref()).at("idle_timeout")? {
             self.idle_timeout = (!idle.is_zero()).then_some(idle);
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::envoy::r#type::v3::Percent;
 use sampan_codec::h1::{HeaderCase, ServerOptions, Underscores};
 use sampan_codec::h2;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
@@ -11,19 +12,56 @@ use sampan_upstream::config::http2_options;
 
 use super::{Limits, duration, flag, number, or_never, refuse};
 
+/// A time that is longer for each connection by a random share of itself, up to this.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Jittered {
+    time: Duration,
+    jitter: f64,
+}
+
+impl Jittered {
+    fn new(time: Duration, jitter: Option<Percent>) -> Self {
+        Self { time, jitter: jitter.map_or(0.0, |percent| percent.value / 100.0) }
+    }
+
+    fn of(self, random: impl FnOnce() -> u64) -> Duration {
+        if self.jitter == 0.0 {
+            return self.time;
+        }
+        self.time.mul_f64(1.0 + self.jitter * (random() as f64 / u64::MAX as f64))
+    }
+}
+
+impl Limits {
+    /// How long a connection may live.
+    pub fn connection_duration(&self, random: impl FnOnce() -> u64) -> Option<Duration> {
+        self.max_connection_duration.map(|time| time.of(random))
+    }
+
+    /// How long a client that is asked to go has.
+    pub fn drain_timeout(&self, random: impl FnOnce() -> u64) -> Duration {
+        self.drain_timeout.of(random)
+    }
+}
+
 pub(super) fn limits(message: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions) -> Limits {
     let seconds = |s| Some(Duration::from_secs(s));
     let stream_idle_timeout = or_never(message.stream_idle_timeout.as_ref(), seconds(300));
     Limits {
         idle_timeout: or_never(common.idle_timeout.as_ref(), seconds(3600)),
-        max_connection_duration: or_never(common.max_connection_duration.as_ref(), None),
+        max_connection_duration: or_never(common.max_connection_duration.as_ref(), None)
+            .map(|time| Jittered::new(time, common.max_connection_duration_jitter)),
+        http1_safe_max_connection_duration: message.http1_safe_max_connection_duration,
         max_stream_duration: or_never(common.max_stream_duration.as_ref(), None),
         max_requests_per_connection: number(common.max_requests_per_connection, 0),
         stream_idle_timeout,
         stream_flush_timeout: or_never(message.stream_flush_timeout.as_ref(), stream_idle_timeout),
         request_timeout: or_never(message.request_timeout.as_ref(), None),
         request_headers_timeout: or_never(message.request_headers_timeout.as_ref(), None),
-        drain_timeout: message.drain_timeout.as_ref().map_or(Duration::from_secs(5), duration),
+        drain_timeout: Jittered::new(
+            message.drain_timeout.as_ref().map_or(Duration::from_secs(5), duration),
+            message.drain_timeout_jitter,
+        ),
         delayed_close_timeout: message
             .delayed_close_timeout
             .as_ref()
@@ -68,10 +106,6 @@ pub(super) fn http1(
 ) -> ConfigResult<ServerOptions> {
     let h1 = message.http_protocol_options.clone().unwrap_or_default();
     refuse(!h1.ignore_http_11_upgrade.is_empty(), "http_protocol_options.ignore_http_11_upgrade")?;
-    refuse(
-        common.max_connection_duration_jitter.is_some(),
-        "common_http_protocol_options.max_connection_duration_jitter",
-    )?;
     Ok(ServerOptions {
         max_header_bytes: number(message.max_request_headers_kb, 60) as usize * 1024,
         max_headers: number(common.max_headers_count, 100) as usize,
@@ -116,4 +150,17 @@ pub(super) fn http2(
         ..h2::Options::default()
     };
     http2_options(&h2, &default).at("http2_protocol_options")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_adds_up_to_its_share() {
+        let time = Duration::from_secs(10);
+        let half = Jittered::new(time, Some(Percent { value: 50.0 }));
+        assert_eq!((half.of(|| 0), half.of(|| u64::MAX)), (time, Duration::from_secs(15)));
+        assert_eq!(Jittered::new(time, None).of(|| u64::MAX), time);
+    }
 }

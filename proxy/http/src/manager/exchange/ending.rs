@@ -32,7 +32,7 @@ impl Exchange {
         }
         match responder {
             Responder::H2(h2) => self.note_gone(reason, &h2.shared),
-            Responder::H1(_, drain) => {
+            Responder::H1(_, drain, _) => {
                 let info = &mut self.stream.info;
                 let stats = &self.stream.manager.stats;
                 info.flags.set(ResponseFlag::DownstreamConnectionTermination);

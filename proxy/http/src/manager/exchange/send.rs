@@ -146,7 +146,7 @@ impl Exchange {
             return Fate::Abort;
         }
         let incomplete = match responder {
-            Responder::H1(connection, _) => !connection.request_done(),
+            Responder::H1(connection, ..) => !connection.request_done(),
             Responder::H2(h2) => {
                 // The connection's task accounts for it when its last frame has left.
                 h2.finished = Some(self);
@@ -208,7 +208,13 @@ impl Exchange {
             response.status = status;
         }
         let connection = match responder {
-            Responder::H1(connection, _) => connection,
+            Responder::H1(connection, _, ends_at) => {
+                if !self.close && ends_at.is_some_and(|at| clock::recent() >= at) {
+                    manager.stats.downstream_cx_max_duration_reached.inc();
+                    (self.close, self.drained) = (true, true);
+                }
+                connection
+            }
             Responder::H2(h2) => {
                 if !h2.shared.is_leaving() && manager.asks_to_go(drain, &stream.worker) {
                     h2.shared.leave();
