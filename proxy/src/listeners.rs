@@ -453,6 +453,7 @@ fn only_chains_differ(active: &Entry, message: &Message) -> bool {
     let bare = |mut message: Message| {
         message.filter_chains.clear();
         message.default_filter_chain = None;
+        message.filter_chain_matcher = None;
         message
     };
     let old = active.origin.as_ref().and_then(|origin| Message::decode(&*origin.bytes).ok());

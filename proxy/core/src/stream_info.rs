@@ -162,6 +162,14 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
+    /// A unix socket, a loopback peer, or a peer with our own address.
+    pub fn is_local(&self) -> bool {
+        match (self.remote.ip(), self.local.ip()) {
+            (None, _) => true,
+            (Some(remote), local) => remote.is_loopback() || Some(remote) == local,
+        }
+    }
+
     /// A connection accepted now, of which nothing but its ends is known.
     pub fn accepted(id: u64, listener: Arc<str>, local: Address, peer: Address) -> Self {
         Self {

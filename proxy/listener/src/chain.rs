@@ -13,14 +13,39 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
 use envoy_types::pb::envoy::config::listener::v3::FilterChainMatch;
+use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
+use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use ipnet::IpNet;
 use sampan_core::Address;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::matcher::ConnectionInput;
+use sampan_core::matcher::tree::{Found, MatchTree, TreeContext};
 use sampan_core::stream_info::ConnectionInfo;
+
+use crate::proto::{decode, message_name};
+
+/// How a listener finds the chain for a connection.
+pub(crate) enum ChainMatcher {
+    /// By the chains' own criteria.
+    Criteria(Criteria),
+    /// By `filter_chain_matcher`, which leads to a chain by its name.
+    Tree(Box<MatchTree<ConnectionInput, Option<usize>>>),
+}
+
+/// Which chain serves a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Match {
+    /// The chain of this number.
+    Chain(usize),
+    /// None: the listener's default chain.
+    Nothing,
+    /// A chain that is not there; not the default chain either.
+    Nobody,
+}
 
 /// The compiled criteria of a listener's chains; chains are numbers.
 #[derive(Debug, Default)]
-pub(crate) struct ChainMatcher {
+pub(crate) struct Criteria {
     ports: HashMap<u16, Prefixes<ServerNames>>,
 }
 
@@ -91,10 +116,69 @@ fn mask128(len: u8) -> u128 {
 }
 
 impl ChainMatcher {
-    /// Compiles the criteria of all chains, in their order. `names` are the chains' names, for the errors.
+    /// Of the chains' names and criteria, in their order.
     pub(crate) fn new<'a>(
         chains: impl Iterator<Item = (&'a str, Option<&'a FilterChainMatch>)>,
     ) -> ConfigResult<Self> {
+        Criteria::new(chains).map(Self::Criteria)
+    }
+
+    /// Of `filter_chain_matcher` and the chains' names. The chains' criteria do not count.
+    pub(crate) fn of_tree<'a>(tree: &Matcher, chains: impl Iterator<Item = &'a str>) -> ConfigResult<Self> {
+        let mut names = Names(HashMap::new());
+        for (index, name) in chains.enumerate() {
+            let wrong = match name {
+                "" => "\"name\" field is required when using a listener matcher".to_owned(),
+                name if names.0.insert(name.into(), index).is_none() => continue,
+                name => format!("\"name\" field is duplicated with value '{name}'"),
+            };
+            return Err(ConfigError::new(wrong).index(index).at("filter_chains"));
+        }
+        let tree = MatchTree::from_proto(tree, &mut names).at("filter_chain_matcher")?;
+        Ok(Self::Tree(Box::new(tree)))
+    }
+
+    /// The chain for a connection.
+    pub(crate) fn find(&self, connection: &ConnectionInfo) -> Match {
+        match self {
+            Self::Criteria(criteria) => criteria.find(connection).map_or(Match::Nothing, Match::Chain),
+            Self::Tree(tree) => match tree.find(connection, &mut |_| {}) {
+                Found::Action(chain) => chain.map_or(Match::Nobody, Match::Chain),
+                Found::Nothing | Found::Pending => Match::Nothing,
+            },
+        }
+    }
+}
+
+/// The chains by name, for the actions of a tree.
+struct Names(HashMap<Box<str>, usize>);
+
+impl TreeContext for Names {
+    type Input = ConnectionInput;
+    type Action = Option<usize>;
+    const KEEP_MATCHING: bool = false;
+
+    fn input(&mut self, config: &TypedExtensionConfig) -> ConfigResult<ConnectionInput> {
+        let any = config.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
+        ConnectionInput::from_any(any)?.ok_or_else(|| {
+            ConfigError::unsupported(format!("input type {:?}", any.type_url)).at("typed_config")
+        })
+    }
+
+    fn action(&mut self, config: &TypedExtensionConfig) -> ConfigResult<Option<usize>> {
+        let any = config.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
+        if message_name(&any.type_url) != "google.protobuf.StringValue" {
+            let error = ConfigError::unsupported(format!("filter chain action type {:?}", any.type_url));
+            return Err(error.at("typed_config"));
+        }
+        let name: String = decode(any).at("typed_config")?;
+        Ok(self.0.get(name.as_str()).copied())
+    }
+}
+
+impl Criteria {
+    /// Compiles the criteria of all chains, in their order. `names` are the chains' names, for the errors.
+    fn new<'a>(chains: impl Iterator<Item = (&'a str, Option<&'a FilterChainMatch>)>) -> ConfigResult<Self> {
         let mut matcher = Self::default();
         let mut seen: Vec<(&str, FilterChainMatch)> = Vec::new();
         for (index, (name, criteria)) in chains.enumerate() {
@@ -150,8 +234,8 @@ impl ChainMatcher {
         Ok(())
     }
 
-    /// The chain for a connection; none: the listener's default chain.
-    pub(crate) fn find(&self, connection: &ConnectionInfo) -> Option<usize> {
+    /// The chain for a connection.
+    fn find(&self, connection: &ConnectionInfo) -> Option<usize> {
         let own = connection.local.port().and_then(|port| self.ports.get(&port));
         let by_ip = match own {
             Some(by_ip) => by_ip,
@@ -169,7 +253,7 @@ impl ChainMatcher {
         let [any, local, external] = by_direct.find(ip(&connection.direct_remote))?;
         let by_source = match (local, external) {
             (None, None) => any.as_ref(),
-            _ if is_local(connection) => local.as_ref().or(any.as_ref()),
+            _ if connection.is_local() => local.as_ref().or(any.as_ref()),
             _ => external.as_ref().or(any.as_ref()),
         }?;
         let by_port = by_source.find(ip(&connection.remote))?;
@@ -215,14 +299,6 @@ fn find_server_name<'a>(names: &'a ServerNames, name: &str) -> Option<&'a Transp
         }
     }
     names.get("")
-}
-
-/// A pipe, a loopback peer, or a peer with our own address.
-fn is_local(connection: &ConnectionInfo) -> bool {
-    match (connection.remote.ip(), connection.local.ip()) {
-        (None, _) => true,
-        (Some(remote), local) => remote.is_loopback() || Some(remote) == local,
-    }
 }
 
 fn ip(address: &Address) -> IpAddr {

@@ -148,7 +148,13 @@ impl ListenerConfig {
             return Err(ConfigError::new("no filter chains specified").at("filter_chains"));
         }
         let criteria = message.filter_chains.iter().map(|c| (c.name.as_str(), c.filter_chain_match.as_ref()));
-        let matcher = ChainMatcher::new(criteria)?;
+        let matcher = match &message.filter_chain_matcher {
+            None => ChainMatcher::new(criteria)?,
+            Some(tree) => {
+                let names = message.filter_chains.iter().map(|c| c.name.as_str());
+                ChainMatcher::of_tree(tree, names)?
+            }
+        };
         let chain = |c: &pb::FilterChain| {
             let hash = FixedState::default().hash_one(prost::Message::encode_to_vec(c));
             match old.and_then(|old| old.all_chains().find(|c| c.hash == hash)) {
@@ -349,7 +355,6 @@ fn bind_to_port(message: &pb::Listener) -> bool {
 fn refuse_unsupported(m: &pb::Listener) -> ConfigResult<()> {
     refuse(m.stats_matcher.is_some(), "stats_matcher")?;
     refuse(m.fcds_config.is_some(), "fcds_config")?;
-    refuse(m.filter_chain_matcher.is_some(), "filter_chain_matcher")?;
     refuse(
         m.per_connection_buffer_high_watermark_timeout.is_some(),
         "per_connection_buffer_high_watermark_timeout",

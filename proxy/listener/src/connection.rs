@@ -17,6 +17,7 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use crate::accept::{Open, WorkerListener};
+use crate::chain::Match;
 use crate::config::{FilterChain, ListenerConfig};
 use crate::context::Worker;
 use crate::filters::{Accepted, Step};
@@ -178,9 +179,9 @@ fn established(open: Open, transport: Transport, accepted: Accepted) -> Option<(
     let config = &open.0.config;
     let Accepted { mut info, metadata } = accepted;
     let chain = match config.matcher.find(&info) {
-        Some(index) => Chain::Index(index),
-        None if config.default_chain.is_some() => Chain::Default,
-        None => {
+        Match::Chain(index) => Chain::Index(index),
+        Match::Nothing if config.default_chain.is_some() => Chain::Default,
+        Match::Nothing | Match::Nobody => {
             config.stats.counters.no_filter_chain_match.inc();
             return refused(config, info, |stream| {
                 stream.flags.set(ResponseFlag::NoRouteFound);

@@ -8,6 +8,7 @@
 //! Source: Envoy's `type.matcher.v3` messages, `route.v3.HeaderMatcher` and `route.v3.QueryParameterMatcher`.
 
 mod cidr;
+mod connection;
 mod cookie;
 mod header;
 mod query;
@@ -18,6 +19,7 @@ pub mod tree;
 mod value;
 
 pub use cidr::{CidrRange, CidrSet};
+pub use connection::ConnectionInput;
 pub use cookie::{CookieMatcher, cookie_value};
 pub use header::{HeaderMatcher, all_headers_match};
 pub use query::{

@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::matcher::percent_decoded;
+
 /// URL-encoded PEM of one or more certificates; reads as a `str`.
 #[derive(Debug, Clone, Default)]
 pub struct UrlPem {
@@ -18,6 +20,15 @@ impl UrlPem {
     /// From the certificates' DER.
     pub fn new<'a>(der: impl IntoIterator<Item = &'a [u8]>) -> Self {
         Self { der: der.into_iter().map(Into::into).collect(), text: OnceLock::new() }
+    }
+}
+
+impl UrlPem {
+    /// Each certificate in PEM as it is written to files.
+    pub fn plain(&self) -> Vec<String> {
+        const END: &str = "-----END CERTIFICATE-----\n";
+        let text = percent_decoded(self.as_bytes());
+        String::from_utf8_lossy(&text).split_inclusive(END).map(str::to_owned).collect()
     }
 }
 
@@ -76,6 +87,9 @@ mod tests {
                 "%2F".repeat(64)
             )
         );
+        let plain = pem.plain();
+        assert_eq!(plain[1], "-----BEGIN CERTIFICATE-----\n+w==\n-----END CERTIFICATE-----\n");
+        assert_eq!(plain.len(), 2);
         assert!(UrlPem::default().is_empty());
         assert_eq!(UrlPem::from("x").to_string(), "x");
     }

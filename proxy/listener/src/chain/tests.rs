@@ -19,8 +19,8 @@ fn connection(local: &str, remote: &str) -> ConnectionInfo {
     )
 }
 
-fn compile(chains: &[FilterChainMatch]) -> ConfigResult<ChainMatcher> {
-    ChainMatcher::new(chains.iter().map(|m| ("c", Some(m))))
+fn compile(chains: &[FilterChainMatch]) -> ConfigResult<Criteria> {
+    Criteria::new(chains.iter().map(|m| ("c", Some(m))))
 }
 
 fn names(list: &[&str]) -> FilterChainMatch {

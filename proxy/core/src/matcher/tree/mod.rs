@@ -3,6 +3,7 @@
 //! ```text
 //!   list     predicates in turn; the first that holds and leads somewhere
 //!   map      an input's value, whole or by its longest prefix
+//!   ranges   an input's address, by the narrowest range (`xds.type.matcher.v3.IPMatcher`)
 //!   nothing  what `on_no_match` says
 //! ```
 //!
@@ -20,10 +21,11 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use foldhash::fast::FixedState;
 
-use super::StringMatcher;
+use super::{CidrRange, CidrSet, StringMatcher};
 pub use model::{TreeContext, from_common};
 
 /// What an input read.
@@ -66,6 +68,16 @@ enum What<I, A> {
     Exact(I, Map<I, A>),
     /// By the longest prefix; the lengths that occur, longest first.
     Prefix(I, Map<I, A>, Vec<usize>),
+    /// By the ranges that hold the address, narrowest first.
+    Ranges(I, Vec<Range>, Vec<OnMatch<I, A>>),
+}
+
+struct Range {
+    range: CidrRange,
+    /// It counts only where no other is narrower.
+    exclusive: bool,
+    /// Which of the places it leads to.
+    to: usize,
 }
 
 type Map<I, A> = HashMap<Box<[u8]>, OnMatch<I, A>, FixedState>;
@@ -82,9 +94,15 @@ enum Then<I, A> {
 
 enum Predicate<I> {
     Single(I, StringMatcher),
+    /// `input_matchers.ip.v3.Ip`
+    Ip(I, CidrSet),
     Or(Vec<Predicate<I>>),
     And(Vec<Predicate<I>>),
     Not(Box<Predicate<I>>),
+}
+
+fn address(text: &[u8]) -> Option<IpAddr> {
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 impl<I> Predicate<I> {
@@ -98,6 +116,11 @@ impl<I> Predicate<I> {
                 Datum::Pending => None,
                 Datum::Missing => Some(false),
                 Datum::Bytes(value) => Some(matcher.matches(&value)),
+            },
+            Self::Ip(input, set) => match input.read(data) {
+                Datum::Pending => None,
+                Datum::Missing => Some(false),
+                Datum::Bytes(value) => Some(address(&value).is_some_and(|ip| set.contains(ip))),
             },
             Self::Or(all) => {
                 let mut known = true;
@@ -156,6 +179,17 @@ impl<I, A> MatchTree<I, A> {
                     .filter_map(|length| map.get(value.get(..*length)?))
                     .find_map(|on_match| on_match.follow(data, skipped))
                     .unwrap_or(Found::Nothing),
+            },
+            What::Ranges(input, ranges, places) => match input.read(data) {
+                Datum::Pending => Found::Pending,
+                Datum::Missing => Found::Nothing,
+                Datum::Bytes(value) => {
+                    let held = |ip| ranges.iter().filter(move |range| range.range.contains(ip));
+                    let held = address(&value).into_iter().flat_map(held).enumerate();
+                    held.filter(|(i, range)| *i == 0 || !range.exclusive)
+                        .find_map(|(_, range)| places.get(range.to)?.follow(data, skipped))
+                        .unwrap_or(Found::Nothing)
+                }
             },
         };
         match (found, &self.on_no_match) {

@@ -1,16 +1,37 @@
 //! Compiling a tree from its message.
 
 use envoy_types::pb::envoy::config::common::matcher::v3 as common;
+use envoy_types::pb::envoy::extensions::matching::input_matchers::ip::v3::Ip;
 use envoy_types::pb::envoy::r#type::matcher::v3 as string_pb;
-use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
+use envoy_types::pb::xds::core::v3::{CidrRange as XdsRange, TypedExtensionConfig};
 use envoy_types::pb::xds::r#type::matcher::v3 as pb;
 use pb::matcher::matcher_list::{Predicate as PredicateMessage, predicate};
 use pb::matcher::matcher_tree::{MatchMap, TreeType};
 use prost::Message as _;
 
-use super::{Map, MatchTree, OnMatch, Predicate, Then, What};
+use super::{Map, MatchTree, OnMatch, Predicate, Range, Then, What};
 use crate::error::{AtField, ConfigError, ConfigResult};
-use crate::matcher::StringMatcher;
+use crate::matcher::{CidrRange, CidrSet, StringMatcher};
+
+const IP_TREE: &str = "xds.type.matcher.v3.IPMatcher";
+const IP: &str = "envoy.extensions.matching.input_matchers.ip.v3.Ip";
+
+/// `xds.type.matcher.v3.IPMatcher`, which `envoy-types` does not have.
+#[derive(Clone, PartialEq, prost::Message)]
+struct IpMatcher {
+    #[prost(message, repeated, tag = "1")]
+    range_matchers: Vec<IpRangeMatcher>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct IpRangeMatcher {
+    #[prost(message, repeated, tag = "1")]
+    ranges: Vec<XdsRange>,
+    #[prost(message, optional, tag = "2")]
+    on_match: Option<pb::matcher::OnMatch>,
+    #[prost(bool, tag = "3")]
+    exclusive: bool,
+}
 
 /// What a tree's owner lets stand in it.
 pub trait TreeContext {
@@ -85,10 +106,36 @@ where
             lengths.dedup();
             Ok(What::Prefix(input, map, lengths))
         }
+        TreeType::CustomMatch(config) if message_name(config) == IP_TREE => {
+            ranges_of(input, config, context).at("typed_config").at("custom_match")
+        }
         TreeType::CustomMatch(config) => {
             Err(ConfigError::unsupported(format!("custom match {:?}", type_url(config))).at("custom_match"))
         }
     }
+}
+
+fn ranges_of<I, A, C>(input: I, config: &TypedExtensionConfig, context: &mut C) -> ConfigResult<What<I, A>>
+where
+    C: TreeContext<Input = I, Action = A>,
+{
+    let message: IpMatcher = decode(config)?;
+    let (mut ranges, mut places) = (Vec::new(), Vec::new());
+    for (to, matcher) in message.range_matchers.iter().enumerate() {
+        let mut one = || {
+            for (i, range) in matcher.ranges.iter().enumerate() {
+                let length = range.prefix_len.map_or(0, |length| length.value);
+                let range = CidrRange::new(&range.address_prefix, length).at_index("ranges", i)?;
+                ranges.push(Range { range, exclusive: matcher.exclusive, to });
+            }
+            let on_match = matcher.on_match.as_ref().ok_or_else(|| ConfigError::missing("on_match"))?;
+            OnMatch::from_proto(on_match, context).at("on_match")
+        };
+        places.push(one().at_index("range_matchers", to)?);
+    }
+    // Of two that are equally narrow the first counts: the sort is stable.
+    ranges.sort_by_key(|range| std::cmp::Reverse(range.range.net().prefix_len()));
+    Ok(What::Ranges(input, ranges, places))
 }
 
 fn map_of<I, A, C>(message: &MatchMap, context: &mut C) -> ConfigResult<Map<I, A>>
@@ -153,6 +200,11 @@ impl<I> Predicate<I> {
         let input = context.input(input).at("input")?;
         match message.matcher.as_ref().ok_or_else(|| ConfigError::missing("matcher"))? {
             M::ValueMatch(matcher) => Ok(Self::Single(input, string_matcher(matcher).at("value_match")?)),
+            M::CustomMatch(config) if message_name(config) == IP => {
+                let set = decode(config)
+                    .and_then(|message: Ip| CidrSet::from_proto(&message.cidr_ranges).at("cidr_ranges"));
+                Ok(Self::Ip(input, set.at("typed_config").at("custom_match")?))
+            }
             M::CustomMatch(config) => {
                 Err(ConfigError::unsupported(format!("input matcher {:?}", type_url(config)))
                     .at("custom_match"))
@@ -166,6 +218,15 @@ fn string_matcher(message: &pb::StringMatcher) -> ConfigResult<StringMatcher> {
     string_pb::StringMatcher::decode(&*message.encode_to_vec())
         .map_err(|e| ConfigError::new(format!("malformed matcher: {e}")))
         .and_then(|message| StringMatcher::from_proto(&message))
+}
+
+fn decode<M: prost::Message + Default>(config: &TypedExtensionConfig) -> ConfigResult<M> {
+    let value = config.typed_config.as_ref().map_or(&[][..], |any| &any.value);
+    M::decode(value).map_err(|e| ConfigError::new(format!("malformed {}: {e}", type_url(config))))
+}
+
+fn message_name(config: &TypedExtensionConfig) -> &str {
+    type_url(config).rsplit('/').next().unwrap_or_default()
 }
 
 fn type_url(config: &TypedExtensionConfig) -> &str {
