@@ -22,6 +22,7 @@ use sampan_core::drain::Signal;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::overload::OverloadState;
 use sampan_core::stats::Lazy;
+use sampan_core::stream_info::ConnectionInfo;
 use sampan_listener::{FactoryContext, Worker};
 
 use self::protocol::{Jittered, h1_stream_errors, http1, http2, limits};
@@ -32,6 +33,7 @@ use super::origin::Detector;
 use super::path::PathOptions;
 use super::proxy_status::ProxyStatus;
 use super::stats::{ListenerStats, ManagerStats};
+use super::xfcc::ClientCert;
 use crate::filter::{HttpFilter, HttpFilterContext, HttpFilterKind, HttpFilterRegistry};
 use crate::route::{HeaderMutations, RouteSource};
 use crate::router::RouterConfig;
@@ -137,7 +139,6 @@ pub struct Limits {
 }
 
 /// What is done to a request's headers before anything reads them.
-#[derive(Debug, Clone)]
 pub struct RequestOptions {
     /// `use_remote_address`
     pub use_remote_address: bool,
@@ -147,8 +148,8 @@ pub struct RequestOptions {
     pub origin: Vec<Detector>,
     /// `skip_xff_append`
     pub skip_xff_append: bool,
-    /// `internal_address_config.cidr_ranges`
-    pub internal_ranges: Vec<IpNet>,
+    /// `internal_address_config`
+    pub internal: Option<Internal>,
     /// `append_x_forwarded_port`
     pub append_x_forwarded_port: bool,
     /// `scheme_header_transformation.scheme_to_overwrite`
@@ -163,10 +164,10 @@ pub struct RequestOptions {
     pub preserve_external_request_id: bool,
     /// `request_id_extension`'s `pack_trace_reason`
     pub pack_trace_reason: bool,
-    /// `forward_client_cert_details`
-    pub xfcc: hcm::ForwardClientCertDetails,
-    /// `set_current_client_cert_details`
-    pub xfcc_details: XfccDetails,
+    /// `forward_client_cert_details`, `set_current_client_cert_details`, `forward_client_cert_matcher`
+    pub client_cert: ClientCert,
+    /// `forward_proto_config`
+    pub forward_proto: Option<ForwardProto>,
     /// Path normalisation.
     pub path: PathOptions,
     /// `strip_trailing_host_dot`
@@ -175,15 +176,35 @@ pub struct RequestOptions {
     pub strip_port: StripPort,
 }
 
-/// `set_current_client_cert_details`
-#[derive(Debug, Clone, Copy, Default)]
-#[allow(missing_docs, reason = "one flag a field of the message")]
-pub struct XfccDetails {
-    pub subject: bool,
-    pub cert: bool,
-    pub chain: bool,
-    pub dns: bool,
-    pub uri: bool,
+/// `internal_address_config`
+#[derive(Debug, Clone)]
+pub struct Internal {
+    /// `cidr_ranges`, or else the private ranges of RFC 1918 and 4193.
+    pub ranges: Vec<IpNet>,
+    /// `unix_sockets`
+    pub unix_sockets: bool,
+}
+
+/// `forward_proto_config`
+#[derive(Debug, Clone)]
+pub struct ForwardProto {
+    /// `https_destination_ports`
+    pub https: Vec<u32>,
+    /// `http_destination_ports`
+    pub http: Vec<u32>,
+}
+
+impl ForwardProto {
+    /// The scheme that the destination port of the PROXY header means.
+    pub fn scheme(&self, connection: &ConnectionInfo, tls: bool) -> &'static str {
+        let port = connection.local.port().filter(|_| connection.local_restored).map(u32::from);
+        match port {
+            Some(port) if self.https.contains(&port) => "https",
+            Some(port) if self.http.contains(&port) => "http",
+            _ if tls => "https",
+            _ => "http",
+        }
+    }
 }
 
 /// How the host's port is stripped.
@@ -375,13 +396,18 @@ impl Manager {
 
 #[allow(deprecated)] // `access_log_flush_interval` is deprecated and still known.
 fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
-    refuse(message.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher")?;
     refuse(message.typed_header_validation_config.is_some(), "typed_header_validation_config")?;
-    refuse(message.forward_proto_config.is_some(), "forward_proto_config")?;
     refuse(
-        message.represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
-        "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
+        message.add_proxy_protocol_connection_state.is_some_and(|b| !b.value),
+        "add_proxy_protocol_connection_state",
     )?;
+    if let Some(tracing) = &message.tracing {
+        refuse(!tracing.operation.is_empty(), "tracing.operation")?;
+        refuse(!tracing.upstream_operation.is_empty(), "tracing.upstream_operation")?;
+        refuse(tracing.no_context_propagation, "tracing.no_context_propagation")?;
+    }
+    let transformation = message.scheme_header_transformation.as_ref();
+    refuse(transformation.is_some_and(|t| t.match_upstream), "scheme_header_transformation.match_upstream")?;
     let options = message.access_log_options.unwrap_or_default();
     refuse(
         message.access_log_flush_interval.is_some() || options.access_log_flush_interval.is_some(),

@@ -18,6 +18,7 @@ mod referer;
 mod request;
 mod responder;
 mod stats;
+mod xfcc;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -4,12 +4,11 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertDetails as Xfcc;
 use sampan_core::header::{HeaderId, HeaderMap, HeaderSet, authority_is_valid};
 use sampan_core::stream_info::{ConnectionInfo, Protocol, StreamInfo};
 use sampan_core::{Address, HeaderName};
 
-use super::config::{Manager, RequestOptions, StripPort, XfccDetails};
+use super::config::{Manager, RequestOptions, StripPort};
 use super::origin::Detector;
 use super::path::{self, Normalized};
 use crate::filter::LocalReply;
@@ -62,7 +61,7 @@ pub fn extend(
     if options.generate_request_id {
         request_id(options, headers, edge, random);
     }
-    forwarded_client_cert(options, headers, &info.connection);
+    options.client_cert.apply(headers, &info.connection);
     info.remote = remote;
     Ok(())
 }
@@ -252,7 +251,11 @@ fn remote_address(
 ) -> Result<(Address, bool), LocalReply> {
     let connection = &*info.connection;
     let tls = connection.tls.is_some();
-    let scheme = if tls { "https" } else { "http" };
+    let scheme = match &options.forward_proto {
+        Some(ports) => ports.scheme(connection, tls),
+        None if tls => "https",
+        None => "http",
+    };
     let mut trusted = false;
     let mut remote = None;
     if options.use_remote_address {
@@ -354,10 +357,13 @@ pub(super) fn last_from_xff(headers: &HeaderMap, skip: u32) -> Option<(Address, 
     Some((Address::Ip(std::net::SocketAddr::new(ip, 0)), single))
 }
 
-/// Whether an address is the mesh's own: only what `internal_address_config` names, nothing by default, as in
-/// Envoy 1.40.
+/// Whether an address is the mesh's own: only with an `internal_address_config`, as in Envoy 1.40.
 fn is_internal(options: &RequestOptions, address: &Address) -> bool {
-    address.ip().is_some_and(|ip| options.internal_ranges.iter().any(|net| net.contains(&ip)))
+    match (&options.internal, address.ip()) {
+        (None, _) => false,
+        (Some(internal), None) => internal.unix_sockets,
+        (Some(internal), Some(ip)) => internal.ranges.iter().any(|net| net.contains(&ip)),
+    }
 }
 
 /// Headers that only the mesh itself may send.
@@ -420,56 +426,6 @@ fn uuid(high: u64, low: u64) -> [u8; 36] {
     out[19..23].copy_from_slice(&digits[16..20]);
     out[24..].copy_from_slice(&digits[20..]);
     out
-}
-
-fn forwarded_client_cert(options: &RequestOptions, headers: &mut HeaderMap, connection: &ConnectionInfo) {
-    const NAME: HeaderId = HeaderId::X_FORWARDED_CLIENT_CERT;
-    if options.xfcc == Xfcc::AlwaysForwardOnly {
-        return;
-    }
-    let tls = connection.tls.as_deref();
-    let peer = tls.and_then(|t| t.peer.as_deref());
-    let (Some(tls), Some(peer)) = (tls, peer) else {
-        headers.remove(NAME);
-        return;
-    };
-    if options.xfcc == Xfcc::Sanitize {
-        headers.remove(NAME);
-        return;
-    }
-    if options.xfcc == Xfcc::ForwardOnly {
-        return;
-    }
-    let mut parts: Vec<String> = Vec::new();
-    if let Some(local) = &tls.local {
-        parts.extend(local.uri_sans.iter().map(|uri| format!("By={uri}")));
-    }
-    parts.push(format!("Hash={}", peer.sha256));
-    let XfccDetails { subject, cert, chain, dns, uri } = options.xfcc_details;
-    if cert && !peer.pem.is_empty() {
-        parts.push(format!("Cert=\"{}\"", peer.pem));
-    }
-    if chain && let Some(chain) = &tls.peer_chain_pem {
-        parts.push(format!("Chain=\"{chain}\""));
-    }
-    if subject {
-        parts.push(format!("Subject=\"{}\"", peer.subject));
-    }
-    if uri && peer.uri_sans.is_empty() {
-        parts.push("URI=".to_owned());
-    }
-    if uri {
-        parts.extend(peer.uri_sans.iter().map(|uri| format!("URI={uri}")));
-    }
-    if dns {
-        parts.extend(peer.dns_sans.iter().map(|dns| format!("DNS={dns}")));
-    }
-    let value = parts.join(";");
-    if options.xfcc == Xfcc::AppendForward {
-        headers.append_to_value(NAME, ",", value.as_bytes());
-    } else {
-        headers.set(NAME, value);
-    }
 }
 
 /// Whether the client asked to close behind this exchange.

@@ -9,7 +9,8 @@ use sampan_listener::FactoryContext;
 
 use super::super::origin::Detector;
 use super::super::path::{EscapedSlashes, PathOptions};
-use super::{RequestOptions, StripPort, XfccDetails, flag};
+use super::super::xfcc::ClientCert;
+use super::{ForwardProto, Internal, RequestOptions, StripPort, flag};
 use crate::route::HeaderMutations;
 
 /// How the client is found where `use_remote_address` is off.
@@ -51,24 +52,31 @@ pub(super) fn early_mutations(
     extensions.iter().enumerate().map(one).collect()
 }
 
-pub(super) fn request_options(
-    message: &pb::HttpConnectionManager,
-    context: &FactoryContext,
-) -> ConfigResult<RequestOptions> {
-    use hcm::PathWithEscapedSlashesAction as Slashes;
-    let details = message.set_current_client_cert_details.unwrap_or_default();
-    let node = &context.server.node;
-    let internal = message.internal_address_config.clone().unwrap_or_default();
-    let mut internal_ranges = Vec::new();
-    for (i, range) in internal.cidr_ranges.iter().enumerate() {
+fn internal(message: &hcm::InternalAddressConfig) -> ConfigResult<Internal> {
+    const PRIVATE: [&str; 6] =
+        ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.1/32", "fd00::/8", "::1/128"];
+    let mut ranges = Vec::new();
+    for (i, range) in message.cidr_ranges.iter().enumerate() {
         let net = format!("{}/{}", range.address_prefix, range.prefix_len.map_or(32, |n| n.value));
         let net: IpNet = net.parse().map_err(|_| {
             ConfigError::new(format!("invalid CIDR range {net:?}"))
                 .index(i)
                 .at("internal_address_config.cidr_ranges")
         })?;
-        internal_ranges.push(net);
+        ranges.push(net);
     }
+    if ranges.is_empty() {
+        ranges.extend(PRIVATE.iter().filter_map(|net| net.parse::<IpNet>().ok()));
+    }
+    Ok(Internal { ranges, unix_sockets: message.unix_sockets })
+}
+
+pub(super) fn request_options(
+    message: &pb::HttpConnectionManager,
+    context: &FactoryContext,
+) -> ConfigResult<RequestOptions> {
+    use hcm::PathWithEscapedSlashesAction as Slashes;
+    let node = &context.server.node;
     let scheme = message.scheme_header_transformation.as_ref().and_then(|t| t.transformation.as_ref());
     let strip_any = matches!(message.strip_port_mode, Some(hcm::StripPortMode::StripAnyHostPort(true)));
     if strip_any && message.strip_matching_host_port {
@@ -86,7 +94,7 @@ pub(super) fn request_options(
         xff_num_trusted_hops: message.xff_num_trusted_hops,
         origin: origin(message)?,
         skip_xff_append: message.skip_xff_append,
-        internal_ranges,
+        internal: message.internal_address_config.as_ref().map(internal).transpose()?,
         append_x_forwarded_port: message.append_x_forwarded_port,
         scheme: match scheme {
             Some(core::scheme_header_transformation::Transformation::SchemeToOverwrite(s)) => {
@@ -99,14 +107,11 @@ pub(super) fn request_options(
         generate_request_id: request_id.generate,
         preserve_external_request_id: message.preserve_external_request_id,
         pack_trace_reason: request_id.pack,
-        xfcc: message.forward_client_cert_details(),
-        xfcc_details: XfccDetails {
-            subject: flag(details.subject, false),
-            cert: details.cert,
-            chain: details.chain,
-            dns: details.dns,
-            uri: details.uri,
-        },
+        client_cert: ClientCert::from_proto(message)?,
+        forward_proto: message.forward_proto_config.as_ref().map(|config| ForwardProto {
+            https: config.https_destination_ports.clone(),
+            http: config.http_destination_ports.clone(),
+        }),
         path: PathOptions {
             normalize: flag(message.normalize_path, false),
             merge_slashes: message.merge_slashes,
