@@ -12,6 +12,9 @@
 //!   backoff    how long to wait before the next stream
 //! ```
 //!
+//! `examples/watch.rs` is a client on a page. All of it lives on one thread of tokio ([`tokio::task::LocalSet`]); protobuf
+//! types are the caller's own affair, the client reads nothing but the protocol's messages.
+//!
 //! # The contract with a watcher
 //!
 //! First every resource of a response is decoded; one that cannot be refuses the response. Then each watcher that has

@@ -108,7 +108,7 @@ impl Rest {
             self.stats.attempted();
             let asked = tokio::time::timeout(self.question.timeout, self.ask(&version));
             match asked.await.unwrap_or_else(|_| Err("timeout".to_owned())) {
-                Ok(Some(text)) => self.take(&text, &mut version),
+                Ok(Some(body)) => self.take(&body, &mut version),
                 Ok(None) => {}
                 Err(reason) => {
                     warn(&format!("REST update for {} failed: {reason}", self.path));
@@ -125,7 +125,7 @@ impl Rest {
     }
 
     /// None: nothing is new.
-    async fn ask(&self, version: &str) -> Result<Option<String>, String> {
+    async fn ask(&self, version: &str) -> Result<Option<Bytes>, String> {
         let request = DiscoveryRequest {
             version_info: version.to_owned(),
             node: Some(self.context.control.node()),
@@ -146,13 +146,13 @@ impl Rest {
         let answer =
             callout::call(clusters, &self.question.cluster, &headers, Bytes::from(body), LIMIT).await?;
         match answer.status {
-            200 => String::from_utf8(answer.body.into()).map(Some).map_err(|e| e.to_string()),
+            200 => Ok(Some(answer.body)),
             304 => Ok(None),
             status => Err(format!("status {status}")),
         }
     }
 
-    fn take(&self, text: &str, version: &mut String) {
+    fn take(&self, body: &[u8], version: &mut String) {
         let since = Instant::now();
         self.answered.set(true);
         if let Some(keeper) = &self.keeper {
@@ -160,9 +160,11 @@ impl Rest {
         }
         let unknown = if self.context.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
         let options = LoadOptions { unknown, skip_any: true, ..LoadOptions::default() };
-        let loaded =
-            load_text::<DiscoveryResponse>(Format::Json, text, &options).and_then(|loaded| loaded.decode());
-        let taken = loaded.map_err(|error| error.to_string()).and_then(|response| {
+        let loaded = std::str::from_utf8(body).map_err(|error| error.to_string()).and_then(|text| {
+            let loaded = load_text::<DiscoveryResponse>(Format::Json, text, &options);
+            loaded.and_then(|loaded| loaded.decode()).map_err(|error| error.to_string())
+        });
+        let taken = loaded.and_then(|response| {
             let resources = response.resources.into_iter();
             let resources = resources.map(|any| (any.type_url, String::new(), any.value.into()));
             take(&*self.subscriber, &response.version_info, resources)?;
