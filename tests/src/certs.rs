@@ -2,8 +2,8 @@
 //!
 //! `ca` signs `server` (server.test, *.wild.test), `other` (other.test), `client` (spiffe://td/ns/a/sa/client, client.test) and
 //! `upstream` (upstream.test, spiffe://td/ns/b/sa/up); `rogue-ca` signs `rogue`, with the same names as `client`.
-//! SPIFFE identities whose keys may only sign handshakes: `svid` (spiffe://td/ns/a/sa/svid), `svid-b` (spiffe://td/ns/b/sa/svid)
-//! and `svid-rogue`.
+//! SPIFFE identities whose keys may only sign handshakes: `svid` (spiffe://td/ns/a/sa/svid), `svid-b` (spiffe://td/ns/b/sa/svid),
+//! `svid-rogue`, and `svid-mesh` (spiffe://cluster.local/ns/vmns/sa/hello).
 
 use std::fs;
 use std::io::BufReader;
@@ -43,6 +43,7 @@ impl Certs {
         certs.leaf("upstream", &["upstream.test"], Some("spiffe://td/ns/b/sa/up"), &ca)?;
         certs.svid("svid", "spiffe://td/ns/a/sa/svid", &ca)?;
         certs.svid("svid-b", "spiffe://td/ns/b/sa/svid", &ca)?;
+        certs.svid("svid-mesh", "spiffe://cluster.local/ns/vmns/sa/hello", &ca)?;
         certs.svid("svid-rogue", "spiffe://td/ns/a/sa/svid", &rogue)?;
         certs.leaf("rogue", &["client.test", "server.test"], Some("spiffe://td/ns/a/sa/client"), &rogue)?;
         Ok(certs)

@@ -197,20 +197,30 @@ pub enum Role {
     Client,
     /// The gateway.
     Router,
+    /// The gateway beside a sidecar: an admin interface of its own, and hosts take it for a peer ([`PEER`]).
+    Front,
+}
+
+impl Role {
+    fn admin(self) -> u16 {
+        if self == Role::Front { 15099 } else { 15000 }
+    }
 }
 
 /// Starts a proxy with a bootstrap that leads to istiod.
 pub async fn proxy(subject: &Subject, role: Role, delta: bool, dir: &Path) -> Result<Running> {
-    let file = dir.join(format!("{}.json", subject.name));
+    let file = dir.join(format!("{}-{role:?}.json", subject.name));
     fs::write(&file, bootstrap(role, delta).to_string()).trying("write the bootstrap")?;
-    subject.start(&file, "127.0.0.1:15000".into(), &[], false).await
+    subject.start(&file, format!("127.0.0.1:{}", role.admin()), &[], false).await
 }
 
 fn bootstrap(role: Role, delta: bool) -> Value {
     let (kind, address, name, namespace, labels) = match role {
         Role::Sidecar => ("sidecar", "10.0.0.1", "web-1", "app", json!({ "app": "web", "version": "v1" })),
         Role::Client => ("sidecar", APPLICATION, "caller-1", "app", json!({ "app": "caller" })),
-        Role::Router => ("router", "10.0.0.2", "gw-1", "gw", json!({ "istio": "ingressgateway" })),
+        Role::Router | Role::Front => {
+            ("router", "10.0.0.2", "gw-1", "gw", json!({ "istio": "ingressgateway" }))
+        }
     };
     let cluster = |name: &str, port: u16| {
         json!({
@@ -222,6 +232,12 @@ fn bootstrap(role: Role, delta: bool) -> Value {
             "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [{ "endpoint": {
                 "address": { "socket_address": { "address": "127.0.0.1", "port_value": port } } } }] }] },
         })
+    };
+    let bind = match role {
+        Role::Front => {
+            json!({ "upstream_bind_config": { "source_address": { "address": PEER, "port_value": 0 } } })
+        }
+        _ => json!({}),
     };
     let source = json!({ "ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s" });
     json!({
@@ -235,7 +251,8 @@ fn bootstrap(role: Role, delta: bool) -> Value {
                 "INSTANCE_IPS": address, "INTERCEPTION_MODE": "REDIRECT", "LABELS": labels, "PROXY_CONFIG": {},
             },
         },
-        "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 15000 } } },
+        "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": role.admin() } } },
+        "cluster_manager": bind,
         "dynamic_resources": {
             "ads_config": {
                 "api_type": if delta { "DELTA_GRPC" } else { "GRPC" },
