@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use sampan_core::header::{HeaderId, HeaderMap, authority_is_valid};
+use sampan_core::matcher::StringMatcher;
 use sampan_core::stream_info::Protocol;
 use sampan_tls::Transport;
 
@@ -55,6 +56,8 @@ pub struct ServerOptions {
     pub enable_trailers: bool,
     /// `allow_custom_methods`
     pub allow_custom_methods: bool,
+    /// `ignore_http_11_upgrade`
+    pub ignore_upgrades: Vec<StringMatcher>,
     /// Spelling of response header names.
     pub case: HeaderCase,
     /// Underscores in header names.
@@ -72,6 +75,7 @@ impl Default for ServerOptions {
             allow_chunked_length: false,
             enable_trailers: false,
             allow_custom_methods: false,
+            ignore_upgrades: Vec::new(),
             case: HeaderCase::Lower,
             underscores: Underscores::Allow,
         }
@@ -327,7 +331,7 @@ impl Inner {
         self.connect = method == b"CONNECT";
         self.head_request = method == b"HEAD";
         let dropped_underscores = self.underscores(&mut headers)?;
-        let upgrade = take_upgrade(&mut headers) || self.connect;
+        let upgrade = take_upgrade(&mut headers, &self.options.ignore_upgrades) || self.connect;
         let framing = parse::framing(&mut headers, self.connect, self.options.allow_chunked_length)?;
         if !upgrade && headers.contains(HeaderId::CONNECTION) {
             sanitize_connection(&mut headers)?;
@@ -430,8 +434,8 @@ fn read_head(bytes: &[u8], limits: &Limits) -> (usize, Result<Option<Head>, Code
     (used, result)
 }
 
-/// Whether the request asks for an upgrade. `h2c` is not offered: that wish is taken out.
-fn take_upgrade(headers: &mut HeaderMap) -> bool {
+/// Whether the request asks for an upgrade. `h2c` is not offered: that wish is taken out, and so are those to be ignored.
+fn take_upgrade(headers: &mut HeaderMap, ignored: &[StringMatcher]) -> bool {
     if !headers.contains(HeaderId::UPGRADE) || !headers.lists(HeaderId::CONNECTION, "upgrade") {
         return false;
     }
@@ -443,6 +447,19 @@ fn take_upgrade(headers: &mut HeaderMap) -> bool {
         });
         return false;
     }
+    if ignored.is_empty() {
+        return true;
+    }
+    let value = headers.get(HeaderId::UPGRADE).unwrap_or_default();
+    let wishes = value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|wish| !wish.is_empty());
+    let kept: Vec<_> = wishes.filter(|wish| !ignored.iter().any(|one| one.matches(wish))).collect();
+    if kept.is_empty() {
+        headers.remove(HeaderId::UPGRADE);
+        drop_connection_tokens(headers, |token| token.eq_ignore_ascii_case(b"upgrade"));
+        return false;
+    }
+    let kept = kept.join(&b","[..]);
+    headers.set(HeaderId::UPGRADE, kept);
     true
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Inherited<'a> {
     /// `hedge_policy.hedge_on_per_try_timeout`
     pub(super) hedge: bool,
     pub(super) mirrors: &'a [Mirror],
+    /// `ignore_path_parameters_in_path_matching`
+    pub(super) ignore_parameters: bool,
     /// `max_direct_response_body_size_bytes`
     pub(super) max_body: usize,
 }

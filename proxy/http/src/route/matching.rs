@@ -1,5 +1,7 @@
 //! `RouteMatch`: everything that a route asks of a request.
 
+use std::borrow::Cow;
+
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use pb::route_match::PathSpecifier;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
@@ -18,6 +20,15 @@ use crate::stream::Stream;
 /// A path without its query.
 pub(crate) fn without_query(path: &[u8]) -> &[u8] {
     path.iter().position(|c| *c == b'?').map_or(path, |at| &path[..at])
+}
+
+/// A path without the parameters of its segments: `/a;x=1/b` is `/a/b`.
+pub(crate) fn without_parameters(path: &[u8]) -> Cow<'_, [u8]> {
+    if !path.contains(&b';') {
+        return Cow::Borrowed(path);
+    }
+    let bare = |segment: &[u8]| segment.split(|c| *c == b';').next().unwrap_or_default().to_vec();
+    Cow::Owned(path.split(|c| *c == b'/').map(bare).collect::<Vec<_>>().join(&b'/'))
 }
 
 enum Path {
@@ -148,11 +159,14 @@ impl RouteMatch {
             && self.filter_state.iter().all(|m| m.matches(request.info.state(m.key()).as_deref()))
     }
 
-    /// The part of the path (without query) that the condition consumed.
-    pub(super) fn matched<'p>(&self, path: &'p [u8]) -> &'p [u8] {
+    /// How much of the path (without query) the condition consumed; none where parameters that do not count for it
+    /// stand within that.
+    pub(super) fn matched(&self, path: &[u8]) -> Option<usize> {
         match &self.path {
-            Path::Prefix(p) | Path::Separated(p) => &path[..p.len().min(path.len())],
-            Path::Exact(_) | Path::Regex(_) | Path::Template(_) | Path::Connect => path,
+            Path::Prefix(p) | Path::Separated(p) | Path::Exact(p) => {
+                self.starts_with(path, p).then_some(p.len())
+            }
+            Path::Regex(_) | Path::Template(_) | Path::Connect => Some(path.len()),
         }
     }
 

@@ -86,6 +86,8 @@ pub struct RouteTable {
     mutations: Mutations,
     most_specific_last: bool,
     ignore_port: bool,
+    /// `vhost_header`, in place of `:authority`.
+    host_header: Option<HeaderName>,
     filter_configs: FilterConfigs,
 }
 
@@ -96,6 +98,8 @@ pub struct VirtualHost {
     require_tls: pb::virtual_host::TlsRequirementType,
     routes: Vec<Route>,
     lookup: Lookup,
+    /// `ignore_path_parameters_in_path_matching` of the table.
+    ignore_parameters: bool,
     mutations: Mutations,
     filter_configs: FilterConfigs,
     virtual_clusters: Vec<VirtualCluster>,
@@ -190,6 +194,7 @@ impl RouteTable {
             retry: None,
             hedge: false,
             mirrors: &Mirror::list(&message.request_mirror_policies)?,
+            ignore_parameters: message.ignore_path_parameters_in_path_matching,
             max_body: message.max_direct_response_body_size_bytes.map_or(4096, |m| m.value as usize),
         };
         for (i, host) in message.virtual_hosts.iter().enumerate() {
@@ -205,14 +210,19 @@ impl RouteTable {
             mutations: Mutations::of(message)?,
             most_specific_last: message.most_specific_header_mutations_wins,
             ignore_port: message.ignore_port_in_host_matching,
+            host_header: Some(&message.vhost_header).filter(|name| !name.is_empty()).map(HeaderName::new),
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
         })
     }
 
     /// The route of a request.
     pub fn find(&self, request: &RequestView<'_>) -> Option<Found> {
-        let authority = request.headers.get(HeaderId::AUTHORITY).unwrap_or_default();
-        let host = if self.ignore_port { split_port(authority).0 } else { authority };
+        let host = match &self.host_header {
+            None => request.headers.get(HeaderId::AUTHORITY),
+            Some(name) => request.headers.get_name(name),
+        };
+        let host = host.unwrap_or_default();
+        let host = if self.ignore_port { split_port(host).0 } else { host };
         let index = self.hosts.find(host)?;
         let virtual_host = &self.virtual_hosts[index as usize];
         if virtual_host.requires_redirect(request) {
@@ -280,6 +290,7 @@ impl VirtualHost {
             require_tls: message.require_tls(),
             routes,
             lookup,
+            ignore_parameters: inherited.ignore_parameters,
             mutations: Mutations::of(message)?,
             filter_configs: FilterConfigs::from_proto(&message.typed_per_filter_config, context)?,
             attempt_count: message.include_request_attempt_count,
@@ -309,6 +320,8 @@ impl VirtualHost {
     fn find(&self, request: &RequestView<'_>) -> Option<u32> {
         let path = request.headers.get(HeaderId::PATH).unwrap_or_default();
         let path = matching::without_query(path);
+        let bare = self.ignore_parameters.then(|| matching::without_parameters(path));
+        let path = bare.as_deref().unwrap_or(path);
         self.lookup.find(path, request, |i| self.routes[i as usize].matching.matches(path, request))
     }
 }
@@ -341,8 +354,8 @@ impl Route {
         })
     }
 
-    /// The path that the match consumed, for prefix rewrites.
-    pub fn matched<'p>(&self, path: &'p [u8]) -> &'p [u8] {
+    /// How much of the path the match consumed, for prefix rewrites.
+    pub fn matched(&self, path: &[u8]) -> Option<usize> {
         self.matching.matched(path)
     }
 }

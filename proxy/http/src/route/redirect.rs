@@ -117,10 +117,10 @@ impl Redirect {
                 }
                 with_query(Cow::Owned(new), query)
             }
-            Some(RedirectPath::Prefix(p)) => {
-                let matched = route.map_or(0, |r| r.matched(just_path).len());
-                Cow::Owned([p, &just_path[matched..], query].concat())
-            }
+            Some(RedirectPath::Prefix(p)) => match route.map_or(Some(0), |r| r.matched(just_path)) {
+                Some(matched) => Cow::Owned([p, &just_path[matched..], query].concat()),
+                None => Cow::Owned([just_path, query].concat()),
+            },
             Some(RedirectPath::Regex(r)) => {
                 let new = r.replace(just_path).unwrap_or_else(|| just_path.to_vec());
                 Cow::Owned([&new, query].concat())

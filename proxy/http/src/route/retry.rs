@@ -142,6 +142,7 @@ pub struct RetryPolicy {
 impl RetryPolicy {
     pub(super) fn from_proto(message: &pb::RetryPolicy) -> ConfigResult<Self> {
         refuse(!message.retry_options_predicates.is_empty(), "retry_options_predicates")?;
+        refuse(message.refresh_cluster_on_retry, "refresh_cluster_on_retry")?;
         let priority = message.retry_priority.as_ref().map(retry_host::previous_priorities).transpose();
         let on = RetryOn::parse(&message.retry_on).0;
         Ok(Self {

@@ -76,7 +76,7 @@ impl PathRewrite {
         let path = headers.get(HeaderId::PATH)?;
         let just_path = without_query(path);
         let mut new = match self {
-            Self::Prefix(prefix) => [prefix, &just_path[matching.matched(just_path).len()..]].concat(),
+            Self::Prefix(prefix) => [prefix, &just_path[matching.matched(just_path)?..]].concat(),
             Self::Regex(regex) => regex.replace(just_path)?,
             Self::Template(rewrite) => rewrite.rewrite(matching.template()?, just_path)?,
             Self::Format(format) => Some(formatted(format, headers, info)).filter(|new| !new.is_empty())?,

@@ -44,6 +44,10 @@ impl RouterConfig {
         };
         unsupported(!message.upstream_log.is_empty(), "upstream_log")?;
         unsupported(message.upstream_log_options.is_some(), "upstream_log_options")?;
+        unsupported(
+            message.reject_connect_request_early_data.is_some_and(|b| b.value),
+            "reject_connect_request_early_data",
+        )?;
         unsupported(!message.upstream_http_filters.is_empty(), "upstream_http_filters")?;
         unsupported(
             message.suppress_grpc_request_failure_code_stats,

@@ -120,6 +120,13 @@ impl Sampling {
 
     /// `tracing` of a route, in place of the connection manager's.
     pub fn of_route(message: &route_pb::Tracing) -> ConfigResult<Self> {
+        for (text, field) in
+            [(&message.operation, "operation"), (&message.upstream_operation, "upstream_operation")]
+        {
+            if !text.is_empty() {
+                return Err(ConfigError::unsupported("this field").at(field));
+            }
+        }
         let one = |p: &Option<FractionalPercent>, key| {
             p.as_ref().map_or_else(|| fraction(100, false, key), |p| Fraction::fixed(p).with_key(key))
         };

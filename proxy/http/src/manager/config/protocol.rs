@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use sampan_codec::h1::{HeaderCase, ServerOptions, Underscores};
 use sampan_codec::h2;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::matcher::StringMatcher;
 use sampan_upstream::config::http2_options;
 
 use super::{Limits, duration, flag, number, or_never, refuse};
@@ -105,7 +106,9 @@ pub(super) fn http1(
     common: &core::HttpProtocolOptions,
 ) -> ConfigResult<ServerOptions> {
     let h1 = message.http_protocol_options.clone().unwrap_or_default();
-    refuse(!h1.ignore_http_11_upgrade.is_empty(), "http_protocol_options.ignore_http_11_upgrade")?;
+    let ignored = h1.ignore_http_11_upgrade.iter().enumerate();
+    let ignored =
+        ignored.map(|(i, one)| StringMatcher::from_proto(one).at_index("ignore_http_11_upgrade", i));
     Ok(ServerOptions {
         max_header_bytes: number(message.max_request_headers_kb, 60) as usize * 1024,
         max_headers: number(common.max_headers_count, 100) as usize,
@@ -115,6 +118,7 @@ pub(super) fn http1(
         allow_chunked_length: h1.allow_chunked_length,
         enable_trailers: h1.enable_trailers,
         allow_custom_methods: h1.allow_custom_methods,
+        ignore_upgrades: ignored.collect::<ConfigResult<_>>().at("http_protocol_options")?,
         case: header_case(h1.header_key_format.as_ref())
             .at("header_key_format")
             .at("http_protocol_options")?,
