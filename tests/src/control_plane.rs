@@ -450,6 +450,16 @@ impl Peer {
         Ok(shown.into())
     }
 
+    /// Waits until the last response of each type has its answer: a proxy may show what a response did before its answer to it is
+    /// here. Of a response that is answered by nobody the time tells.
+    pub async fn settle(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while !answered(&self.seen().await?) && Instant::now() < deadline {
+            sleep(Duration::from_millis(15)).await;
+        }
+        Ok(())
+    }
+
     /// Waits until it has seen what is wanted, or the time is over; what it has seen.
     pub async fn wait(
         &self,
@@ -469,6 +479,19 @@ impl Peer {
             sleep(Duration::from_millis(15)).await;
         }
     }
+}
+
+/// Whether the last response of each type has its answer. Polls have none.
+fn answered(seen: &Value) -> bool {
+    let list = |part: &str, kind: &str| seen[part][kind].as_array().cloned().unwrap_or_default();
+    seen["responses"].as_object().into_iter().flatten().all(|(kind, responses)| {
+        let Some(stream) = responses.as_array().and_then(|r| r.last()?["stream"].as_u64()) else {
+            return true;
+        };
+        let of_stream = |one: &Value| one["stream"] == stream;
+        let sent = list("responses", kind).into_iter().filter(of_stream).count();
+        list("requests", kind).iter().any(|one| of_stream(one) && one["answers"] == sent)
+    })
 }
 
 /// A record whose refusals have lost their wording, in which the subjects may differ.

@@ -292,6 +292,7 @@ impl World {
         let log = run.log(&dir.join("access.log"), case).await;
         let mut tree = std::mem::take(&mut run.seen);
         if let Some(peer) = &run.control_plane {
+            peer.settle(Duration::from_secs(1)).await?;
             let none = Map::new();
             let wanted = awaited.get("control_plane").and_then(Value::as_object).unwrap_or(&none);
             tree.insert("control_plane".into(), peer.wait(wanted, &names, SETTLE).await?.have);
