@@ -239,7 +239,7 @@ fn secrets(encoded: &[Bytes]) -> ConfigResult<StaticSecrets> {
     let mut secrets = StaticSecrets::default();
     for (i, bytes) in encoded.iter().enumerate() {
         let secret: Secret = decode(bytes).at_index("secrets", i).at("static_resources")?;
-        secrets.0.insert(secret.name.clone(), Arc::new(secret));
+        secrets.add(secret).at_index("secrets", i).at("static_resources")?;
     }
     Ok(secrets)
 }

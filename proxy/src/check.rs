@@ -339,7 +339,7 @@ impl Checker {
     /// As a listener or a cluster uses it.
     fn secret(&self, message: &Secret) -> Result<(), String> {
         let mut secrets = StaticSecrets::default();
-        secrets.0.insert(message.name.clone(), Arc::new(message.clone()));
+        secrets.add(message.clone()).map_err(|e| e.to_string())?;
         let wanted = SdsSecretConfig { name: message.name.clone(), sds_config: None };
         let scope = self.server.stats.root();
         let mut common = CommonTlsContext::default();
@@ -355,6 +355,7 @@ impl Checker {
                 let context = UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() };
                 ClientContext::from_proto(&context, &secrets, &scope).map(drop)
             }
+            Some(SecretType::SessionTicketKeys(keys)) => sampan_tls::check_ticket_keys(keys),
             _ => Ok(()),
         };
         made.map_err(|e| e.reason().to_owned())

@@ -249,9 +249,9 @@ async fn start_xds(process: &Rc<Process>) {
     let node = boot.bootstrap.node.clone().unwrap_or_default();
     let ready = || process.clusters_ready.set(true);
     let (clusters, server, listeners) = (&boot.clusters, &boot.server, &process.listeners);
-    let xds = Xds::start(&boot.xds, clusters, server, listeners, &node, flags, ready).await;
-    // Nobody else sets it.
-    let _ = process.xds.set(xds);
+    // Here before it is done: the admin interface shows what is awaited.
+    let made = || Xds::new(&boot.xds, clusters, server, listeners, &node, &flags);
+    process.xds.get_or_init(made).start(&boot.xds, clusters, server, listeners, ready).await;
     let mut replaced = boot.clusters.replaced();
     let process = process.clone();
     tokio::task::spawn_local(async move {

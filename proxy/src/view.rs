@@ -470,8 +470,16 @@ impl View {
     }
 
     fn secrets(&self) -> pb::SecretsConfigDump {
-        use pb::secrets_config_dump::DynamicSecret;
-        let Some(xds) = self.process.xds.get() else { return pb::SecretsConfigDump::default() };
+        use pb::secrets_config_dump::{DynamicSecret, StaticSecret};
+        let fixed = |secret: &Arc<Secret>| StaticSecret {
+            name: secret.name.clone(),
+            secret: Some(packed(&**secret)),
+            ..Default::default()
+        };
+        let static_secrets = self.process.boot.server.secrets.statics().map(fixed).collect();
+        let Some(xds) = self.process.xds.get() else {
+            return pb::SecretsConfigDump { static_secrets, ..Default::default() };
+        };
         let (here, missing) = xds.shared.secrets.current();
         let dump = |secret: &CurrentSecret| DynamicSecret {
             name: secret.name.to_string(),
@@ -488,14 +496,14 @@ impl View {
             ..Default::default()
         };
         pb::SecretsConfigDump {
+            static_secrets,
             dynamic_active_secrets: here.iter().map(dump).collect(),
             dynamic_warming_secrets: missing.iter().map(awaited).collect(),
-            ..Default::default()
         }
     }
 
     fn lds_version(&self) -> String {
-        let lds = self.process.xds.get().and_then(|xds| xds.lds.as_ref());
+        let lds = self.process.xds.get().and_then(|xds| xds.lds.get());
         lds.map(|lds| lds.version().to_string()).unwrap_or_default()
     }
 
@@ -534,7 +542,7 @@ impl View {
     }
 
     fn cds_version(&self) -> String {
-        let cds = self.process.xds.get().and_then(|xds| xds.cds.as_ref());
+        let cds = self.process.xds.get().and_then(|xds| xds.cds.get());
         cds.map(|cds| cds.version().to_string()).unwrap_or_default()
     }
 

@@ -305,6 +305,8 @@ pub struct ClientTls {
     pub cert: Option<String>,
     /// `1.2` or `1.3`; both when absent.
     pub version: Option<String>,
+    /// Resume, and keep to be resumed, the sessions of this name; shows whether it was `resumed`.
+    pub session: Option<String>,
 }
 
 /// A structured request.

@@ -51,6 +51,7 @@ mod scopes;
 mod secrets;
 mod source;
 
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -262,30 +263,28 @@ impl Dependencies {
 
 /// The dynamic part of the configuration.
 pub struct Xds {
-    /// CDS, if there is any.
-    pub cds: Option<Rc<Cds>>,
-    /// LDS, if there is any.
-    pub lds: Option<Rc<Lds>>,
+    /// CDS, if there is any, from its turn in the start.
+    pub cds: OnceCell<Rc<Cds>>,
+    /// LDS, likewise.
+    pub lds: OnceCell<Rc<Lds>>,
     /// RDS, SRDS, SDS and ECDS.
     pub shared: Dependencies,
     context: Rc<Context>,
     eds: Rc<Eds>,
     #[allow(dead_code, reason = "held for its drop")]
-    rtds: Option<runtime::Rtds>,
-    sources: std::cell::RefCell<Vec<Source>>,
+    rtds: OnceCell<runtime::Rtds>,
+    sources: RefCell<Vec<Source>>,
 }
 
 impl Xds {
-    /// Subscribes; returns when clusters and their endpoints, then listeners and their routes have had their first
-    /// answer. Listeners of LDS serve as soon as they are warm.
-    pub async fn start(
+    /// Subscribes to the endpoints and secrets of clusters that are there.
+    pub fn new(
         model: &XdsModel,
         clusters: &Arc<ClusterManager>,
         server: &Arc<Server>,
-        listeners: &Rc<ListenerManager>,
+        listeners: &ListenerManager,
         node: &Node,
-        flags: Flags<'_>,
-        clusters_ready: impl FnOnce(),
+        flags: &Flags<'_>,
     ) -> Self {
         let root = &server.stats.root();
         let control = grpc::ControlPlanes::new(clusters, node);
@@ -322,42 +321,53 @@ impl Xds {
         let keys = Rc::new(KeysAhead::new(context.clone()));
         let shared = Dependencies { routes, secrets, extensions, scopes, keys };
         listeners.depend_on(shared.clone());
-        let sources = std::cell::RefCell::default();
-        let mut this =
-            Self { cds: None, lds: None, shared, context: context.clone(), eds, rtds: None, sources };
+        let (cds, lds, rtds, sources) = Default::default();
+        Self { cds, lds, shared, context, eds, rtds, sources }
+    }
+
+    /// Subscribes to the rest; returns when clusters and their endpoints, then listeners and their routes have had their first
+    /// answer. Listeners of LDS serve as soon as they are warm. Called once.
+    pub async fn start(
+        &self,
+        model: &XdsModel,
+        clusters: &Arc<ClusterManager>,
+        server: &Arc<Server>,
+        listeners: &Rc<ListenerManager>,
+        clusters_ready: impl FnOnce(),
+    ) {
+        let (context, root) = (&self.context, &server.stats.root());
         if let Some(ads) = &context.ads {
             ads.start();
         }
-        this.rtds = Some(runtime::Rtds::start(&context, &server.runtime).await);
+        let rtds = runtime::Rtds::start(context, &server.runtime).await;
+        self.rtds.get_or_init(|| rtds);
         if let Some(source) = &model.cds {
             clusters.initialised().await;
             let scope = root.scope("cluster_manager").scope("cds");
-            let cds = Rc::new(Cds::new(context.clone(), this.eds.clone(), &scope));
+            let cds = self.cds.get_or_init(|| Rc::new(Cds::new(context.clone(), self.eds.clone(), &scope)));
             let stats = SubscriptionStats::new(&scope);
-            this.sources.borrow_mut().push(Source::start(&context, source, stats, cds.clone()));
+            self.sources.borrow_mut().push(Source::start(context, source, stats, cds.clone()));
             cds.answered().await;
             clusters.initialised().await;
             cds.serving();
-            this.cds = Some(cds);
         }
         clusters.initialised().await;
         clusters_ready();
         for entry in listeners.active() {
-            this.shared.follow(&entry.config).await;
+            self.shared.follow(&entry.config).await;
         }
         if let Some(source) = &model.lds {
-            let lds = Rc::new(Lds::new(context.clone(), listeners.clone(), this.shared.clone()));
+            let made = || Rc::new(Lds::new(context.clone(), listeners.clone(), self.shared.clone()));
+            let lds = self.lds.get_or_init(made);
             let stats = SubscriptionStats::new(&root.scope("listener_manager").scope("lds"));
-            this.sources.borrow_mut().push(Source::start(&context, source, stats, lds.clone()));
+            self.sources.borrow_mut().push(Source::start(context, source, stats, lds.clone()));
             lds.answered().await;
             // As in Envoy the first listeners belong to the start.
             listeners.warmed().await;
-            this.lds = Some(lds);
         }
         if let Some(last_good) = &context.last_good {
             last_good.started();
         }
-        this
     }
 
     /// Writes what is kept for a start without control planes.

@@ -1,4 +1,4 @@
-//! SDS: one subscription for each secret and source, whoever uses it.
+//! SDS: one subscription for each secret, kind of secret and source, whoever uses it.
 //!
 //! A secret that not all of its users can take is refused, and what they have goes on. The files that a secret names
 //! are read anew when something is moved into their folders (or into `watched_directory`).
@@ -20,7 +20,7 @@ use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::Counter;
 use sampan_listener::ListenerConfig;
-use sampan_tls::{SecretUser, WantedSecret};
+use sampan_tls::{SecretKind, SecretUser, WantedSecret};
 use sampan_upstream::Cluster;
 use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
@@ -46,6 +46,7 @@ struct Subscription {
 struct Slot {
     context: Rc<Context>,
     me: RcWeak<Slot>,
+    kind: SecretKind,
     name: Arc<str>,
     users: RefCell<Vec<Weak<dyn SecretUser>>>,
     current: RefCell<Option<CurrentSecret>>,
@@ -99,8 +100,7 @@ impl Secrets {
     pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
         let all = self.all.borrow();
         let answered = |wanted: &&WantedSecret| {
-            let same = |s: &&Subscription| s.source == wanted.source && s.secret.name == wanted.name;
-            all.iter().find(same).is_some_and(|s| *s.secret.answered.borrow())
+            all.iter().find(|s| s.is(wanted)).is_some_and(|s| *s.secret.answered.borrow())
         };
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedSecret>());
         wanted
@@ -110,8 +110,7 @@ impl Secrets {
     }
 
     fn subscribe(&self, wanted: &WantedSecret) -> Rc<Slot> {
-        let same = |s: &&Subscription| s.source == wanted.source && s.secret.name == wanted.name;
-        let found = self.all.borrow().iter().find(same).map(|s| s.secret.clone());
+        let found = self.all.borrow().iter().find(|s| s.is(wanted)).map(|s| s.secret.clone());
         if let Some(secret) = found {
             secret.serve(wanted.user.clone());
             return secret;
@@ -120,6 +119,7 @@ impl Secrets {
         let secret = Rc::new_cyclic(|me| Slot {
             context: self.context.clone(),
             me: me.clone(),
+            kind: wanted.kind,
             name: wanted.name.clone(),
             users: RefCell::new(vec![wanted.user.clone()]),
             current: RefCell::default(),
@@ -144,9 +144,11 @@ impl Secrets {
         });
     }
 
-    /// The secrets in force, and the names of those that have not come.
+    /// The secrets in force, and the names of those that have not come; kind by kind.
     pub fn current(&self) -> (Vec<CurrentSecret>, Vec<Arc<str>>) {
         let all = self.all.borrow();
+        let mut all: Vec<_> = all.iter().collect();
+        all.sort_by_key(|s| s.secret.kind);
         let here = all.iter().filter_map(|s| s.secret.current.borrow().clone()).collect();
         let missing = all.iter().filter(|s| s.secret.current.borrow().is_none());
         (here, missing.map(|s| s.secret.name.clone()).collect())
@@ -161,11 +163,18 @@ async fn all(answers: Vec<watch::Receiver<bool>>) {
     }
 }
 
+impl Subscription {
+    fn is(&self, wanted: &WantedSecret) -> bool {
+        let secret = &self.secret;
+        (secret.kind, &secret.name, &self.source) == (wanted.kind, &wanted.name, &wanted.source)
+    }
+}
+
 impl Slot {
     /// Gives another user the secret in force.
     fn serve(&self, user: Weak<dyn SecretUser>) {
         if let (Some(user), Some(current)) = (user.upgrade(), &*self.current.borrow()) {
-            match user.prepare(&self.name, &current.secret) {
+            match user.prepare(self.kind, &self.name, &current.secret) {
                 Ok(commit) => commit(),
                 Err(error) => super::log_error(&format!("secret '{}': {error}", self.name)),
             }
@@ -176,7 +185,7 @@ impl Slot {
     /// All users take it, or none does.
     fn give(&self, secret: &Arc<Secret>) -> Result<(), String> {
         let users: Vec<_> = self.users.borrow().iter().filter_map(Weak::upgrade).collect();
-        let prepared = users.into_iter().map(|user| user.prepare(&self.name, secret));
+        let prepared = users.into_iter().map(|user| user.prepare(self.kind, &self.name, secret));
         let commits = prepared.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
         commits.into_iter().for_each(|commit| commit());
         Ok(())

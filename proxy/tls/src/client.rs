@@ -19,9 +19,8 @@ use sampan_core::stream_info::{CertInfo, TlsInfo};
 use sampan_core::{ConfigError, ConfigResult};
 use tokio_rustls::TlsConnector;
 
-use crate::Transport;
 use crate::common::Common;
-use crate::context::{ClientOptions, HandshakeError, LoadedCertificate, StaticSecrets, admin_certificate};
+use crate::context::{ClientOptions, HandshakeError, LoadedCertificate, admin_certificate};
 use crate::failure::{Opening, handshake_error, no_versions};
 use crate::params::Side;
 use crate::peers::Peers;
@@ -29,6 +28,7 @@ use crate::server::verify_again;
 use crate::stats::SslStats;
 use crate::validation::Validator;
 use crate::verifier::{ServerVerifier, Verifier};
+use crate::{StaticSecrets, Transport};
 
 /// How many configurations of options are kept; past it they are made anew.
 const VARIANTS: usize = 64;

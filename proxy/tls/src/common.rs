@@ -11,7 +11,6 @@ use prost::Message as _;
 use sampan_core::error::AtField;
 use sampan_core::{ConfigError, ConfigResult};
 
-use crate::StaticSecrets;
 use crate::cert_info::cert_info;
 use crate::certificate::Certificate;
 use crate::context::LoadedCertificate;
@@ -19,6 +18,7 @@ use crate::params::{self, Params, Side};
 use crate::stats::SslStats;
 use crate::validation::Validator;
 use crate::validation_config::Validation;
+use crate::{SecretKind, StaticSecrets};
 
 /// What both contexts are made of.
 pub(crate) struct Common {
@@ -45,6 +45,7 @@ impl Common {
     /// Checks what can be checked before the secrets are there.
     pub(crate) fn precheck(message: &CommonTlsContext, side: Side) -> ConfigResult<()> {
         refuse_unsupported(message)?;
+        check_number(message, side)?;
         Params::from_proto(message.tls_params.as_ref(), side).at("tls_params")?;
         params::alpn(&message.alpn_protocols).map(drop)
     }
@@ -119,20 +120,14 @@ fn refuse_unsupported(message: &CommonTlsContext) -> ConfigResult<()> {
 fn secret<'a>(
     config: &SdsSecretConfig,
     secrets: &'a StaticSecrets,
+    kind: SecretKind,
     what: &str,
 ) -> ConfigResult<&'a SecretType> {
-    let known = if config.sds_config.is_some() { &secrets.1 } else { &secrets.0 };
-    known
-        .get(&config.name)
-        .and_then(|secret| secret.r#type.as_ref())
-        .ok_or_else(|| ConfigError::new(format!("Unknown static {what}: {}", config.name)).at("name"))
+    let unknown = || ConfigError::new(format!("Unknown static {what}: {}", config.name)).at("name");
+    secrets.get(kind, config).ok_or_else(unknown)
 }
 
-fn certificates(
-    message: &CommonTlsContext,
-    secrets: &StaticSecrets,
-    side: Side,
-) -> ConfigResult<Vec<Certificate>> {
+fn check_number(message: &CommonTlsContext, side: Side) -> ConfigResult<()> {
     let (inline, named) = (&message.tls_certificates, &message.tls_certificate_sds_secret_configs);
     if side == Side::Server && inline.is_empty() && named.is_empty() {
         return Err(ConfigError::new("No TLS certificates found for server context"));
@@ -143,15 +138,24 @@ fn certificates(
     if side == Side::Client && inline.len() + named.len() > 1 {
         return Err(ConfigError::new("Multiple TLS certificates are not supported for client contexts"));
     }
+    Ok(())
+}
+
+fn certificates(
+    message: &CommonTlsContext,
+    secrets: &StaticSecrets,
+    side: Side,
+) -> ConfigResult<Vec<Certificate>> {
+    check_number(message, side)?;
     let mut all = Vec::new();
-    for (i, certificate) in inline.iter().enumerate() {
+    for (i, certificate) in message.tls_certificates.iter().enumerate() {
         // An empty message is skipped, as in Envoy.
         if *certificate != TlsCertificate::default() {
             all.push(Certificate::from_proto(certificate, None).at_index("tls_certificates", i)?);
         }
     }
-    for (i, config) in named.iter().enumerate() {
-        let load = || match secret(config, secrets, "secret")? {
+    for (i, config) in message.tls_certificate_sds_secret_configs.iter().enumerate() {
+        let load = || match secret(config, secrets, SecretKind::TlsCertificate, "secret")? {
             SecretType::TlsCertificate(c) => Certificate::from_proto(c, Some(&config.name)),
             _ => Err(ConfigError::new(format!("Unknown static secret: {}", config.name)).at("name")),
         };
@@ -170,7 +174,12 @@ fn validation(
     side: Side,
     auto_sni_san: bool,
 ) -> ConfigResult<Option<Validation>> {
-    let named = |config: &SdsSecretConfig| match secret(config, secrets, "certificate validation context")? {
+    let named = |config: &SdsSecretConfig| match secret(
+        config,
+        secrets,
+        SecretKind::ValidationContext,
+        "certificate validation context",
+    )? {
         SecretType::ValidationContext(context) => Ok(context.clone()),
         _ => Err(ConfigError::new(format!("Unknown static certificate validation context: {}", config.name))
             .at("name")),

@@ -1,17 +1,11 @@
 //! TLS contexts: the border that listeners and clusters use.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::admin::v3::{self as admin, subject_alternate_name::Name};
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::google::protobuf::Timestamp;
 use sampan_core::stream_info::CertInfo;
 use thiserror::Error;
-
-/// The bootstrap's `static_resources.secrets`, by name; then those that came by SDS, for a context that wants them.
-#[derive(Default, Clone)]
-pub struct StaticSecrets(pub HashMap<String, Arc<Secret>>, pub(crate) HashMap<String, Arc<Secret>>);
 
 /// A certificate in use, as the admin's `/certs` shows it.
 #[derive(Debug, Clone)]

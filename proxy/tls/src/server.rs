@@ -29,18 +29,18 @@ use sampan_core::{ConfigError, ConfigResult};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::{StartHandshake, TlsStream};
 
-use crate::Transport;
 use crate::certificate::Certificate;
 use crate::common::Common;
-use crate::context::{HandshakeError, LoadedCertificate, StaticSecrets, admin_certificate};
+use crate::context::{HandshakeError, LoadedCertificate, admin_certificate};
 use crate::failure::{Opening, handshake_error, no_versions, refusal_text};
 use crate::params::Side;
 use crate::peers::Peers;
 use crate::sniff::Sniff;
 use crate::stats::SslStats;
-use crate::tickets::{LazyCache, SharedKeys, Tickets};
+use crate::tickets::{self, LazyCache, SharedKeys, Tickets};
 use crate::validation::{Trust, Validator};
 use crate::verifier::{ClientVerifier, Verifier};
+use crate::{StaticSecrets, Transport};
 
 /// A downstream TLS context, ready to accept.
 pub struct ServerContext {
@@ -111,7 +111,8 @@ impl ServerContext {
         let (ca, chains) = common.loaded();
         common.count_expirations(&stats, ca.as_ref());
         let validator = common.take_validator();
-        let configs = Configs::new(message, &common, &validator, &stats)?;
+        let tickets = tickets(message, secrets, &common, ca.as_ref())?;
+        let configs = Configs::new(message, tickets, &common, &validator, &stats)?;
         Ok(Self {
             names: names(&common.certificates),
             full_scan: message.full_scan_certs_on_sni_mismatch.as_ref().is_some_and(|v| v.value),
@@ -301,6 +302,16 @@ fn names(certificates: &[Certificate]) -> HashMap<String, Vec<usize>> {
     names
 }
 
+/// Checks what can be checked before the secrets are there.
+pub(crate) fn precheck(message: &DownstreamTlsContext, secrets: &StaticSecrets) -> ConfigResult<()> {
+    refuse_unsupported(message)?;
+    session_timeout(message)?;
+    tickets::configured(message, secrets)?.map_or(Ok(()), tickets::check)?;
+    let empty = CommonTlsContext::default();
+    let common = message.common_tls_context.as_ref().unwrap_or(&empty);
+    Common::precheck(common, Side::Server).at("common_tls_context")
+}
+
 fn refuse_unsupported(message: &DownstreamTlsContext) -> ConfigResult<()> {
     if message.require_sni.as_ref().is_some_and(|v| v.value) {
         return Err(ConfigError::unsupported("requiring SNI").at("require_sni"));
@@ -308,17 +319,48 @@ fn refuse_unsupported(message: &DownstreamTlsContext) -> ConfigResult<()> {
     if message.ocsp_staple_policy != i32::from(OcspStaplePolicy::LenientStapling) {
         return Err(ConfigError::unsupported("OCSP stapling").at("ocsp_staple_policy"));
     }
-    match &message.session_ticket_keys_type {
-        Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(_)) => {
-            Err(ConfigError::unsupported("setting session ticket keys")
-                .at("session_ticket_keys_sds_secret_config"))
-        }
-        Some(
-            SessionTicketKeysType::SessionTicketKeys(_)
-            | SessionTicketKeysType::DisableStatelessSessionResumption(_),
-        )
-        | None => Ok(()),
+    Ok(())
+}
+
+/// None where stateless resumption is off.
+fn tickets(
+    message: &DownstreamTlsContext,
+    secrets: &StaticSecrets,
+    common: &Common,
+    ca: Option<&LoadedCertificate>,
+) -> ConfigResult<Option<Arc<Tickets>>> {
+    let timeout = session_timeout(message)?;
+    if let Some(keys) = tickets::configured(message, secrets)? {
+        let keys = SharedKeys::new(keys, &mark(message, common, ca))?;
+        return Ok(Some(Tickets::under(Arc::new(keys), timeout)));
     }
+    match message.session_ticket_keys_type {
+        Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)) => Ok(None),
+        _ => Tickets::new(timeout).map(Some).map_err(|e| ConfigError::new(e.to_string())),
+    }
+}
+
+/// What tells a context whose tickets others can read from another context: certificates by whom they name, as in Envoy, so that a
+/// session outlives their rotation; the rest of the configuration as it stands; the authority, which a secret may have changed.
+fn mark(message: &DownstreamTlsContext, common: &Common, ca: Option<&LoadedCertificate>) -> Vec<u8> {
+    let mut rules = DownstreamTlsContext { session_ticket_keys_type: None, ..message.clone() };
+    if let Some(common) = &mut rules.common_tls_context {
+        common.tls_certificates.clear();
+        common.tls_certificate_sds_secret_configs.clear();
+    }
+    let mut mark = rules.encode_length_delimited_to_vec();
+    let mut add = |text: &str| {
+        mark.extend_from_slice(text.as_bytes());
+        mark.push(0);
+    };
+    for certificate in &common.certificates {
+        let info = &certificate.info;
+        add(&info.subject);
+        add(&info.issuer);
+        [&info.dns_sans, &info.uri_sans, &info.ip_sans].into_iter().flatten().for_each(|name| add(name));
+    }
+    add(ca.map_or("", |ca| &ca.info.sha256));
+    mark
 }
 
 fn session_timeout(message: &DownstreamTlsContext) -> ConfigResult<Option<Duration>> {
@@ -332,6 +374,7 @@ fn session_timeout(message: &DownstreamTlsContext) -> ConfigResult<Option<Durati
 impl Configs {
     fn new(
         message: &DownstreamTlsContext,
+        tickets: Option<Arc<Tickets>>,
         common: &Common,
         validator: &Arc<Validator>,
         stats: &Arc<SslStats>,
@@ -348,24 +391,10 @@ impl Configs {
         };
         let mut base = build(&common.params.provider)?;
         let mut alternate = common.params.alternate.as_ref().map(build).transpose()?;
-        let stateless = !matches!(
-            message.session_ticket_keys_type,
-            Some(SessionTicketKeysType::DisableStatelessSessionResumption(true))
-        );
-        let timeout = session_timeout(message)?;
-        let tickets = match &message.session_ticket_keys_type {
-            Some(SessionTicketKeysType::SessionTicketKeys(shared)) => {
-                let context = DownstreamTlsContext { session_ticket_keys_type: None, ..message.clone() };
-                let keys =
-                    SharedKeys::new(&shared.keys, &context.encode_to_vec()).at("session_ticket_keys")?;
-                Some(Tickets::under(Arc::new(keys), timeout))
-            }
-            _ if stateless => Some(Tickets::new(timeout).map_err(|e| ConfigError::new(e.to_string()))?),
-            _ => None,
-        };
         // rustls fills the cache even for clients that take tickets, peers' chains and all; with tickets on, it
         // would be memory for nobody.
-        let stateful = !stateless && !message.disable_stateful_session_resumption;
+        let stateful = tickets.is_none() && !message.disable_stateful_session_resumption;
+        let timeout = session_timeout(message)?;
         let cache = stateful.then(|| Arc::new(LazyCache::new(timeout)));
         for config in std::iter::once(&mut base).chain(alternate.as_mut()) {
             match &tickets {

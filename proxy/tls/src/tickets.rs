@@ -4,6 +4,8 @@
 //! filter chain has other keys and an empty cache, so that no session outlives the rules under which it was made
 //! (CVE-2022-21654). With `session_ticket_keys` proxies share keys; a ticket then carries the mark of the context that made
 //! it, which is that of every proxy with the same configuration. Its form is ours: Envoy does not read it. A resumed session's certificate is verified again as well, see `server`.
+//!
+//! Keys may come by SDS. A secret of another kind has none; as in Envoy it is taken, and nobody is served until keys come.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -12,11 +14,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::digest::{SHA256, digest};
 use envoy_types::pb::envoy::config::core::v3::DataSource;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    DownstreamTlsContext, TlsSessionTicketKeys,
+};
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
 use sampan_core::error::AtField;
 use sampan_core::{ConfigError, ConfigResult};
 
-use crate::data_source;
+use crate::{SecretKind, StaticSecrets, data_source};
 
 /// BoringSSL's default session lifetime.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(7200);
@@ -80,9 +87,35 @@ pub(crate) struct SharedKeys {
     context: [u8; 32],
 }
 
+/// The keys that are configured, and that must be there unless SDS brings them; none: the context makes its own.
+pub(crate) fn configured<'a>(
+    message: &'a DownstreamTlsContext,
+    secrets: &'a StaticSecrets,
+) -> ConfigResult<Option<&'a TlsSessionTicketKeys>> {
+    match &message.session_ticket_keys_type {
+        Some(SessionTicketKeysType::SessionTicketKeys(keys)) => Ok(Some(keys)),
+        Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(config)) => {
+            match secrets.get(SecretKind::SessionTicketKeys, config) {
+                Some(SecretType::SessionTicketKeys(keys)) => Ok(Some(keys)),
+                None if config.sds_config.is_none() => {
+                    let reason = format!("Unknown tls session ticket keys: {}", config.name);
+                    Err(ConfigError::new(reason).at("name").at("session_ticket_keys_sds_secret_config"))
+                }
+                _ => Ok(None),
+            }
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Checks keys.
+pub fn check(keys: &TlsSessionTicketKeys) -> ConfigResult<()> {
+    SharedKeys::new(keys, &[]).map(drop)
+}
+
 impl SharedKeys {
     /// `context` is what tells the context from others; not the keys, so that they can be rotated.
-    pub(crate) fn new(keys: &[DataSource], context: &[u8]) -> ConfigResult<Self> {
+    pub(crate) fn new(keys: &TlsSessionTicketKeys, context: &[u8]) -> ConfigResult<Self> {
         let one = |source: &DataSource| {
             let loaded = data_source::read(source)?;
             let Some((name, secret)) =
@@ -98,7 +131,8 @@ impl SharedKeys {
                 .map_err(|e| ConfigError::new(e.to_string()))?;
             Ok(SharedKey { name: *name, key })
         };
-        let keys = keys.iter().enumerate().map(|(i, source)| one(source).at_index("keys", i));
+        let one = |(i, source)| one(source).at_index("keys", i).at("session_ticket_keys");
+        let keys = keys.keys.iter().enumerate().map(one);
         let mut mark = [0; 32];
         mark.copy_from_slice(digest(&SHA256, context).as_ref());
         Ok(Self { keys: keys.collect::<ConfigResult<_>>()?, context: mark })
@@ -198,14 +232,18 @@ mod tests {
 
     use super::*;
 
-    fn source(byte: u8, length: usize) -> DataSource {
-        DataSource { specifier: Some(Specifier::InlineBytes(vec![byte; length])), ..Default::default() }
+    fn keys(given: &[(u8, usize)]) -> TlsSessionTicketKeys {
+        let source = |&(byte, length)| DataSource {
+            specifier: Some(Specifier::InlineBytes(vec![byte; length])),
+            ..Default::default()
+        };
+        TlsSessionTicketKeys { keys: given.iter().map(source).collect() }
     }
 
     #[test]
     fn proxies_with_the_same_keys_read_each_others_tickets() {
-        let ours = SharedKeys::new(&[source(1, 80)], b"context").unwrap();
-        let rotated = SharedKeys::new(&[source(2, 80), source(1, 80)], b"context").unwrap();
+        let ours = SharedKeys::new(&keys(&[(1, 80)]), b"context").unwrap();
+        let rotated = SharedKeys::new(&keys(&[(2, 80), (1, 80)]), b"context").unwrap();
         let ticket = ours.encrypt(b"session").unwrap();
         assert_eq!(ours.decrypt(&ticket).as_deref(), Some(&b"session"[..]));
         assert_eq!(rotated.decrypt(&ticket).as_deref(), Some(&b"session"[..]));
@@ -215,14 +253,17 @@ mod tests {
 
     #[test]
     fn tickets_of_other_contexts_and_broken_ones_are_none() {
-        let ours = SharedKeys::new(&[source(1, 80)], b"context").unwrap();
-        let other = SharedKeys::new(&[source(1, 80)], b"another").unwrap();
+        let ours = SharedKeys::new(&keys(&[(1, 80)]), b"context").unwrap();
+        let other = SharedKeys::new(&keys(&[(1, 80)]), b"another").unwrap();
         let mut ticket = ours.encrypt(b"session").unwrap();
         assert_eq!(other.decrypt(&ticket), None);
         assert_eq!(ours.decrypt(&ticket[..20]), None);
         *ticket.last_mut().unwrap() ^= 1;
         assert_eq!(ours.decrypt(&ticket), None);
-        let short = SharedKeys::new(&[source(1, 80), source(1, 3)], b"").unwrap_err().to_string();
-        assert_eq!(short, "keys[1]: Incorrect TLS session ticket key length. Length 3, expected length 80.");
+        let short = check(&keys(&[(1, 80), (1, 3)])).unwrap_err().to_string();
+        assert_eq!(
+            short,
+            "session_ticket_keys.keys[1]: Incorrect TLS session ticket key length. Length 3, expected length 80."
+        );
     }
 }

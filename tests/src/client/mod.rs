@@ -6,11 +6,13 @@ mod raw;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, HandshakeKind};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -38,6 +40,8 @@ pub struct Client<'a> {
     /// Certificates.
     pub certs: &'a Certs,
     kept: RefCell<HashMap<String, Kept>>,
+    /// Configurations with their sessions, by the sessions' name.
+    sessions: RefCell<HashMap<String, Arc<ClientConfig>>>,
 }
 
 /// What a connection attempt showed.
@@ -49,7 +53,7 @@ enum Connected {
 impl<'a> Client<'a> {
     /// A client without connections.
     pub fn new(names: &'a Names, certs: &'a Certs) -> Self {
-        Client { names, certs, kept: RefCell::default() }
+        Client { names, certs, kept: RefCell::default(), sessions: RefCell::default() }
     }
 
     /// Closes a kept connection.
@@ -75,20 +79,33 @@ impl<'a> Client<'a> {
         let Stream::Tcp(stream) = stream else { return case_error("TLS on a unix socket") };
         let name = tls.sni.clone().unwrap_or_else(|| "none.test".into());
         let Ok(name) = ServerName::try_from(name) else { return case_error("no server name") };
-        let connector = TlsConnector::from(self.certs.client_config(tls)?);
+        let connector = TlsConnector::from(self.client_config(tls)?);
         match timeout(Duration::from_secs(5), connector.connect(name, stream)).await {
             Ok(Ok(stream)) => {
                 let state = stream.get_ref().1;
-                let seen = json!({
+                let mut seen = json!({
                     "alpn": state.alpn_protocol().map(text),
                     "version": state.protocol_version().map(|v| format!("{v:?}")),
                     "cert": state.peer_certificates().and_then(|c| common_name(c.first()?)),
                 });
+                if tls.session.is_some() {
+                    seen["resumed"] = (state.handshake_kind() == Some(HandshakeKind::Resumed)).into();
+                }
                 Ok(Connected::Wire(Wire::new(Stream::TlsClient(Box::new(stream))), Some(seen)))
             }
             Ok(Err(error)) => Ok(Connected::Failed(format!("tls: {}", alert(&error)))),
             Err(_) => Ok(Connected::Failed("tls: no answer".into())),
         }
+    }
+
+    fn client_config(&self, tls: &ClientTls) -> Result<Arc<ClientConfig>> {
+        let Some(session) = &tls.session else { return self.certs.client_config(tls) };
+        if let Some(known) = self.sessions.borrow().get(session) {
+            return Ok(known.clone());
+        }
+        let made = self.certs.client_config(tls)?;
+        self.sessions.borrow_mut().insert(session.clone(), made.clone());
+        Ok(made)
     }
 
     /// A structured request, as often as asked.

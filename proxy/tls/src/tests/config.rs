@@ -1,14 +1,11 @@
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use envoy_types::pb::envoy::config::core::v3::{ConfigSource, TypedExtensionConfig};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, DownstreamTlsContext, SdsSecretConfig, Secret, TlsParameters,
-    UpstreamTlsContext,
+    CertificateValidationContext, DownstreamTlsContext, GenericSecret, SdsSecretConfig, Secret,
+    TlsParameters, UpstreamTlsContext,
 };
 use sampan_core::stats::Store;
 
@@ -167,16 +164,12 @@ fn facts_as_openssl_prints_them() {
 fn static_secrets_by_name() {
     let authority = ca("ca");
     let leaf = authority.leaf(&[dns("a")]);
-    let secret = |name: &str, kind: Type| {
-        (name.to_owned(), Arc::new(Secret { name: name.to_owned(), r#type: Some(kind) }))
-    };
-    let secrets = StaticSecrets(
-        HashMap::from([
-            secret("cert", Type::TlsCertificate(certificate(&leaf))),
-            secret("roots", Type::ValidationContext(trusting(&authority))),
-        ]),
-        HashMap::new(),
-    );
+    let secret = |name: &str, kind: Type| Secret { name: name.to_owned(), r#type: Some(kind) };
+    let mut secrets = StaticSecrets::default();
+    secrets.add(secret("cert", Type::TlsCertificate(certificate(&leaf)))).unwrap();
+    secrets.add(secret("roots", Type::ValidationContext(trusting(&authority)))).unwrap();
+    // One of another kind may have the name too.
+    secrets.add(secret("cert", Type::GenericSecret(GenericSecret::default()))).unwrap();
     let named = |name: &str| SdsSecretConfig { name: name.to_owned(), sds_config: None };
     let mut common = common(None, None, &[]);
     common.tls_certificate_sds_secret_configs = vec![named("cert")];
