@@ -7,14 +7,18 @@
 //!
 //! Clients choose those names, so that they are bounded ([`Asked`]), other than in Envoy.
 //!
+//! Hosts of the last good configuration serve until the control plane speaks of them, and it is asked for each by its name.
+//!
 //! A table that is the first in its place waits for the first answer, and so does the listener of an inline one. Delta only.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, Vhds, VirtualHost};
+use prost::Message as _;
+use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::{ConfigSource, SourceKind};
 use sampan_core::stats::{Counter, Scope};
 use sampan_http::route::{Demand, HostsOnDemand};
@@ -24,6 +28,7 @@ use xds_client::{Decoded, Resource, Variant, types};
 
 use super::resource::{Checked, checked, decode};
 use super::routes::Table;
+use super::source::kept;
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
 /// Hosts by name.
@@ -47,6 +52,9 @@ struct VirtualHosts {
     name: Arc<str>,
     hosts: RefCell<Hosts>,
     asked: RefCell<Asked>,
+    stream: RefCell<Weak<Source>>,
+    /// Hosts of the last good configuration that the control plane has said nothing of.
+    kept: RefCell<BTreeSet<String>>,
     /// There was an answer, or there will be none in time.
     settled: Cell<bool>,
     config_reload: Counter,
@@ -134,12 +142,16 @@ impl Subscription {
             name: table.name.clone(),
             hosts: RefCell::default(),
             asked: RefCell::default(),
+            stream: RefCell::default(),
+            kept: RefCell::default(),
             settled: Cell::default(),
             config_reload: scope.counter("config_reload"),
             update_attempt: scope.counter("update_attempt"),
         });
         let stats = SubscriptionStats::new(scope);
         let stream = Rc::new(Source::start(context, source, stats, subscriber.clone()));
+        subscriber.stream.replace(Rc::downgrade(&stream));
+        subscriber.ask_for_kept();
         let (on_demand, demands) = HostsOnDemand::new();
         let task = tokio::task::spawn_local(listen(demands, subscriber.clone(), stream.clone()));
         Self { message, subscriber, task: task.abort_handle(), stream, on_demand }
@@ -214,6 +226,27 @@ async fn listen(
 }
 
 impl VirtualHosts {
+    /// Whether they are still there, and what they are now.
+    fn ask_for_kept(&self) {
+        // Without a stream yet: when it is there.
+        let stream = self.stream.borrow().upgrade();
+        stream.iter().for_each(|stream| self.kept.borrow().iter().for_each(|name| stream.ask(name)));
+    }
+
+    /// Puts other hosts into the table, if there are others; the answer is complete.
+    fn take(&self, version: &str, hosts: Option<Hosts>, answer: &[Rc<Decoded>]) -> Result<(), String> {
+        let Some(table) = self.table.upgrade() else { return Ok(()) };
+        if let Some(hosts) = hosts {
+            table.rebuild(version, |base| merge(base, &hosts))?;
+            self.hosts.replace(hosts);
+            self.config_reload.inc();
+        }
+        self.settled.set(true);
+        table.complete();
+        self.answered(answer);
+        Ok(())
+    }
+
     fn answered(&self, resources: &[Rc<Decoded>]) {
         let mut asked = self.asked.borrow_mut();
         for resource in resources {
@@ -250,26 +283,25 @@ impl Subscriber for VirtualHosts {
         Ok(Decoded { name, version, aliases, bytes: Default::default(), message: Box::new(()) })
     }
 
-    /// There is no state of the world of virtual hosts.
-    fn update(&self, _version: &str, _resources: &[Rc<Decoded>]) -> Result<(), String> {
-        Ok(())
+    /// There is no state of the world of virtual hosts: this is what was kept.
+    fn update(&self, version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
+        let hosts: Hosts = named(resources).collect();
+        self.kept.replace(hosts.keys().cloned().collect());
+        self.ask_for_kept();
+        self.take(version, Some(hosts), resources)
     }
 
     fn change(&self, version: &str, added: &[Rc<Decoded>], removed: &[String]) -> Result<(), String> {
-        let Some(table) = self.table.upgrade() else { return Ok(()) };
         let mut hosts = self.hosts.borrow().clone();
         let gone = removed.iter().filter(|name| hosts.remove(*name).is_some()).count();
-        for Checked { message, .. } in checked::<VirtualHost>(added) {
-            hosts.insert(message.name.clone(), message.clone());
-        }
-        if gone > 0 || !added.is_empty() {
-            table.rebuild(version, |base| merge(base, &hosts))?;
-            self.hosts.replace(hosts);
-            self.config_reload.inc();
-        }
-        self.settled.set(true);
-        table.complete();
-        self.answered(added);
+        let names = || added.iter().map(|resource| &resource.name);
+        // Of what was kept an answer without a host says that there is none.
+        names().filter(|name| self.kept.borrow().contains(*name)).for_each(|name| drop(hosts.remove(name)));
+        hosts.extend(named(added));
+        let changed = (gone > 0 || !added.is_empty()).then_some(hosts);
+        self.take(version, changed, added)?;
+        let mut kept = self.kept.borrow_mut();
+        removed.iter().chain(names()).for_each(|name| drop(kept.take(name)));
         Ok(())
     }
 
@@ -279,6 +311,17 @@ impl Subscriber for VirtualHosts {
             table.complete();
         }
     }
+
+    fn in_force(&self) -> Vec<KeptResource> {
+        self.hosts.borrow().values().map(|host| kept("", &host.encode_to_vec().into())).collect()
+    }
+}
+
+/// Hosts under their own names.
+fn named(resources: &[Rc<Decoded>]) -> impl Iterator<Item = (String, VirtualHost)> {
+    checked(resources)
+        .into_iter()
+        .map(|Checked { message, .. }: Checked<'_, VirtualHost>| (message.name.clone(), message.clone()))
 }
 
 #[cfg(test)]

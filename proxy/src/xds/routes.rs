@@ -202,7 +202,13 @@ impl Rds {
             let table = self.table(&name, &wanted.slot, scope, None);
             if let Some(vhds) = &wanted.table.vhds {
                 match table.take_with_hosts(&wanted.table, vhds, "") {
-                    Ok(first) => drop(table.first.replace(Some(first))),
+                    Ok(first) => {
+                        table.first.replace(Some(first));
+                        // Hosts that were kept are there at once.
+                        if table.is_settled() {
+                            table.complete();
+                        }
+                    }
                     Err(error) => {
                         warn(&error);
                         table.answered.send_replace(true);
@@ -283,8 +289,7 @@ impl Table {
             Some(vhds) => self.take_with_hosts(&message, vhds, version)?,
         };
         self.given.replace(Some(bytes));
-        let settled = self.base.borrow().as_ref().is_none_or(|(_, hosts)| hosts.is_settled());
-        let waits = !settled && self.current.borrow().is_none();
+        let waits = !self.is_settled() && self.current.borrow().is_none();
         if waits {
             self.first.replace(Some(next));
         } else {
@@ -292,6 +297,11 @@ impl Table {
             self.publish(next);
         }
         Ok(())
+    }
+
+    /// Whether nobody waits for hosts.
+    fn is_settled(&self) -> bool {
+        self.base.borrow().as_ref().is_none_or(|(_, hosts)| hosts.is_settled())
     }
 
     /// The same of a table whose hosts come on their own.
@@ -403,8 +413,9 @@ impl Subscriber for Table {
         self.answered.send_replace(true);
     }
 
+    /// As it was given: hosts that came on their own are kept on their own.
     fn in_force(&self) -> Vec<KeptResource> {
-        let current = self.current.borrow();
-        current.iter().map(|now| kept(&now.version, &now.bytes)).collect()
+        let (current, given) = (self.current.borrow(), self.given.borrow());
+        current.iter().zip(&*given).map(|(now, given)| kept(&now.version, given)).collect()
     }
 }
