@@ -1,11 +1,13 @@
 //! `sampan check FILE…`: whether configuration would be taken, without a proxy that takes it.
 //!
 //! A file holds a bootstrap, a `DiscoveryResponse` (as control planes send it or as a watched file), what
-//! `/config_dump` printed, one resource with its `@type`, or a list of such. Each resource goes the way that one of a
+//! `/config_dump` printed, whole or in part, one resource with its `@type`, or a list of such. Each resource goes the way that one of a
 //! control plane goes, so that what is said of it is what the control plane would read in the NACK.
 //!
 //! Clusters that routes name are looked for in all files together; where no file has one, every name is taken.
 //! What `/config_dump` has redacted cannot be checked beyond its message: its keys are not there.
+
+mod dump;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -191,7 +193,7 @@ fn read(file: &Path) -> Result<Content, String> {
         }
         Kind::Dump => {
             let dump = load_text::<admin::ConfigDump>(format, &text, &options).and_then(|d| d.decode());
-            dump.map(|d| Content::Resources(dumped(&d))).map_err(|e| e.to_string())
+            dump.map(|d| Content::Resources(dump::resources(&d))).map_err(|e| e.to_string())
         }
     }
 }
@@ -225,37 +227,6 @@ fn kind(text: &str) -> Kind {
     } else {
         Kind::Bootstrap
     }
-}
-
-/// The resources of a dump that came from a control plane or a bootstrap; what was refused then is not among them.
-fn dumped(dump: &admin::ConfigDump) -> Vec<Any> {
-    let mut out = Vec::new();
-    fn section<M: Message + Default + Name>(any: &Any) -> Option<M> {
-        (name_of(any) == M::full_name()).then(|| M::decode(any.value.as_slice()).ok()).flatten()
-    }
-    for any in &dump.configs {
-        if let Some(m) = section::<admin::ClustersConfigDump>(any) {
-            out.extend(m.static_clusters.into_iter().filter_map(|c| c.cluster));
-            out.extend(m.dynamic_active_clusters.into_iter().filter_map(|c| c.cluster));
-            out.extend(m.dynamic_warming_clusters.into_iter().filter_map(|c| c.cluster));
-        } else if let Some(m) = section::<admin::ListenersConfigDump>(any) {
-            out.extend(m.static_listeners.into_iter().filter_map(|l| l.listener));
-            let states = m.dynamic_listeners.into_iter().flat_map(|l| [l.active_state, l.warming_state]);
-            out.extend(states.flatten().filter_map(|s| s.listener));
-        } else if let Some(m) = section::<admin::RoutesConfigDump>(any) {
-            out.extend(m.static_route_configs.into_iter().filter_map(|r| r.route_config));
-            out.extend(m.dynamic_route_configs.into_iter().filter_map(|r| r.route_config));
-        } else if let Some(m) = section::<admin::ScopedRoutesConfigDump>(any) {
-            out.extend(m.inline_scoped_route_configs.into_iter().flat_map(|s| s.scoped_route_configs));
-            out.extend(m.dynamic_scoped_route_configs.into_iter().flat_map(|s| s.scoped_route_configs));
-        } else if let Some(m) = section::<admin::EcdsConfigDump>(any) {
-            out.extend(m.ecds_filters.into_iter().filter_map(|f| f.ecds_filter));
-        } else if let Some(m) = section::<admin::EndpointsConfigDump>(any) {
-            out.extend(m.static_endpoint_configs.into_iter().filter_map(|e| e.endpoint_config));
-            out.extend(m.dynamic_endpoint_configs.into_iter().filter_map(|e| e.endpoint_config));
-        }
-    }
-    out
 }
 
 /// What resources are checked with.

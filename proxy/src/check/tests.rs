@@ -64,8 +64,11 @@ fn what_is_wrong_is_said_of_each_resource() {
         {"@type": "type.googleapis.com/envoy.service.runtime.v3.Runtime", "name": "t", "layer": {"a": null}},
         {"@type": "type.googleapis.com/envoy.admin.v3.Memory"}
     ]}"#;
+    let part = r#"{"configs": [{"@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump.DynamicCluster", "version_info": "1",
+        "cluster": {"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "c", "connect_timeout": "0s"}}]}"#;
     let files = [
         folder.file("bad.json", response),
+        folder.file("part.json", part),
         folder.file("broken.json", "{"),
         folder.0.join("none").display().to_string(),
     ];
@@ -79,6 +82,7 @@ fn what_is_wrong_is_said_of_each_resource() {
         "bad.json: secret 's': ",
         "bad.json: runtime layer 't': Invalid runtime entry value for a",
         "bad.json: envoy.admin.v3.Memory: no such resource is known",
+        "part.json: connect_timeout: value must be greater than 0s",
         "broken.json: ",
         "none: cannot be read: ",
     ];
