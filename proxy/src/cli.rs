@@ -441,7 +441,9 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Cli
             Some((name, value)) if name.starts_with("--") => (name, Some(value.to_owned())),
             _ => (argument.as_str(), None),
         };
-        let found = FLAGS.iter().find(|f| name.strip_prefix("--") == Some(f.name) || f.short == Some(name));
+        // One dash is enough for a long name too: so stand they in manuals of meshes for VMs.
+        let long = name.strip_prefix("--").or_else(|| name.strip_prefix('-'));
+        let found = FLAGS.iter().find(|f| long == Some(f.name) || f.short == Some(name));
         let Some(flag) = found else { return Err(CliError::Unknown(argument)) };
         if !flag.repeated && seen.contains(&flag.name) {
             return Err(CliError::Twice(flag.name));
@@ -511,7 +513,7 @@ mod tests {
     #[test]
     fn takes_what_pilot_agent_passes() {
         let o = options(
-            "-c etc/istio/proxy/envoy-rev0.json --drain-time-s 45 --drain-strategy immediate \
+            "-c etc/istio/proxy/envoy-rev0.json -restart-epoch 0 --drain-time-s 45 --drain-strategy immediate \
              --local-address-ip-version v4 --file-flush-interval-msec 1000 --disable-hot-restart \
              --allow-unknown-static-fields -l warning --skip-deprecated-logs --concurrency 2 \
              --component-log-level misc:error --parent-shutdown-time-s 60 --bootstrap-version 3 --max-obj-name-len 189",

@@ -50,7 +50,8 @@ cluster_stats! {
         upstream_cx_destroy_remote_with_active_rq upstream_cx_destroy_with_active_rq
         upstream_cx_http1_total upstream_cx_http2_total upstream_cx_http3_total
         upstream_cx_idle_timeout upstream_cx_max_duration_reached upstream_cx_max_requests
-        upstream_cx_none_healthy upstream_cx_overflow upstream_cx_pool_overflow upstream_cx_protocol_error
+        upstream_cx_none_healthy upstream_cx_overflow upstream_cx_pool_overflow upstream_cx_preconnect_skipped
+        upstream_cx_protocol_error upstream_queue_overloaded upstream_rq_active_overflow upstream_rq_rx_reset_no_error
         upstream_cx_rx_bytes_total upstream_cx_total upstream_cx_tx_bytes_total
         upstream_flow_control_backed_up_total upstream_flow_control_drained_total
         upstream_flow_control_paused_reading_total upstream_flow_control_resumed_reading_total

@@ -51,8 +51,6 @@ pub struct ResponseHead {
     pub end: bool,
     /// The response accepts an upgrade or CONNECT: what follows is a tunnel.
     pub tunnel: bool,
-    /// Bytes of the head on the wire.
-    pub bytes: usize,
 }
 
 /// A connection to an upstream.
@@ -76,6 +74,8 @@ pub struct ClientConnection {
     close_notified: bool,
     failed: bool,
     protocol_error: bool,
+    /// Of the exchange under way: those of the header lines sent and received.
+    header_bytes: (usize, usize),
 }
 
 /// The connection ended inside a message.
@@ -109,6 +109,7 @@ impl ClientConnection {
             close_notified: false,
             failed: false,
             protocol_error: false,
+            header_bytes: (0, 0),
         }
     }
 
@@ -171,7 +172,9 @@ impl ClientConnection {
             tunnel: self.connect || self.upgrade,
             http10: false,
         };
-        self.encoder = encode::request(&mut self.io, headers, self.options.case, shape);
+        (self.encoder, self.header_bytes.0) =
+            encode::request(&mut self.io, headers, self.options.case, shape);
+        self.header_bytes.1 = 0;
         self.request_sent = end;
         self.response_begun = false;
         self.searched = 0;
@@ -256,7 +259,8 @@ impl ClientConnection {
     }
 
     fn accept(&mut self, head: Head) -> Result<ResponseHead, BodyError> {
-        let Head { mut headers, protocol, len, status, .. } = head;
+        self.header_bytes.1 += head.header_bytes();
+        let Head { mut headers, protocol, status, .. } = head;
         let protocol_error = |details, message| BodyError::Protocol(CodecError::bad(details, message));
         let no_content = status < 200 || status == 204;
         if no_content && headers.contains(HeaderId::TRANSFER_ENCODING) {
@@ -279,7 +283,7 @@ impl ClientConnection {
             && headers.lists(HeaderId::CONNECTION, "upgrade");
         let framing = parse::framing(&mut headers, false, false).map_err(BodyError::Protocol)?;
         if (100..200).contains(&status) && status != 101 {
-            return Ok(ResponseHead { headers, status, end: true, tunnel: false, bytes: len });
+            return Ok(ResponseHead { headers, status, end: true, tunnel: false });
         }
         // An upgrade is accepted by its headers, whatever the status says: what comes behind such a head has no
         // framing. Without them a 101 is a response without a body.
@@ -296,7 +300,7 @@ impl ClientConnection {
             self.keep_alive &= framing != Framing::Close;
             framing.into()
         };
-        Ok(ResponseHead { headers, status, end: self.decoder.is_done(), tunnel: self.tunnel, bytes: len })
+        Ok(ResponseHead { headers, status, end: self.decoder.is_done(), tunnel: self.tunnel })
     }
 
     /// The next frame of the response's body.
@@ -319,6 +323,11 @@ impl ClientConnection {
     /// Whether the response was wholly read.
     pub fn response_done(&self) -> bool {
         self.response_begun && self.decoder.is_done()
+    }
+
+    /// Bytes of the header lines of the exchange under way as Envoy counts them, sent and received.
+    pub fn header_bytes(&self) -> (u64, u64) {
+        (self.header_bytes.0 as u64, self.header_bytes.1 as u64)
     }
 
     /// Whether the request was a CONNECT.

@@ -70,8 +70,8 @@ pub(super) struct Shape {
     pub(super) http10: bool,
 }
 
-/// The request line and headers.
-pub(super) fn request(io: &mut Io, headers: &HeaderMap, case: HeaderCase, shape: Shape) -> Encoder {
+/// The request line and headers; tells the bytes of the latter.
+pub(super) fn request(io: &mut Io, headers: &HeaderMap, case: HeaderCase, shape: Shape) -> (Encoder, usize) {
     let out = io.out();
     let method = headers.get(HeaderId::METHOD).unwrap_or(b"GET");
     out.extend_from_slice(method);
@@ -85,14 +85,14 @@ pub(super) fn request(io: &mut Io, headers: &HeaderMap, case: HeaderCase, shape:
     lines(out, headers, case, shape)
 }
 
-/// The status line and headers.
+/// The status line and headers; tells the bytes of the latter.
 pub(super) fn response(
     io: &mut Io,
     protocol: Protocol,
     headers: &HeaderMap,
     case: HeaderCase,
     shape: Shape,
-) -> Encoder {
+) -> (Encoder, usize) {
     let out = io.out();
     out.extend_from_slice(if protocol == Protocol::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     let status = shape.status.unwrap_or_default();
@@ -105,7 +105,8 @@ pub(super) fn response(
     lines(out, headers, case, shape)
 }
 
-fn lines(out: &mut Vec<u8>, headers: &HeaderMap, case: HeaderCase, shape: Shape) -> Encoder {
+fn lines(out: &mut Vec<u8>, headers: &HeaderMap, case: HeaderCase, shape: Shape) -> (Encoder, usize) {
+    let start = out.len();
     let case = case.of(headers);
     match case {
         HeaderCase::Lower => lower_lines(out, headers),
@@ -113,8 +114,9 @@ fn lines(out: &mut Vec<u8>, headers: &HeaderMap, case: HeaderCase, shape: Shape)
     }
     let has_length = headers.contains(HeaderId::CONTENT_LENGTH);
     let encoder = frame_by(out, has_length, case, shape, headers.contains(HeaderId::UPGRADE));
+    let bytes = out.len() - start;
     out.extend_from_slice(b"\r\n");
-    encoder
+    (encoder, bytes)
 }
 
 /// Headers that were received as lines and left alone go out as they came, many at once.

@@ -34,9 +34,20 @@ pub(super) struct Head {
     pub(super) protocol: Protocol,
     /// Bytes of the head on the wire.
     pub(super) len: usize,
+    /// Those of its first line, the line end included.
+    pub(super) first_line: usize,
     /// Range of the request target in the head (requests); the status (responses).
     pub(super) target: (usize, usize),
     pub(super) status: u16,
+}
+
+impl Head {
+    /// Bytes of the header lines as Envoy counts what it receives: a name, its value and three. To be asked before the
+    /// list is changed; exact where lines are written as usual, with one space behind the colon.
+    pub(super) fn header_bytes(&self) -> usize {
+        // One of the headers is the pseudo header of the first line.
+        self.len.saturating_sub(self.first_line + 1 + self.headers.len()).max(3)
+    }
 }
 
 pub(super) const TOO_LARGE: CodecError =
@@ -102,6 +113,10 @@ const INLINE_HEADERS: usize = 64;
 /// The offset of a part within the whole; both come from the parser, which slices and never copies.
 fn offset(whole: &[u8], part: &[u8]) -> (usize, usize) {
     (part.as_ptr().addr() - whole.as_ptr().addr(), part.len())
+}
+
+fn first_line(head: &[u8]) -> usize {
+    memchr::memchr(b'\n', head).map_or(0, |at| at + 1)
 }
 
 /// Whether a complete head could be in `bytes`: an empty line is there. `from` is where the last search ended.
@@ -188,7 +203,9 @@ fn request_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<H
         headers.load(&bytes[..len]);
         headers.push_raw_known(HeaderId::METHOD, offset(bytes, method.as_bytes()));
         load_headers(&mut headers, bytes, parsed.headers, limits.spelling)?;
-        Ok(Some(Head { headers, protocol, len, target: offset(bytes, target.as_bytes()), status: 0 }))
+        let first_line = first_line(bytes);
+        let target = offset(bytes, target.as_bytes());
+        Ok(Some(Head { headers, protocol, len, first_line, target, status: 0 }))
     })
 }
 
@@ -271,6 +288,14 @@ fn any_response(bytes: &[u8], limits: &Limits) -> Result<Option<Head>, CodecErro
     if bytes.first().is_some_and(|b| *b != b'H') {
         return Err(CodecError::parse("HPE_INVALID_CONSTANT"));
     }
+    // Of whatever version a response says it is, it is read as one of 1.0 (Envoy).
+    if let &[b'H', b'T', b'T', b'P', b'/', major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9', b' ', ..] = bytes
+        && !matches!((major, minor), (b'1', b'0' | b'1'))
+    {
+        let mut known = bytes.to_vec();
+        known[5..8].copy_from_slice(b"1.0");
+        return any_response(&known, limits);
+    }
     unfolding(bytes, limits, |bytes| {
         match response_within(bytes, limits, limits.max_headers.min(INLINE_HEADERS)) {
             Err(e) if e == TOO_MANY && limits.max_headers > INLINE_HEADERS => {
@@ -305,7 +330,7 @@ fn response_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<
         let digits = digits + bytes[digits..].iter().take_while(|b| **b == b' ').count();
         headers.push_raw_known(HeaderId::STATUS, (digits, 3));
         load_headers(&mut headers, bytes, parsed.headers, limits.spelling)?;
-        Ok(Some(Head { headers, protocol, len, target: (0, 0), status }))
+        Ok(Some(Head { headers, protocol, len, first_line: first_line(bytes), target: (0, 0), status }))
     })
 }
 

@@ -62,6 +62,8 @@ pub struct ServerOptions {
     pub case: HeaderCase,
     /// Underscores in header names.
     pub underscores: Underscores,
+    /// Whether `https://` in the target of a request that came without TLS is refused (`use_remote_address`).
+    pub refuse_https: bool,
 }
 
 impl Default for ServerOptions {
@@ -78,6 +80,7 @@ impl Default for ServerOptions {
             ignore_upgrades: Vec::new(),
             case: HeaderCase::Lower,
             underscores: Underscores::Allow,
+            refuse_https: false,
         }
     }
 }
@@ -95,6 +98,8 @@ pub struct RequestHead {
     pub upgrade: bool,
     /// Bytes of the head.
     pub bytes: usize,
+    /// Those of its header lines, as Envoy counts them: a separator of two and a line end are three.
+    pub header_bytes: usize,
     /// Headers dropped for an underscore.
     pub dropped_underscores: u32,
 }
@@ -127,6 +132,8 @@ struct Inner {
     searched: usize,
     /// The client has half-closed or failed while a request was under way.
     gone: bool,
+    /// The size of a head that was read and then refused, and of its header lines.
+    refused: (u64, u64),
 }
 
 /// The body of the request under way.
@@ -152,6 +159,7 @@ impl ServerConnection {
             connect: false,
             searched: 0,
             gone: false,
+            refused: (0, 0),
         })))
     }
 
@@ -195,14 +203,18 @@ impl ServerConnection {
         encode::response(&mut inner.io, inner.protocol, headers, inner.options.case, shape);
     }
 
-    /// Queues the response's head. `tunnel`: the response accepts an upgrade or CONNECT.
-    pub fn send_head(&self, status: u16, headers: &HeaderMap, end: bool, tunnel: bool) {
+    /// Queues the response's head and tells the bytes of its header lines. `tunnel`: the response accepts an upgrade or
+    /// CONNECT.
+    pub fn send_head(&self, status: u16, headers: &HeaderMap, end: bool, tunnel: bool) -> usize {
         let mut inner = self.0.borrow_mut();
         let inner = &mut *inner;
         let http10 = inner.protocol == Protocol::Http10;
         let shape =
             Shape { end, status: Some(status), head: inner.head_request, bodiless: false, tunnel, http10 };
-        inner.encoder = encode::response(&mut inner.io, inner.protocol, headers, inner.options.case, shape);
+        let (encoder, bytes) =
+            encode::response(&mut inner.io, inner.protocol, headers, inner.options.case, shape);
+        inner.encoder = encoder;
+        bytes
     }
 
     /// Waits until another frame can be queued.
@@ -251,6 +263,20 @@ impl ServerConnection {
             }
         }
         Poll::Pending
+    }
+
+    /// Whether the client was found to be gone, by [`ServerConnection::poll_gone`] or within its request's body.
+    pub fn is_gone(&self) -> bool {
+        self.0.borrow().gone
+    }
+
+    /// Forgets the head that was refused and what came behind it; tells the bytes of all, and of the head's lines where
+    /// it could be read.
+    pub fn discard_input(&self) -> (u64, u64) {
+        let mut inner = self.0.borrow_mut();
+        let n = inner.io.inbox.len();
+        inner.io.drop_inbox(n);
+        (inner.refused.0 + n as u64, inner.refused.1)
     }
 
     /// Reads and drops what the client still sends; ready at its end. For a polite close.
@@ -324,6 +350,8 @@ impl Inner {
 
     /// What Envoy's codec does once a head is complete, in its order.
     fn accept(&mut self, head: Head) -> Result<RequestHead, CodecError> {
+        let header_bytes = head.header_bytes();
+        self.refused = (head.len as u64, header_bytes as u64);
         let Head { mut headers, protocol, len, target, .. } = head;
         self.protocol = protocol;
         self.encoder = Encoder::Raw;
@@ -359,6 +387,7 @@ impl Inner {
             end: self.decoder.is_done(),
             upgrade,
             bytes: len,
+            header_bytes,
             dropped_underscores,
         })
     }
@@ -419,6 +448,13 @@ impl Inner {
         }
         if scheme != b"http" && scheme != b"https" {
             return Err(CodecError::bad("http1.invalid_scheme", "invalid scheme"));
+        }
+        if scheme == b"https" && self.options.refuse_https && !self.io.transport().is_tls() {
+            return Err(CodecError {
+                status: 403,
+                details: "http1.https_url_on_plaintext_connection",
+                message: "https in the clear",
+            });
         }
         headers.insert_first(HeaderId::SCHEME, scheme);
         headers.insert_first(HeaderId::PATH, path);
@@ -533,7 +569,10 @@ impl BodyStream for RequestBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let mut inner = self.0.0.borrow_mut();
         let inner = &mut *inner;
-        inner.decoder.poll_frame(&mut inner.io, &inner.limits, inner.options.enable_trailers, cx)
+        let trailers = inner.options.enable_trailers;
+        let frame = ready!(inner.decoder.poll_frame(&mut inner.io, &inner.limits, trailers, cx));
+        inner.gone |= matches!(frame, Some(Err(BodyError::Reset(_))));
+        Poll::Ready(frame)
     }
 
     fn is_end(&self) -> bool {

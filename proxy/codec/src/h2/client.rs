@@ -253,7 +253,6 @@ impl ClientStream {
             convert::count_refusal(&self.link, self.send.stream_id().as_u32(), &error);
             return Err(self.refuse());
         }
-        let bytes = headers.byte_size();
         let mut status = status.as_u16();
         let tunnel = match &self.tunnel {
             Tunnel::Upgrade(to) if status == 200 => {
@@ -266,7 +265,7 @@ impl ClientStream {
             Tunnel::Connect => (200..300).contains(&status),
             Tunnel::Upgrade(_) | Tunnel::No => false,
         };
-        Ok(ResponseHead { headers, status, end, tunnel, bytes })
+        Ok(ResponseHead { headers, status, end, tunnel })
     }
 
     /// The response breaks a limit: the stream is reset, and as in Envoy it looks as if the peer had done it.

@@ -214,7 +214,8 @@ fn request_head(request: &Parts, end: bool, limits: &HeadLimits) -> Result<Reque
         headers.append(HeaderId::CONNECTION, "upgrade");
     }
     let upgrade = connect || protocol.is_some();
-    Ok(RequestHead { headers, protocol: Protocol::Http2, end, upgrade, bytes, dropped_underscores })
+    let (protocol, header_bytes) = (Protocol::Http2, bytes);
+    Ok(RequestHead { headers, protocol, end, upgrade, bytes, header_bytes, dropped_underscores })
 }
 
 /// For the fuzz target: each line a header as the crate `h2` hands them on, `name:value`, the first three the method,

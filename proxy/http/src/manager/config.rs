@@ -37,7 +37,7 @@ use super::xfcc::ClientCert;
 use crate::filter::{HttpFilter, HttpFilterContext, HttpFilterKind, HttpFilterRegistry};
 use crate::route::{HeaderMutations, RouteSource};
 use crate::router::RouterConfig;
-use crate::tracing::Tracing;
+use crate::tracing::{Tracing, idle_stats};
 
 /// A connection manager, ready to serve; shared by all workers.
 pub struct Manager {
@@ -420,7 +420,10 @@ fn tracing(
     context: &FactoryContext,
     prefix: &str,
 ) -> ConfigResult<Option<Tracing>> {
-    let Some(tracing) = &message.tracing else { return Ok(None) };
+    let Some(tracing) = &message.tracing else {
+        idle_stats(&context.root_scope().scope(prefix));
+        return Ok(None);
+    };
     let request_id = request_id(message)?;
     let made =
         Tracing::from_proto(tracing, context, prefix, (request_id.pack, request_id.samples)).at("tracing")?;

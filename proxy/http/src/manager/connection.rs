@@ -301,9 +301,7 @@ async fn serve_h1(connection: Connection, transport: Transport, remote: &mut boo
                 // for as long as the exchange does.
                 let mut exchange = exchange(&connection, head, body, &timer, &responder);
                 going.tell(&mut exchange);
-                let last = manager.limits.max_requests_per_connection;
-                if last > 0 && served >= last {
-                    manager.stats.downstream_cx_max_requests_reached.inc();
+                if count_last(&manager, served) {
                     exchange.ask_to_go(false);
                 }
                 Box::pin(exchange.serve(&mut responder, &connection.drain)).await
@@ -313,12 +311,16 @@ async fn serve_h1(connection: Connection, transport: Transport, remote: &mut boo
                 if error.details == UNDERSCORE.details {
                     stats.requests_rejected_with_underscores_in_headers.inc();
                 }
-                Box::pin(refuse(&connection, error, &timer, &mut responder)).await;
+                count_last(&manager, served);
+                let read = codec.discard_input();
+                Box::pin(refuse(&connection, error, read, &timer, &mut responder)).await;
                 Fate::Linger
             }
             Next::HeaderTimeout => {
                 manager.stats.downstream_rq_header_timeout.inc();
-                Box::pin(header_timeout(&connection, &timer, &mut responder)).await;
+                count_last(&manager, served);
+                let read = codec.discard_input();
+                Box::pin(header_timeout(&connection, read, &timer, &mut responder)).await;
                 Fate::Linger
             }
         };
@@ -409,6 +411,16 @@ pub(super) fn stream(
     })
 }
 
+/// Counts the request that is the last of its connection's; tells whether it is.
+fn count_last(manager: &Manager, served: u32) -> bool {
+    let most = manager.limits.max_requests_per_connection;
+    let last = most > 0 && served >= most;
+    if last {
+        manager.stats.downstream_cx_max_requests_reached.inc();
+    }
+    last
+}
+
 /// The exchange that a head begins.
 pub(super) fn exchange(
     connection: &Connection,
@@ -417,9 +429,9 @@ pub(super) fn exchange(
     timer: &Timer,
     responder: &Responder,
 ) -> Box<Exchange> {
-    let RequestHead { headers, protocol, end, upgrade, bytes, .. } = head;
+    let RequestHead { headers, protocol, end, upgrade, bytes, header_bytes, .. } = head;
     let mut stream = stream(connection, headers, body, protocol, timer);
-    stream.info.bytes.header_received = bytes as u64;
+    stream.info.bytes.header_received = header_bytes as u64;
     if end {
         stream.info.last_downstream_rx = Some(stream.info.start);
         timer.request_done();
@@ -427,7 +439,7 @@ pub(super) fn exchange(
     if upgrade {
         stream.upgrade = Some(upgrade_type(&stream.request));
     }
-    Exchange::new(stream, responder)
+    Exchange::new(stream, responder, bytes as u64)
 }
 
 /// What the client wants to upgrade to, lower case.
@@ -440,6 +452,7 @@ fn upgrade_type(headers: &HeaderMap) -> Box<str> {
 fn status_text(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
+        403 => "Forbidden",
         426 => "Upgrade Required",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
@@ -450,20 +463,35 @@ fn status_text(status: u16) -> &'static str {
 async fn refuse(
     connection: &Connection,
     error: CodecError,
+    read: (u64, u64),
+    timer: &Timer,
+    responder: &mut Responder,
+) -> Fate {
+    let reply = LocalReply::new(error.status, error.details)
+        .body(status_text(error.status))
+        .flag(ResponseFlag::DownstreamProtocolError);
+    unread(connection, reply, read, timer, responder).await
+}
+
+async fn header_timeout(
+    connection: &Connection,
+    read: (u64, u64),
+    timer: &Timer,
+    responder: &mut Responder,
+) -> Fate {
+    let reply = LocalReply::new(408, "request_header_timeout").body("request header timeout");
+    unread(connection, reply, read, timer, responder).await
+}
+
+/// Replies to a request that could not be read; `read`: its bytes, and those of its header lines.
+async fn unread(
+    connection: &Connection,
+    reply: LocalReply,
+    read: (u64, u64),
     timer: &Timer,
     responder: &mut Responder,
 ) -> Fate {
     let mut stream = stream(connection, HeaderMap::new(), Body::Empty, Protocol::Http11, timer);
-    if error.status == 431 {
-        connection.manager.stats.downstream_rq_too_large.inc();
-    }
-    stream.info.flags.set(ResponseFlag::DownstreamProtocolError);
-    let reply = LocalReply::new(error.status, error.details).body(status_text(error.status));
-    Exchange::new(stream, responder).refuse(reply, responder, &connection.drain).await
-}
-
-async fn header_timeout(connection: &Connection, timer: &Timer, responder: &mut Responder) -> Fate {
-    let stream = stream(connection, HeaderMap::new(), Body::Empty, Protocol::Http11, timer);
-    let reply = LocalReply::new(408, "request_header_timeout").body("request header timeout");
-    Exchange::new(stream, responder).refuse(reply, responder, &connection.drain).await
+    stream.info.bytes.header_received = read.1;
+    Exchange::new(stream, responder, read.0).refuse(reply, responder, &connection.drain).await
 }

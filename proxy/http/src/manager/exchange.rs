@@ -72,7 +72,9 @@ pub struct Exchange {
 
 impl Exchange {
     /// Begins the accounting. Boxed: it goes through several hands, each of which would keep room for it.
-    pub fn new(stream: Box<Stream>, responder: &Responder) -> Box<Self> {
+    ///
+    /// `head`: bytes of the request that were read from an HTTP/1 connection already.
+    pub fn new(stream: Box<Stream>, responder: &Responder, head: u64) -> Box<Self> {
         count_begin(&stream);
         let (read, written) = responder.wire_bytes().unwrap_or_default();
         Box::new(Self {
@@ -82,8 +84,7 @@ impl Exchange {
             close: false,
             at_once: false,
             drained: false,
-            // The head has been read already and belongs to this exchange.
-            wire_before: (read.saturating_sub(stream.info.bytes.header_received), written),
+            wire_before: (read.saturating_sub(head), written),
             stream,
         })
     }
@@ -151,12 +152,22 @@ impl Exchange {
     /// A reply to what the codec refused: no filter has seen it.
     pub async fn refuse(
         mut self: Box<Self>,
-        reply: LocalReply,
+        mut reply: LocalReply,
         responder: &mut Responder,
         drain: &sampan_core::drain::Signal,
     ) -> Fate {
         self.close = true;
-        match self.finish_response(Err(Failure::Reply(Box::new(reply))), responder, false).await {
+        // The request was never complete.
+        let stats = &self.stream.manager.stats;
+        stats.downstream_rq_response_before_rq_complete.inc();
+        stats.downstream_rq_rx_reset.inc();
+        // The reply's own body is formatted without it.
+        let flag = reply.flag.take();
+        let response = self.finish_response(Err(Failure::Reply(Box::new(reply))), responder, false).await;
+        if let Some(flag) = flag {
+            self.stream.info.flags.set(flag);
+        }
+        match response {
             Ok(response) => self.send(response, responder, drain).await,
             Err(reason) => self.gone(reason, responder),
         }

@@ -406,7 +406,7 @@ async fn serve_stream(shared: Rc<Shared>, accepted: Box<Accepted>, active: Activ
     match head {
         Ok(head) if gone => {
             let stream = stream(connection, head.headers, body, Protocol::Http2, &timer);
-            Exchange::new(stream, &responder).gone(ResetReason::RemoteReset, &mut responder);
+            Exchange::new(stream, &responder, 0).gone(ResetReason::RemoteReset, &mut responder);
         }
         Ok(head) => {
             let exchange = exchange(connection, head, body, &timer, &responder);
@@ -414,7 +414,7 @@ async fn serve_stream(shared: Rc<Shared>, accepted: Box<Accepted>, active: Activ
         }
         Err(error) => {
             let stream = stream(connection, Default::default(), body, Protocol::Http2, &timer);
-            Exchange::new(stream, &responder).turn_away(error, &mut responder);
+            Exchange::new(stream, &responder, 0).turn_away(error, &mut responder);
         }
     }
     if let Responder::H2(h2) = &mut responder

@@ -49,19 +49,16 @@ impl Responder {
         }
     }
 
-    /// Queues the response's head.
+    /// Queues the response's head. HTTP/1 tells the bytes of its header lines, HTTP/2 has a meter.
     pub fn send_head(
         &mut self,
         status: u16,
         headers: &HeaderMap,
         end: bool,
         tunnel: bool,
-    ) -> Result<(), ResetReason> {
+    ) -> Result<u64, ResetReason> {
         match self {
-            Self::H1(connection, ..) => {
-                connection.send_head(status, headers, end, tunnel);
-                Ok(())
-            }
+            Self::H1(connection, ..) => Ok(connection.send_head(status, headers, end, tunnel) as u64),
             Self::H2(h2) => {
                 // An upgrade that HTTP/1 answers with 101 is answered with 200 here (RFC 8441 section 5), and has no
                 // length.
@@ -69,9 +66,9 @@ impl Responder {
                 if is_upgrade(headers) && headers.get(HeaderId::CONTENT_LENGTH) == Some(b"0") {
                     let mut headers = headers.clone();
                     headers.remove(HeaderId::CONTENT_LENGTH);
-                    return h2.stream.send_head(status, &headers, end);
+                    return h2.stream.send_head(status, &headers, end).map(|()| 0);
                 }
-                h2.stream.send_head(status, headers, end)
+                h2.stream.send_head(status, headers, end).map(|()| 0)
             }
         }
     }
@@ -117,6 +114,14 @@ impl Responder {
                 Poll::Ready(ResetReason::ConnectionTermination)
             }
             Self::H2(h2) => h2.stream.poll_gone(cx),
+        }
+    }
+
+    /// Whether the client has given up, as far as is known by now.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::H1(connection, ..) => connection.is_gone(),
+            Self::H2(h2) => h2.shared.is_over() || h2.stream.meter().reset_by_peer,
         }
     }
 

@@ -9,6 +9,7 @@ use sampan_codec::BodyError;
 use sampan_codec::h1::ResponseHead;
 use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderName};
+use sampan_core::stream_info::Protocol;
 use sampan_upstream::{Host, HttpLease, LbContext, Outcome, PreviousPriorities, WorkerHost};
 
 use super::exchange::Exchange;
@@ -84,16 +85,20 @@ impl Forward<'_> {
             let _ = exchange.poll_flush(cx);
             loop {
                 match exchange.poll_head(cx) {
+                    // Others are passed over, as by Envoy's codecs.
                     Poll::Ready(Ok(head)) if (100..200).contains(&head.status) && head.status != 101 => {
                         clock::tick();
                         timer.touch();
+                        // Only the first is counted and passed on, as in Envoy.
+                        if !matches!(head.status, 100 | 102..=104) || std::mem::replace(informed, true) {
+                            continue;
+                        }
                         codes::charge(
                             cluster.cluster(),
                             head.status,
                             codes::Kind { internal, canary: false },
                         );
-                        // Only the first is passed on, as in Envoy.
-                        if !std::mem::replace(informed, true) && manager.proxy_100_continue {
+                        if manager.proxy_100_continue {
                             manager.stats.charge(head.status);
                             manager.listener_stats.charge(head.status);
                             timer.push_informational(head.status, head.headers);
@@ -105,7 +110,8 @@ impl Forward<'_> {
                         return Poll::Ready(Err(reset(reason, true)));
                     }
                     Poll::Ready(Err(BodyError::Timeout)) => return Poll::Ready(Err(Failure::Timeout)),
-                    Poll::Pending => break,
+                    // A client that goes ends this wait, and what was sent counts.
+                    Poll::Pending => break exchange.note_wire(&timer),
                 }
             }
             match timeouts.poll(&timer, cx) {
@@ -219,7 +225,7 @@ impl Forward<'_> {
         if upload.is_received() {
             self.timeouts.request_received(self.stream.info.start);
         }
-        let h2 = self.stream.info.protocol == Some(sampan_core::stream_info::Protocol::Http2);
+        let h2 = self.stream.info.protocol == Some(Protocol::Http2);
         let timer = self.stream.timer.clone();
         let timeouts = &mut self.timeouts;
         let priority = self.priority;

@@ -6,12 +6,15 @@ use std::time::Instant;
 
 use sampan_codec::{BodyError, BodyStream, Frame};
 use sampan_core::clock;
+use sampan_core::header::HeaderMap;
+use sampan_core::stats::Counter;
 use sampan_upstream::Cluster;
 
 use super::attempt::poll_upload;
 use super::codes::{self, Kind, RequestCounters};
 use super::exchange::Exchange;
 use super::failure::Failure;
+use super::outlier;
 use super::timeouts::Timeouts;
 use super::upload::Upload;
 use crate::timer::Timer;
@@ -28,6 +31,8 @@ pub(super) struct Parts {
     /// The response has no body; only the request is still under way.
     pub(super) complete: bool,
     pub(super) counters: RequestCounters,
+    /// A gRPC response, whose end tells whether the host has done well; with what counts one that has no end.
+    pub(super) grpc: Option<Counter>,
     pub(super) charge: Option<(Arc<Cluster>, Kind, Instant)>,
 }
 
@@ -42,6 +47,27 @@ impl Parts {
     fn note_bytes(&mut self) {
         self.timer.set_received(self.upload.received);
         self.exchange.note_wire(&self.timer);
+    }
+
+    /// The end of a gRPC response, with its trailers where it had any.
+    fn settle(&mut self, trailers: Option<&HeaderMap>) {
+        if self.grpc.take().is_none() {
+            return;
+        }
+        let stats = &self.exchange.host().host.stats;
+        if trailers.is_some_and(outlier::grpc_succeeds) {
+            stats.rq_success.inc()
+        } else {
+            stats.rq_error.inc()
+        }
+    }
+
+    /// The response broke off.
+    fn broken(&mut self) {
+        if let Some(reset) = self.grpc.take() {
+            reset.inc();
+            self.exchange.host().host.stats.rq_error.inc();
+        }
     }
 
     fn charge_timeout(&self, failure: &Failure) {
@@ -123,18 +149,28 @@ impl BodyStream for UpstreamBody {
             Poll::Ready(Some(Ok(frame))) => {
                 clock::tick();
                 self.parts.deadline.moved(&self.parts.timer);
-                if self.parts.exchange.response_done() || matches!(frame, Frame::Trailers(_)) {
+                let trailers = match &frame {
+                    Frame::Trailers(trailers) => Some(trailers),
+                    Frame::Data(_) => None,
+                };
+                if trailers.is_some() || self.parts.exchange.response_done() {
+                    self.parts.settle(trailers);
                     self.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
+                self.parts.settle(None);
                 self.finish();
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
+            Poll::Ready(Some(Err(error))) => {
+                self.parts.broken();
+                Poll::Ready(Some(Err(error)))
+            }
             Poll::Pending => self.parts.deadline.poll(&self.parts.timer, cx).map(|failure| {
                 self.parts.charge_timeout(&failure);
+                self.parts.broken();
                 Some(Err(BodyError::Timeout))
             }),
         }

@@ -45,7 +45,11 @@ impl Codes {
         match self.codes.iter().find(|(code, _)| *code == status) {
             Some((_, counter)) => counter.inc(),
             None => {
-                let counter = self.scope.counter(&format!("upstream_rq_{status}"));
+                let name = match status {
+                    100..=599 => format!("upstream_rq_{status}"),
+                    _ => "upstream_rq_unknown".to_owned(),
+                };
+                let counter = self.scope.counter(&name);
                 counter.inc();
                 self.codes.push((status, counter));
             }

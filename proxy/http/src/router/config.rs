@@ -28,9 +28,9 @@ pub struct RouterConfig {
     pub(super) no_route: Counter,
     pub(super) no_cluster: Counter,
     pub(super) rq_direct_response: Counter,
-    pub(super) rq_redirect: Counter,
-    pub(super) rq_retry_skipped_request_not_complete: Counter,
     pub(super) redirects: RedirectStats,
+    /// `rq_reset_after_downstream_response_started`, which Envoy counts for gRPC alone.
+    pub(super) rq_reset_after_response: Counter,
     pub(super) root: Scope,
 }
 
@@ -55,6 +55,9 @@ impl RouterConfig {
         )?;
         let scope: Scope = context.factory.root_scope().scope(context.stat_prefix);
         let counter = |name| scope.counter(name);
+        // There are no load shed points, and Envoy 1.40 counts redirects with the direct responses.
+        counter("rq_overload_local_reply");
+        counter("rq_redirect");
         let strict = message.strict_check_headers.iter().enumerate().map(|(i, name)| {
             match HeaderId::from_lower(name.to_ascii_lowercase().as_bytes()) {
                 id @ (HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS
@@ -76,9 +79,8 @@ impl RouterConfig {
             no_route: counter("no_route"),
             no_cluster: counter("no_cluster"),
             rq_direct_response: counter("rq_direct_response"),
-            rq_redirect: counter("rq_redirect"),
-            rq_retry_skipped_request_not_complete: counter("rq_retry_skipped_request_not_complete"),
             redirects: RedirectStats::new(&scope),
+            rq_reset_after_response: counter("rq_reset_after_downstream_response_started"),
             root: context.factory.root_scope(),
         })))
     }

@@ -168,7 +168,7 @@ impl Exchange {
             Self::Tcp { .. } => {
                 let mut headers = HeaderMap::new();
                 headers.append(HeaderId::STATUS, "200");
-                Poll::Ready(Ok(ResponseHead { headers, status: 200, end: false, tunnel: true, bytes: 0 }))
+                Poll::Ready(Ok(ResponseHead { headers, status: 200, end: false, tunnel: true }))
             }
         }
     }
@@ -203,6 +203,7 @@ impl Exchange {
             Self::H1 { lease: Some(lease), before, .. } => {
                 let (received, sent) = lease.codec().wire_bytes();
                 timer.set_upstream_wire((sent - before.1, received - before.0));
+                timer.set_upstream_headers(lease.codec().header_bytes());
             }
             Self::H1 { lease: None, .. } => {}
             Self::H2 { stream, .. } => {

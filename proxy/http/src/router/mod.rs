@@ -136,7 +136,6 @@ pub async fn forward(stream: &mut Stream, config: &Arc<RouterConfig>) -> Result<
 fn answer(stream: &Stream, config: &RouterConfig, selected: &Selected, action: &Action) -> End {
     match action {
         Action::Redirect(redirect) => {
-            config.rq_redirect.inc();
             config.rq_direct_response.inc();
             let location = redirect.location(selected.route(), &stream.request, &stream.info);
             LocalReply::new(redirect.status(), "direct_response").header(HeaderId::LOCATION, location).into()
@@ -294,10 +293,7 @@ impl<'s> Forward<'s> {
                     self.cluster.stats().retry_or_shadow_abandoned.inc();
                     Retry::No
                 }
-                (Some(_), Ok(_)) if !upload.is_received() => {
-                    self.config.rq_retry_skipped_request_not_complete.inc();
-                    Retry::No
-                }
+                (Some(_), Ok(_)) if !upload.is_received() => Retry::No,
                 (Some(retry), Ok((head, _))) => retry.on_response(head, random),
                 (Some(retry), Err(failure)) => retry.on_failure(failure, random),
             };
@@ -325,6 +321,7 @@ impl<'s> Forward<'s> {
         mut upload: Upload,
     ) -> Result<Response, End> {
         if let Some(reply) = self.unsuccessful_handshake(&head, &exchange) {
+            exchange.note_wire(&self.stream.timer);
             return Err(reply.into());
         }
         match self.follow(&mut head, &mut exchange, &mut upload) {

@@ -1,7 +1,7 @@
 //! What outlier detection is told of an attempt.
 
 use sampan_codec::h1::ResponseHead;
-use sampan_core::header::HeaderId;
+use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_upstream::{Outcome, WorkerHost};
 
 use super::Forward;
@@ -44,6 +44,12 @@ fn code_of(grpc: bool, head: &ResponseHead) -> u16 {
         }
         _ => head.status,
     }
+}
+
+/// Whether a host has done well, by the gRPC status in a head or in trailers. None at all is a failure.
+pub(super) fn grpc_succeeds(headers: &HeaderMap) -> bool {
+    let status = headers.get(HeaderId::GRPC_STATUS).and_then(|s| std::str::from_utf8(s).ok()?.parse().ok());
+    status.is_some_and(|status| http_status(status) < 500)
 }
 
 fn http_status(grpc: u32) -> u16 {

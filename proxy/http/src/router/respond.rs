@@ -10,7 +10,7 @@ use sampan_core::header::HeaderId;
 use super::body::{self, UpstreamBody};
 use super::exchange::Exchange;
 use super::upload::Upload;
-use super::{Forward, codes};
+use super::{Forward, codes, outlier};
 use crate::filter::Response;
 
 impl Forward<'_> {
@@ -27,9 +27,11 @@ impl Forward<'_> {
         let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         let host = exchange.host();
         let kind = codes::Kind { internal, canary: canary || host.canary() };
-        if head.status >= 500 {
+        // gRPC tells behind the body how it went.
+        let later = stream.grpc && head.status < 500 && !head.end;
+        if head.status >= 500 || (stream.grpc && head.end && !outlier::grpc_succeeds(&head.headers)) {
             host.host.stats.rq_error.inc();
-        } else {
+        } else if !later {
             host.host.stats.rq_success.inc();
         }
         if config.dynamic_stats && !stream.info.health_check {
@@ -46,7 +48,6 @@ impl Forward<'_> {
             head.headers.append(HeaderId::SET_COOKIE, cookie);
         }
         stream.info.details.get_or_insert(Cow::Borrowed("via_upstream"));
-        stream.info.bytes.upstream_header_received = head.bytes as u64;
         stream.info.response_code = head.status;
         selected.finalize_response(&stream.request, &mut head.headers, &stream.info);
         if selected.virtual_host().attempt_count_in_response {
@@ -76,6 +77,7 @@ impl Forward<'_> {
                 refused,
                 complete,
                 counters,
+                grpc: later.then(|| config.rq_reset_after_response.clone()),
                 charge: config.dynamic_stats.then(|| (cluster.cluster().clone(), kind, received)),
             }))
         };

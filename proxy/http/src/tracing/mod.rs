@@ -20,7 +20,7 @@ use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::format::FormatContext;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::runtime::{Fraction, Runtime};
-use sampan_core::stats::Counter;
+use sampan_core::stats::{Counter, Scope};
 use sampan_listener::FactoryContext;
 use sampan_listener::context::TrafficDirection;
 
@@ -83,6 +83,24 @@ struct Stats {
     service_forced: Counter,
     client_enabled: Counter,
     not_traceable: Counter,
+}
+
+/// The stats of a connection manager without tracing: it has them too.
+pub fn idle_stats(scope: &Scope) {
+    Stats::new(scope);
+}
+
+impl Stats {
+    fn new(scope: &Scope) -> Self {
+        let counter = |name: &str| scope.counter(&format!("tracing.{name}"));
+        counter("health_check");
+        Self {
+            random_sampling: counter("random_sampling"),
+            service_forced: counter("service_forced"),
+            client_enabled: counter("client_enabled"),
+            not_traceable: counter("not_traceable"),
+        }
+    }
 }
 
 /// Why a request is traced, as the digit in its id.
@@ -191,7 +209,6 @@ impl Tracing {
         let provider = message.provider.as_ref().or(context.server.tracing.as_ref());
         let provider = provider.map(|p| Provider::from_proto(p, message, context));
         let (provider, spans) = provider.transpose().at("provider")?.unzip();
-        let counter = |name: &str| scope.counter(&format!("tracing.{name}"));
         Ok(Self {
             sampling: Sampling::of_manager(message)?,
             provider,
@@ -200,12 +217,7 @@ impl Tracing {
             outbound: context.traffic_direction == TrafficDirection::Outbound,
             pack,
             by_request_id,
-            stats: Stats {
-                random_sampling: counter("random_sampling"),
-                service_forced: counter("service_forced"),
-                client_enabled: counter("client_enabled"),
-                not_traceable: counter("not_traceable"),
-            },
+            stats: Stats::new(&scope),
         })
     }
 

@@ -23,8 +23,9 @@ pub(super) fn request(bytes: &[u8], limits: &Limits) -> Option<Head> {
     let line_end = b" HTTP/1.1\r\n";
     rest.strip_prefix(line_end)?;
     let id = (HeaderId::METHOD, (0, method));
-    let (headers, end) = lines(bytes, limits, id, at + len + line_end.len())?;
-    Some(Head { headers, protocol: Protocol::Http11, len: end, target: (at, len), status: 0 })
+    let first_line = at + len + line_end.len();
+    let (headers, end) = lines(bytes, limits, id, first_line)?;
+    Some(Head { headers, protocol: Protocol::Http11, len: end, first_line, target: (at, len), status: 0 })
 }
 
 pub(super) fn response(bytes: &[u8], limits: &Limits) -> Option<Head> {
@@ -36,10 +37,10 @@ pub(super) fn response(bytes: &[u8], limits: &Limits) -> Option<Head> {
     let digit = |byte: u8| u16::from(byte - b'0');
     let reason = text_len(rest, b' ');
     rest[reason..].strip_prefix(b"\r\n")?;
-    let start = "HTTP/1.1 200 ".len() + reason + 2;
-    let (headers, end) = lines(bytes, limits, (HeaderId::STATUS, (9, 3)), start)?;
+    let first_line = "HTTP/1.1 200 ".len() + reason + 2;
+    let (headers, end) = lines(bytes, limits, (HeaderId::STATUS, (9, 3)), first_line)?;
     let status = digit(hundreds) * 100 + digit(tens) * 10 + digit(ones);
-    Some(Head { headers, protocol: Protocol::Http11, len: end, target: (0, 0), status })
+    Some(Head { headers, protocol: Protocol::Http11, len: end, first_line, target: (0, 0), status })
 }
 
 /// The lines from `start` on behind a pseudo header of the first line, and where they end.
@@ -69,9 +70,9 @@ mod tests {
         Limits { max_bytes: 300, max_headers: 5, spelling: Spelling::Unknown, allow_custom_methods: false };
 
     fn shown(head: &Head) -> String {
-        let Head { headers, protocol, len, target, status } = head;
+        let Head { headers, protocol, len, first_line, target, status } = head;
         let lines = headers.iter_lines().count();
-        format!("{headers:?} {lines} {protocol:?} {len} {target:?} {status}")
+        format!("{headers:?} {lines} {protocol:?} {len} {first_line} {target:?} {status}")
     }
 
     /// Changes a head in some places and holds the two parsers against each other; tells how often the plain one read it.

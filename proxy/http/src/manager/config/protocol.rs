@@ -110,6 +110,7 @@ pub(super) fn http1(
     let ignored =
         ignored.map(|(i, one)| StringMatcher::from_proto(one).at_index("ignore_http_11_upgrade", i));
     Ok(ServerOptions {
+        refuse_https: message.use_remote_address.is_some_and(|b| b.value),
         max_header_bytes: number(message.max_request_headers_kb, 60) as usize * 1024,
         max_headers: number(common.max_headers_count, 100) as usize,
         accept_http10: h1.accept_http_10,

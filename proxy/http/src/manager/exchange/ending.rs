@@ -21,6 +21,7 @@ impl Exchange {
             // The request's body has told before the stream did.
             Responder::H2(h2) if h2.shared.is_over() => ResetReason::ConnectionTermination,
             Responder::H2(h2) if h2.stream.meter().reset_by_peer => ResetReason::RemoteReset,
+            Responder::H1(connection, ..) if connection.is_gone() => ResetReason::ConnectionTermination,
             _ => reason,
         };
         if reason == ResetReason::LocalReset {
@@ -124,15 +125,21 @@ impl Exchange {
             });
         }
         self.reset(responder);
-        if let Responder::H2(h2) = responder {
-            h2.finished = Some(self);
+        match responder {
+            Responder::H2(h2) => {
+                h2.finished = Some(self);
+                Fate::Linger
+            }
+            // The client knows that this is the last.
+            Responder::H1(connection, ..) if self.close && connection.request_done() => Fate::Close,
+            Responder::H1(..) => Fate::Linger,
         }
-        // What came before is still the client's.
-        Fate::Linger
     }
 
     pub(super) fn reset(&mut self, responder: &mut Responder) {
         let stats = &self.stream.manager.stats;
+        // The codec tells of its own resets too.
+        stats.downstream_rq_rx_reset.inc();
         if let Responder::H2(h2) = responder {
             let flags = &self.stream.info.flags;
             let lost = flags.has(ResponseFlag::UpstreamConnectionFailure)
@@ -143,8 +150,6 @@ impl Exchange {
             } else {
                 h2::Reason::INTERNAL_ERROR
             });
-            // The codec tells of its own resets too.
-            stats.downstream_rq_rx_reset.inc();
             if self.stream.info.response_code == 0 {
                 h2.shared.note_reset(self.stream.info.start);
             }

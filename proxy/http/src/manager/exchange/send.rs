@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
-use sampan_codec::{Body, Frame};
+use sampan_codec::{Body, Frame, ResetReason};
 use sampan_core::clock;
 use sampan_core::drain::Signal;
 use sampan_core::header::HeaderId;
@@ -38,10 +38,10 @@ impl Exchange {
             response.body = Body::Empty;
             end = true;
         }
-        if let Err(reason) = responder.send_head(status, &response.headers, end, response.tunnel) {
-            return self.gone(reason, responder);
+        match responder.send_head(status, &response.headers, end, response.tunnel) {
+            Ok(bytes) => self.stream.info.bytes.header_sent = bytes,
+            Err(reason) => return self.gone(reason, responder),
         }
-        self.stream.info.bytes.header_sent = response.headers.byte_size() as u64;
         self.response = Some(response.headers);
         if response.tunnel {
             self.stream.manager.stats.downstream_cx_upgrades_active.inc();
@@ -59,7 +59,15 @@ impl Exchange {
         match sent {
             Ok(()) => self.complete(responder).await,
             Err(PumpEnd::Client(reason)) => self.gone(reason, responder),
-            Err(PumpEnd::Body(error)) => self.broken(error, responder),
+            // Within its request's body.
+            Err(PumpEnd::Body(_)) if responder.is_gone() => {
+                self.gone(ResetReason::ConnectionTermination, responder)
+            }
+            Err(PumpEnd::Body(error)) => {
+                // What came before is still the client's, and counts.
+                let _ = poll_fn(|cx| Poll::Ready(responder.poll_flush(cx))).await;
+                self.broken(error, responder)
+            }
             Err(PumpEnd::Expired(what)) => {
                 // Counted and flagged as before the head; the stream can only be cut now.
                 let reply = self.expired(what);
@@ -153,6 +161,10 @@ impl Exchange {
                 return Fate::Keep;
             }
         };
+        if incomplete {
+            // The codec resets what it will not read to its end.
+            self.stream.manager.stats.downstream_rq_rx_reset.inc();
+        }
         // Where more may be on its way, and where a client is asked to go, the client closes first, as in Envoy.
         let broken = self.stream.info.flags.has(ResponseFlag::DownstreamProtocolError);
         let linger = incomplete || self.drained || (self.close && (self.at_once || broken));
