@@ -67,16 +67,11 @@ impl Subject {
     fn spawn(&self, config: &Path, args: &[String], stderr: &Path) -> Result<Child> {
         let file = std::fs::File::create(stderr).trying("create the error log")?;
         let again = file.try_clone().trying("create the error log")?;
+        let one: &[&str] =
+            if args.iter().any(|arg| arg == "--concurrency") { &[] } else { &["--concurrency", "1"] };
         Command::new(&self.binary)
-            .args([
-                "--concurrency",
-                "1",
-                "--disable-hot-restart",
-                "-l",
-                "error",
-                "--file-flush-interval-msec",
-                "20",
-            ])
+            .args(one)
+            .args(["--disable-hot-restart", "-l", "error", "--file-flush-interval-msec", "20"])
             .args(args)
             .arg("-c")
             .arg(config)

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,9 +15,11 @@ use sampan_core::Address;
 use sampan_core::overload::OverloadState;
 use sampan_core::stream_info::{ConnectionInfo, Metadata};
 use sampan_tls::Transport;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{JoinHandle, spawn_local};
 
+use crate::balance::{Counted, Handed};
 use crate::config::ListenerConfig;
 use crate::connection;
 use crate::context::Worker;
@@ -59,10 +61,25 @@ pub(crate) struct WorkerListener {
     pub(crate) counters: WorkerCounters,
     pub(crate) worker: Rc<Worker>,
     pub(crate) all: Rc<Listeners>,
+    /// Its connections, where workers take as many as others.
+    open: Option<Arc<AtomicU64>>,
+}
+
+impl WorkerListener {
+    /// Takes no more connections from other workers.
+    fn leave(&self) {
+        if let Some(balance) = &self.config.balance {
+            balance.leave(self.worker.id);
+        }
+    }
 }
 
 /// Counts an accepted socket until it is closed.
-pub(crate) struct Open(pub(crate) Rc<WorkerListener>, Admitted);
+pub(crate) struct Open(
+    pub(crate) Rc<WorkerListener>,
+    Admitted,
+    #[expect(dead_code, reason = "its drop counts")] Option<Counted>,
+);
 
 /// What an accepted socket holds of the overload manager's connection limit.
 #[derive(Default)]
@@ -85,7 +102,7 @@ impl Open {
     fn new(listener: &Rc<WorkerListener>, admitted: Admitted) -> Self {
         listener.config.open.fetch_add(1, Ordering::Relaxed);
         listener.worker.server.open_connections.fetch_add(1, Ordering::Relaxed);
-        Self(listener.clone(), admitted)
+        Self(listener.clone(), admitted, listener.open.as_ref().map(Counted::new))
     }
 }
 
@@ -133,12 +150,18 @@ impl Listeners {
 
     fn listener(self: &Rc<Self>, config: Arc<ListenerConfig>) -> Rc<WorkerListener> {
         let scope = config.scope.scope(&format!("worker_{}", self.worker.id));
-        Rc::new(WorkerListener {
+        let (inbox, open) = config.balance.as_ref().map(|balance| balance.join(self.worker.id)).unzip();
+        let listener = Rc::new(WorkerListener {
             counters: WorkerCounters::new(&scope),
             worker: self.worker.clone(),
             all: self.clone(),
+            open,
             config,
-        })
+        });
+        if let Some(inbox) = inbox {
+            spawn_local(take_in(listener.clone(), inbox));
+        }
+        listener
     }
 
     fn note_addresses(&self, listener: &Rc<WorkerListener>) {
@@ -155,6 +178,7 @@ impl Listeners {
         let Some(active) = by_name.get(&config.name) else { return };
         let listener = self.listener(config);
         let old = active.slot.0.replace(listener.clone());
+        old.leave();
         self.by_address.borrow_mut().retain(|_, l| !Rc::ptr_eq(l, &old));
         self.note_addresses(&listener);
     }
@@ -164,6 +188,7 @@ impl Listeners {
         let Some(active) = self.by_name.borrow_mut().remove(name) else { return };
         active.accepting.iter().for_each(JoinHandle::abort);
         let listener = active.slot.listener();
+        listener.leave();
         self.by_address.borrow_mut().retain(|_, l| !Rc::ptr_eq(l, &listener));
     }
 
@@ -195,7 +220,16 @@ async fn accept_tcp(slot: Rc<Slot>, socket: TcpListener, address: Address) {
             Some(address) => address.clone(),
             None => stream.local_addr()?.into(),
         };
-        on_accept(&slot.listener(), Transport::Tcp(stream), local, peer.into());
+        let listener = slot.listener();
+        let picked = listener.config.balance.as_ref().and_then(|balance| balance.pick(listener.worker.id));
+        match picked {
+            None | Some((None, _)) => on_accept(&listener, Transport::Tcp(stream), local, peer.into()),
+            Some((Some(worker), counted)) => {
+                let stream = stream.into_std()?;
+                // A worker that has just left closes it.
+                let _ = worker.send(Handed { stream, local, peer: peer.into(), counted });
+            }
+        }
         Ok(())
     })
     .await;
@@ -209,6 +243,17 @@ async fn accept_unix(slot: Rc<Slot>, socket: UnixListener, address: Address) {
         Ok(())
     })
     .await;
+}
+
+/// Serves what other workers have accepted for this one.
+async fn take_in(listener: Rc<WorkerListener>, mut inbox: UnboundedReceiver<Handed>) {
+    while let Some(Handed { stream, local, peer, counted }) = inbox.recv().await {
+        if let Ok(stream) = TcpStream::from_std(stream) {
+            on_accept(&listener, Transport::Tcp(stream), local, peer);
+        }
+        // By now it counts as an open one.
+        drop(counted);
+    }
 }
 
 /// Accepts in bursts of at most `max_connections_to_accept_per_socket_event`.

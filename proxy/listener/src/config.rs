@@ -19,6 +19,7 @@ use sampan_core::stats::Scope;
 use sampan_core::stream_info::Metadata;
 use sampan_tls::{ServerContext, TlsSlot};
 
+use crate::balance::Balance;
 use crate::chain::ChainMatcher;
 use crate::context::{FactoryContext, Server, TrafficDirection, Want, Wants};
 use crate::filters::{ListenerFilterEntry, OriginalDst};
@@ -63,6 +64,8 @@ pub struct ListenerConfig {
     pub(crate) filters_timeout: Option<Duration>,
     pub(crate) continue_on_timeout: bool,
     pub(crate) matcher: ChainMatcher,
+    /// `exact_balance`
+    pub(crate) balance: Option<Balance>,
     pub(crate) chains: Vec<Arc<FilterChain>>,
     pub(crate) default_chain: Option<Arc<FilterChain>>,
     wants: Vec<Want>,
@@ -199,6 +202,7 @@ impl ListenerConfig {
             filters_timeout,
             continue_on_timeout: message.continue_on_listener_filters_timeout,
             matcher,
+            balance: message.connection_balance_config.as_ref().map(|_| Balance::default()),
             chains,
             default_chain,
             wants: std::mem::take(&mut *context.wants.lock().unwrap_or_else(PoisonError::into_inner)),
@@ -371,9 +375,7 @@ fn refuse_unsupported(m: &pb::Listener) -> ConfigResult<()> {
     match m.connection_balance_config.as_ref().map(|c| &c.balance_type) {
         None => Ok(()),
         Some(None) => Err(ConfigError::new("No valid balance type for connection balance")),
-        Some(Some(BalanceType::ExactBalance(_))) => {
-            Err(ConfigError::unsupported("exact_balance").at("exact_balance"))
-        }
+        Some(Some(BalanceType::ExactBalance(_))) => Ok(()),
         Some(Some(_)) => Err(ConfigError::unsupported("this balance type")),
     }
     .at("connection_balance_config")

@@ -14,6 +14,7 @@ mod mongo;
 pub mod network;
 pub mod socket;
 
+mod balance;
 mod chain;
 mod connection;
 mod filters;
