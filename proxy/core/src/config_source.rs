@@ -115,6 +115,11 @@ impl ApiSource {
             return Err(ConfigError::unsupported(reason).index(0).at("config_validators"));
         }
         #[allow(deprecated, reason = "the enum has it")]
+        if message.transport_api_version == pb::ApiVersion::V2 as i32 {
+            let reason = "The v2 xDS major version has been removed and is no longer supported";
+            return Err(ConfigError::new(reason).at("transport_api_version"));
+        }
+        #[allow(deprecated, reason = "the enum has it")]
         let api = match ApiType::try_from(message.api_type) {
             Ok(ApiType::Grpc) => Self::grpc(message, false)?,
             Ok(ApiType::DeltaGrpc) => Self::grpc(message, true)?,
