@@ -18,6 +18,12 @@ impl KeysAhead {
         Self { context }
     }
 
+    /// What of a listener's keys was not fetched yet, in Envoy's words.
+    pub fn unready(listener: &ListenerConfig) -> impl Iterator<Item = String> {
+        let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedKeys>());
+        wanted.filter_map(WantedKeys::awaited).map(|uri| format!("target Jwks async fetching url={uri}"))
+    }
+
     /// Begins to fetch what a listener wants; what is awaited then returns when all that it waits for was fetched once.
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedKeys>());

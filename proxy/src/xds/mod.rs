@@ -243,6 +243,7 @@ impl Dependencies {
         all.extend(self.routes.unready(listener));
         all.extend(self.scopes.unready(listener));
         all.extend(self.secrets.unready(listener));
+        all.extend(KeysAhead::unready(listener));
         all
     }
 

@@ -453,6 +453,7 @@ fn remote_model(name: &str, message: &pb::RemoteJwks) -> ConfigResult<RemoteMode
     let fetch = message.async_fetch.as_ref();
     let failed = fetch.and_then(|f| f.failed_refetch_duration.as_ref()).map(duration);
     Ok(RemoteModel {
+        uri: uri.uri.clone(),
         cluster: cluster.into(),
         scheme: scheme.to_owned(),
         authority: parsed.authority().ok_or_else(invalid)?.as_str().to_owned(),

@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,8 @@ pub(super) enum KeySource {
 
 /// `remote_jwks`, checked.
 pub(super) struct RemoteModel {
+    /// As it was given.
+    pub(super) uri: String,
     pub(super) cluster: Arc<str>,
     pub(super) scheme: String,
     pub(super) authority: String,
@@ -70,6 +72,8 @@ pub(super) struct Remote {
     model: RemoteModel,
     current: ArcSwapOption<Fetched>,
     counters: OnceLock<FetchCounters>,
+    /// The control thread has fetched once, whatever came of it.
+    fetched_ahead: AtomicBool,
 }
 
 /// Keys that were fetched.
@@ -103,6 +107,7 @@ impl KeySource {
             model,
             current: ArcSwapOption::empty(),
             counters: OnceLock::new(),
+            fetched_ahead: AtomicBool::default(),
         }))
     }
 }
@@ -217,6 +222,12 @@ pub struct WantedKeys {
 }
 
 impl WantedKeys {
+    /// The URI of keys for whose first fetch the listener still waits.
+    pub fn awaited(&self) -> Option<String> {
+        let remote = self.remote.upgrade().filter(|_| self.holds_listener)?;
+        (!remote.fetched_ahead.load(Ordering::Relaxed)).then(|| remote.model.uri.clone())
+    }
+
     /// Fetches again and again; `first` is called after the first time.
     pub fn follow(
         &self,
@@ -243,6 +254,7 @@ async fn fetch_ahead(remote: &Weak<Remote>, clusters: &WorkerClusters) -> Option
     let cache = remote.model.cache;
     let good = if cache > AHEAD { cache - AHEAD } else { cache };
     let answer = remote.fetch(clusters, None).await;
+    remote.fetched_ahead.store(true, Ordering::Relaxed);
     // A pause of nothing would ask without end.
     Some(if answer.is_some() { good } else { remote.model.failed_pause }.max(Duration::from_millis(1)))
 }
