@@ -21,6 +21,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::{Locality, Node};
+use envoy_types::pb::envoy::config::endpoint::v3::cluster_stats::DroppedRequests;
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterStats, UpstreamEndpointStats, UpstreamLocalityStats,
 };
@@ -65,7 +66,15 @@ struct Tracked {
     since: Instant,
     /// Where each host stood.
     hosts: HashMap<*const Host, (Weak<Host>, Load)>,
-    dropped: (Weak<Cluster>, u64),
+    dropped: (Weak<Cluster>, Drops),
+}
+
+/// Requests that a cluster answered itself.
+#[derive(Clone, Copy, Default)]
+struct Drops {
+    all: u64,
+    /// `drop_overloads`
+    overload: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -210,7 +219,7 @@ async fn event(call: &mut dyn Call, next: Option<Instant>) -> Result<Event, End>
 impl Tracked {
     /// Whatever was counted before is not reported.
     fn new(cluster: Option<&Arc<Cluster>>) -> Self {
-        let mut this = Self { since: Instant::now(), hosts: HashMap::new(), dropped: (Weak::new(), 0) };
+        let mut this = Self { since: Instant::now(), hosts: HashMap::new(), dropped: Default::default() };
         if let Some(cluster) = cluster {
             let hosts = cluster.hosts();
             hosts.priorities.iter().flatten().flat_map(|one| &one.hosts).for_each(|host| {
@@ -237,12 +246,15 @@ impl Tracked {
         since
     }
 
-    /// How many requests the cluster dropped since it was asked last.
-    fn dropped(&mut self, cluster: &Arc<Cluster>) -> u64 {
-        let now = cluster.dropped().value();
-        let last = if self.dropped.0.as_ptr() == Arc::as_ptr(cluster) { self.dropped.1 } else { 0 };
+    /// How many requests the cluster dropped since it was asked last: in all, and by category those of `drop_overloads`.
+    fn dropped(&mut self, cluster: &Arc<Cluster>) -> (u64, Vec<DroppedRequests>) {
+        let (overload, category) = cluster.overload_drops().unwrap_or_default();
+        let now = Drops { all: cluster.dropped().value(), overload };
+        let same = self.dropped.0.as_ptr() == Arc::as_ptr(cluster);
+        let last = if same { self.dropped.1 } else { Drops::default() };
         self.dropped = (Arc::downgrade(cluster), now);
-        now - last
+        let one = DroppedRequests { category: category.into(), dropped_count: now.overload - last.overload };
+        (now.all - last.all, Some(one).filter(|one| one.dropped_count > 0).into_iter().collect())
     }
 
     fn stats(&mut self, cluster: &Arc<Cluster>, by_endpoint: bool, now: Instant) -> ClusterStats {
@@ -258,12 +270,13 @@ impl Tracked {
         let upstream_locality_stats = localities.collect();
         let interval = now.duration_since(self.since);
         self.since = now;
+        let (total_dropped_requests, dropped_requests) = self.dropped(cluster);
         ClusterStats {
             cluster_name: cluster.name().to_string(),
             cluster_service_name: cluster.eds_service_name().unwrap_or_default().to_owned(),
             upstream_locality_stats,
-            total_dropped_requests: self.dropped(cluster),
-            dropped_requests: Vec::new(),
+            total_dropped_requests,
+            dropped_requests,
             load_report_interval: Some(ProtoDuration {
                 seconds: i64::try_from(interval.as_secs()).unwrap_or(i64::MAX),
                 nanos: i32::try_from(interval.subsec_micros() * 1000).unwrap_or_default(),

@@ -68,6 +68,8 @@ pub struct Cluster {
     hosts: ArcSwap<HostSet>,
     /// The share of requests to drop, as bits.
     drop_share: AtomicU32,
+    /// What became of that, where there is or was such a share.
+    overload_drops: OnceLock<Box<OverloadDrops>>,
     generation: AtomicU64,
     current: AtomicBool,
     used: OnceLock<Box<Used>>,
@@ -83,10 +85,17 @@ pub struct Cluster {
     awaited: Mutex<Awaited>,
     /// How many hosts took each transport socket, before the counters of that were made.
     socket_matches: Vec<AtomicU64>,
-    /// Requests that were dropped because there were too many, for load reports.
+    /// Requests that were dropped because there were too many or for `drop_overloads`, for load reports.
     dropped: HostCounter,
     /// TCP metadata exchange, where its filter is among the cluster's.
     pub(crate) exchange: Option<Arc<Exchange>>,
+}
+
+/// Requests that `drop_overloads` dropped, for load reports.
+#[derive(Default)]
+struct OverloadDrops {
+    count: HostCounter,
+    category: Mutex<Box<str>>,
 }
 
 /// Where a cluster that was not in the bootstrap came from.
@@ -160,7 +169,6 @@ impl Cluster {
         }
         let socket_matches = sockets.iter().map(|_| AtomicU64::new(0)).collect();
         let outlier = config.outlier.as_deref().map(|c| Box::new(Detector::new(c, events)));
-        let drop_share = config.load_assignment.drop_share;
         let cluster = Self {
             outlier,
             config,
@@ -172,7 +180,8 @@ impl Cluster {
             sends_headers: sockets.iter().any(|socket| socket.header.is_some()),
             sockets,
             hosts: ArcSwap::default(),
-            drop_share: AtomicU32::new(drop_share.to_bits()),
+            drop_share: AtomicU32::default(),
+            overload_drops: OnceLock::new(),
             generation: AtomicU64::new(0),
             current: AtomicBool::new(true),
             used: OnceLock::new(),
@@ -184,6 +193,7 @@ impl Cluster {
             dropped: HostCounter::default(),
             exchange,
         };
+        cluster.set_drops(&cluster.config.load_assignment);
         if cluster.config.discovery == Discovery::Static {
             cluster.rebuild(&cluster.config.load_assignment, &Resolved::default());
         }
@@ -228,7 +238,7 @@ impl Cluster {
         &self.used().stats
     }
 
-    /// Requests that were dropped because there were too many.
+    /// Requests that were dropped because there were too many, or for `drop_overloads`.
     pub fn dropped(&self) -> &HostCounter {
         &self.dropped
     }
@@ -297,6 +307,19 @@ impl Cluster {
     /// The share of requests that are to be answered without asking a host (`drop_overloads`).
     pub fn drop_share(&self) -> f32 {
         f32::from_bits(self.drop_share.load(Ordering::Relaxed))
+    }
+
+    /// A request was answered for that.
+    pub fn count_overload_drop(&self) {
+        self.dropped.inc();
+        self.overload_drops.get().into_iter().for_each(|drops| drops.count.inc());
+    }
+
+    /// How many requests were, and what that is called; none where there never was such a share.
+    pub fn overload_drops(&self) -> Option<(u64, Box<str>)> {
+        let drops = self.overload_drops.get()?;
+        let category = drops.category.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some((drops.count.value(), category))
     }
 
     /// Grows whenever the hosts or their health change.
@@ -403,8 +426,16 @@ impl Cluster {
     /// Takes what EDS says of the endpoints; what is in force goes on if it says nothing new.
     pub fn set_assignment(&self, assignment: &LoadAssignment) -> Rebuild {
         let _one_at_a_time = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
-        self.drop_share.store(assignment.drop_share.to_bits(), Ordering::Relaxed);
+        self.set_drops(assignment);
         self.rebuild(assignment, &Resolved::default())
+    }
+
+    fn set_drops(&self, assignment: &LoadAssignment) {
+        if assignment.drop_share > 0.0 {
+            let drops = self.overload_drops.get_or_init(Box::default);
+            *drops.category.lock().unwrap_or_else(PoisonError::into_inner) = assignment.drop_category.clone();
+        }
+        self.drop_share.store(assignment.drop_share.to_bits(), Ordering::Relaxed);
     }
 
     /// EDS has answered, well or not, or will not in time: the cluster warms for that no longer.

@@ -180,6 +180,7 @@ impl Forward<'_> {
             return None;
         };
         self.charge_local(503);
+        self.cluster.cluster().count_overload_drop();
         let reply = LocalReply::new(503, details).body(body).flag(flag);
         let quiet = self.config.suppress_envoy_headers;
         Some(if quiet { reply } else { reply.header(HeaderName::new(header), "true") })

@@ -67,12 +67,19 @@ pub struct LoadAssignment {
     pub weighted_priority_health: bool,
     /// `policy.drop_overloads`: the share of requests to answer without asking a host.
     pub drop_share: f32,
+    /// What these are called in load reports.
+    pub drop_category: Box<str>,
 }
 
 impl Default for LoadAssignment {
     fn default() -> Self {
-        let localities = Vec::new();
-        Self { localities, overprovisioning_factor: 140, weighted_priority_health: false, drop_share: 0.0 }
+        Self {
+            localities: Vec::new(),
+            overprovisioning_factor: 140,
+            weighted_priority_health: false,
+            drop_share: 0.0,
+            drop_category: Box::default(),
+        }
     }
 }
 
@@ -96,6 +103,9 @@ impl LoadAssignment {
             overprovisioning_factor: policy.and_then(|p| p.overprovisioning_factor).map_or(140, |v| v.value),
             weighted_priority_health: policy.is_some_and(|p| p.weighted_priority_health),
             drop_share,
+            drop_category: policy
+                .and_then(|p| p.drop_overloads.first())
+                .map_or_else(Box::default, |one| one.category.as_str().into()),
         })
     }
 
