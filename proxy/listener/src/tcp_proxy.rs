@@ -330,11 +330,15 @@ impl Session {
             if let Some(transport) = self.attempt(&host).await {
                 return Some(transport);
             }
-            if self.info.borrow().attempts >= self.proxy.config.max_connect_attempts {
+            let attempts = self.info.borrow().attempts;
+            if attempts >= self.proxy.config.max_connect_attempts {
                 return self.exhausted(&cluster);
             }
-            // The other connections of this worker get their turn before the next attempt.
-            tokio::task::yield_now().await;
+            match self.proxy.config.back_off(attempts, || worker.random()) {
+                Some(wait) => sleep(wait).await,
+                // The other connections of this worker get their turn before the next attempt.
+                None => tokio::task::yield_now().await,
+            }
         }
     }
 

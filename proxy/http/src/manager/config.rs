@@ -88,6 +88,8 @@ pub struct Manager {
     pub log_on_new_request: bool,
     /// `access_log_options.flush_log_on_tunnel_successfully_established`
     pub log_on_tunnel: bool,
+    /// `access_log_options.access_log_flush_interval`
+    pub log_interval: Option<Duration>,
     /// `local_reply_config`
     pub local_reply: LocalReplyConfig,
     /// `per_connection_buffer_limit_bytes` of the listener.
@@ -283,7 +285,7 @@ fn refuse(set: bool, field: &str) -> ConfigResult<()> {
 
 impl Manager {
     /// Parses the message.
-    #[allow(deprecated)] // `flush_access_log_on_new_request` is deprecated and still taken.
+    #[allow(deprecated)] // `flush_access_log_on_new_request`, `access_log_flush_interval`: deprecated and still taken.
     pub fn from_proto(
         message: &pb::HttpConnectionManager,
         context: &FactoryContext,
@@ -320,6 +322,16 @@ impl Manager {
             }
         }
         let log = message.access_log_options.unwrap_or_default();
+        let interval = log.access_log_flush_interval.or(message.access_log_flush_interval);
+        for (twice, field) in [
+            (message.flush_access_log_on_new_request, "flush_access_log_on_new_request"),
+            (message.access_log_flush_interval.is_some(), "access_log_flush_interval"),
+        ] {
+            if twice && message.access_log_options.is_some() {
+                let reason = format!("Only one of {field} or access_log_options can be specified.");
+                return Err(ConfigError::new(reason));
+            }
+        }
         let server_name = if message.server_name.is_empty() { "envoy" } else { &message.server_name };
         Ok(Self {
             codec: match message.codec_type() {
@@ -358,6 +370,7 @@ impl Manager {
             access_log: context.access_loggers(&message.access_log, "access_log")?,
             log_on_new_request: message.flush_access_log_on_new_request
                 || log.flush_access_log_on_new_request,
+            log_interval: interval.as_ref().map(duration),
             log_on_tunnel: log.flush_log_on_tunnel_successfully_established,
             local_reply: LocalReplyConfig::from_proto(message.local_reply_config.as_ref(), context)
                 .at("local_reply_config")?,
@@ -394,7 +407,6 @@ impl Manager {
     }
 }
 
-#[allow(deprecated)] // `access_log_flush_interval` is deprecated and still known.
 fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
     refuse(message.typed_header_validation_config.is_some(), "typed_header_validation_config")?;
     refuse(
@@ -407,12 +419,7 @@ fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
         refuse(tracing.no_context_propagation, "tracing.no_context_propagation")?;
     }
     let transformation = message.scheme_header_transformation.as_ref();
-    refuse(transformation.is_some_and(|t| t.match_upstream), "scheme_header_transformation.match_upstream")?;
-    let options = message.access_log_options.unwrap_or_default();
-    refuse(
-        message.access_log_flush_interval.is_some() || options.access_log_flush_interval.is_some(),
-        "access_log_flush_interval",
-    )
+    refuse(transformation.is_some_and(|t| t.match_upstream), "scheme_header_transformation.match_upstream")
 }
 
 fn tracing(

@@ -233,6 +233,17 @@ fn count_begin(stream: &Stream) {
 }
 
 impl Exchange {
+    /// Brings the bytes that the task's timer knows of up to date.
+    fn count_upstream(&mut self) {
+        let (timer, bytes) = (&self.stream.timer, &mut self.stream.info.bytes);
+        if let Some((sent, received)) = timer.upstream_headers() {
+            bytes.upstream_header_sent = sent;
+            bytes.upstream_header_received = received;
+        }
+        (bytes.upstream_wire_sent, bytes.upstream_wire_received) = timer.upstream_wire();
+        bytes.received = bytes.received.max(timer.received());
+    }
+
     /// The filters' end, counters, the log.
     fn end(&mut self) {
         let stream = &mut self.stream;
@@ -254,14 +265,7 @@ impl Exchange {
         manager.stats.downstream_rq_active.dec();
         manager.stats.downstream_rq_time.record((now - stream.info.start).as_millis() as u64);
         router::charge_end(stream, self.response.as_ref());
-        let (sent, received) = stream.timer.upstream_wire();
-        if let Some((sent, received)) = stream.timer.upstream_headers() {
-            stream.info.bytes.upstream_header_sent = sent;
-            stream.info.bytes.upstream_header_received = received;
-        }
-        stream.info.bytes.upstream_wire_sent = sent;
-        stream.info.bytes.upstream_wire_received = received;
-        stream.info.bytes.received = stream.info.bytes.received.max(stream.timer.received());
+        self.count_upstream();
         if passed > 0 {
             let (stream, context) = (&self.stream, self.facts(AccessLogType::DownstreamEnd));
             for named in Self::chain_of(stream, &manager).filters.iter().take(passed) {

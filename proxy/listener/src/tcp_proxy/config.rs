@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::BackoffStrategy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
@@ -10,7 +11,7 @@ use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_upstream::OnDemand;
 
 use crate::context::Worker;
-use crate::proto::{nonzero, refuse, u32_of};
+use crate::proto::{duration, nonzero, refuse, u32_of};
 
 const DEFAULT_DISCOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -22,6 +23,7 @@ pub(super) struct TcpProxyConfig {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) max_connect_attempts: u32,
     max_duration: Option<Duration>,
+    back_off: Option<BackOff>,
     /// Up to so much of the duration is added, as a share of it.
     jitter: f64,
     clusters: Clusters,
@@ -35,6 +37,26 @@ pub(super) struct TcpProxyConfig {
     pub(super) log_on_connected: bool,
     /// Log every so often.
     pub(super) log_interval: Option<Duration>,
+}
+
+/// `backoff_options`
+#[derive(Debug, Clone, Copy)]
+struct BackOff {
+    base: Duration,
+    max: Duration,
+}
+
+impl BackOff {
+    fn from_proto(m: &BackoffStrategy) -> ConfigResult<Self> {
+        let base = m.base_interval.as_ref().ok_or_else(|| ConfigError::missing("base_interval"))?;
+        let base = duration(base).at("base_interval")?;
+        let max = m.max_interval.as_ref().map(duration).transpose().at("max_interval")?.unwrap_or(base * 10);
+        if max < base {
+            let reason = "max_backoff_interval must be greater or equal to base_backoff_interval";
+            return Err(ConfigError::new(reason));
+        }
+        Ok(Self { base, max })
+    }
 }
 
 #[derive(Debug)]
@@ -66,6 +88,12 @@ impl TcpProxyConfig {
                 m.max_downstream_connection_duration.as_ref(),
                 "max_downstream_connection_duration",
             )?,
+            back_off: m
+                .backoff_options
+                .as_ref()
+                .map(BackOff::from_proto)
+                .transpose()
+                .at("backoff_options")?,
             jitter: jitter / 100.0,
             clusters: Clusters::from_proto(m.cluster_specifier.as_ref())?,
             on_demand: on_demand(m.on_demand.as_ref()).at("on_demand")?,
@@ -85,6 +113,14 @@ impl TcpProxyConfig {
                 pick_weighted(list, worker.random() % total)
             }
         }
+    }
+
+    /// How long to wait behind an attempt, the first of which is 1.
+    pub(super) fn back_off(&self, attempt: u32, random: impl FnOnce() -> u64) -> Option<Duration> {
+        self.back_off.map(|BackOff { base, max }| {
+            let bound = base.saturating_mul(2u32.saturating_pow(attempt.saturating_sub(1))).min(max);
+            Duration::from_millis(random() % (bound.as_millis() as u64).max(1))
+        })
     }
 
     /// `max_downstream_connection_duration` of a connection, with its share of jitter.
@@ -143,7 +179,6 @@ fn refuse_unsupported(m: &pb::TcpProxy) -> ConfigResult<()> {
         refuse(by_state, "filter_state").map_err(|e| e.index(index).at("hash_policy"))?;
     }
     refuse(m.tunneling_config.is_some(), "tunneling_config")?;
-    refuse(m.backoff_options.is_some(), "backoff_options")?;
     refuse(!m.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs")?;
     refuse(m.upstream_connect_mode() != pb::UpstreamConnectMode::Immediate, "upstream_connect_mode")?;
     refuse(m.max_early_data_bytes.is_some(), "max_early_data_bytes")?;
@@ -197,6 +232,15 @@ mod tests {
         let refused = pb::TcpProxy { tunneling_config: Some(Default::default()), ..one() };
         let error = TcpProxyConfig::from_proto(&refused).unwrap_err().to_string();
         assert_eq!(error, "tunneling_config: tunneling_config is not supported");
+        let strategy = |base, max: Option<i64>| BackoffStrategy {
+            base_interval: Some(ProtoDuration { seconds: base, nanos: 0 }),
+            max_interval: max.map(|seconds| ProtoDuration { seconds, nanos: 0 }),
+        };
+        let with = |strategy| pb::TcpProxy { backoff_options: Some(strategy), ..one() };
+        let config = TcpProxyConfig::from_proto(&with(strategy(1, Some(3)))).unwrap();
+        let longest = |attempt| config.back_off(attempt, || 59_999_999).map(|wait| wait.as_millis());
+        assert_eq!([longest(1), longest(2), longest(3)], [Some(999), Some(1999), Some(2999)]);
+        assert!(TcpProxyConfig::from_proto(&with(strategy(3, Some(1)))).is_err());
         let none = pb::TcpProxy { cluster_specifier: None, ..one() };
         assert_eq!(TcpProxyConfig::from_proto(&none).unwrap_err().path(), "cluster_specifier");
     }

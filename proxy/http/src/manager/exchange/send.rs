@@ -9,6 +9,7 @@ use sampan_core::clock;
 use sampan_core::drain::Signal;
 use sampan_core::header::HeaderId;
 use sampan_core::stream_info::{Protocol, ResponseFlag};
+use tokio::time::timeout_at;
 
 use super::watch::{PumpEnd, poll_watch};
 use super::{Exchange, Fate};
@@ -50,7 +51,7 @@ impl Exchange {
             }
         }
         let mut body = response.body;
-        let sent = if end { Ok(()) } else { self.pump(&mut body, responder).await };
+        let sent = if end { Ok(()) } else { self.pump_and_log(&mut body, responder).await };
         if response.tunnel {
             self.stream.manager.stats.downstream_cx_upgrades_active.dec();
             self.close = true;
@@ -84,7 +85,29 @@ impl Exchange {
         }
     }
 
-    /// Moves the body until its end.
+    /// Moves the body until its end, and logs every so often.
+    async fn pump_and_log(&mut self, body: &mut Body, responder: &mut Responder) -> Result<(), PumpEnd> {
+        let Some(interval) = self.stream.manager.log_interval else {
+            return self.pump(body, responder).await;
+        };
+        let mut due = self.stream.info.start;
+        loop {
+            while due <= clock::recent() {
+                due += interval;
+            }
+            match timeout_at(due.into(), self.pump(body, responder)).await {
+                Ok(sent) => return sent,
+                Err(_) => {
+                    clock::tick();
+                    self.count_wire(responder);
+                    self.count_upstream();
+                    self.log(AccessLogType::DownstreamPeriodic);
+                }
+            }
+        }
+    }
+
+    /// Moves the body until its end. Whoever drops this may begin anew.
     async fn pump(&mut self, body: &mut Body, responder: &mut Responder) -> Result<(), PumpEnd> {
         let timer = self.stream.timer.clone();
         let Self { stream, trailers, response, .. } = self;
