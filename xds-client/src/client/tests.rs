@@ -242,6 +242,22 @@ fn a_refusal_is_told_to_the_server_and_to_all_watchers() {
 }
 
 #[test]
+fn of_two_with_one_name_the_first_counts_for_who_asked_by_name() {
+    run(async {
+        let (client, server, _) = client(config(Variant::StateOfTheWorld));
+        let (_a, named) = watch(&client, types::ROUTES, &["a"]);
+        let (_all, everything) = watch(&client, types::CLUSTER, &[]);
+        settle().await;
+        for type_url in [types::ROUTES, types::CLUSTER] {
+            server.world(type_url, "1", &["a=1", "b=1", "a=2"]);
+        }
+        settle().await;
+        assert_eq!(*named.log.borrow(), ["a=1-"]);
+        assert_eq!(*everything.log.borrow(), ["a=1,b=1,a=2-"]);
+    });
+}
+
+#[test]
 fn a_new_stream_begins_with_what_is_known() {
     run(async {
         let (client, server, book) = client(config(Variant::StateOfTheWorld));

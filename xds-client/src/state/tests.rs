@@ -135,6 +135,17 @@ fn state_of_the_world_says_what_envoy_said() {
 }
 
 #[test]
+fn a_long_refusal_is_cut_between_two_letters() {
+    let (mut cds, now) = (sotw::Subscription::new(TYPE), Instant::now());
+    cds.interest(names(&[WILDCARD]));
+    cds.stream_opened();
+    let refusal = Refusal { name: String::new(), reason: format!("x{}", "ä".repeat(5000)) };
+    cds.answer(world("1", "n1", Vec::new()), Err(refusal), now);
+    let said = cds.asks().unwrap().error_detail.unwrap().message;
+    assert_eq!(said, format!("x{}...(truncated)", "ä".repeat(2047)));
+}
+
+#[test]
 fn the_last_name_let_go_never_asks_for_everything() {
     let mut eds = sotw::Subscription::new(TYPE);
     eds.stream_opened();
