@@ -300,8 +300,14 @@ fn random_servers_of_the_world() {
                 }
                 _ => assert!(state.asks().is_none(), "no stream"),
             }
+            // A server that does not read: what changes meanwhile goes out together.
+            if random.random_bool(0.3) {
+                continue;
+            }
             if let Some(request) = state.asks() {
                 assert_eq!(request.version_info, accepted, "a request keeps what was accepted");
+                let everything = told.is_none() && wanted == names(&[WILDCARD]);
+                assert!(!everything || request.resource_names.is_empty(), "a stream's first names nothing");
                 told = Some(request.resource_names);
             }
             if open {
@@ -344,6 +350,12 @@ fn random_servers_of_changes() {
                 }
                 _ => assert!(state.next_request().is_none(), "no stream"),
             }
+            let everything = wanted.contains(WILDCARD);
+            assert!(everything || state.known().keys().all(|name| wanted.contains(name)), "seed {seed}");
+            // A server that does not read: what changes meanwhile goes out together.
+            if random.random_bool(0.3) {
+                continue;
+            }
             while let Some(request) = state.next_request() {
                 let known =
                     state.known().iter().map(|(name, version)| (name.to_string(), version.to_string()));
@@ -356,6 +368,8 @@ fn random_servers_of_changes() {
                 }
                 fresh = false;
                 book.extend(request.resource_names_subscribe.into_iter().map(Name::from));
+                let gone = &request.resource_names_unsubscribe;
+                assert!(gone.iter().all(|gone| book.contains(&**gone)), "seed {seed}: {gone:?} of {book:?}");
                 book.retain(|name| !request.resource_names_unsubscribe.iter().any(|gone| **gone == **name));
                 if !request.response_nonce.is_empty() {
                     assert_eq!((request.response_nonce, request.error_detail.is_some()), owed.remove(0));
