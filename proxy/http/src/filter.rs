@@ -120,6 +120,8 @@ pub struct LocalReply {
     pub grpc_status: Option<u32>,
     /// Close the connection behind the reply.
     pub close: bool,
+    /// It is the router's, which tells of its attempts.
+    pub by_router: bool,
 }
 
 impl LocalReply {
@@ -133,6 +135,7 @@ impl LocalReply {
             headers: Vec::new(),
             grpc_status: None,
             close: false,
+            by_router: false,
         }
     }
 

@@ -30,6 +30,8 @@ struct Inner {
     upstream_wire: Cell<(u64, u64)>,
     received: Cell<u64>,
     upstream_headers: Cell<Option<(u64, u64)>>,
+    /// Both of the attempts before.
+    upstream_before: Cell<[u64; 4]>,
     upstream_end: Cell<Option<Instant>>,
 }
 
@@ -75,6 +77,7 @@ impl Default for Timer {
             upstream_wire: Cell::new((0, 0)),
             received: Cell::new(0),
             upstream_headers: Cell::new(None),
+            upstream_before: Cell::default(),
             upstream_end: Cell::new(None),
         }))
     }
@@ -124,6 +127,7 @@ impl Timer {
         self.0.upstream_wire.set((0, 0));
         self.0.received.set(0);
         self.0.upstream_headers.set(None);
+        self.0.upstream_before.set([0; 4]);
         self.0.upstream_end.set(None);
         self.0.idle_timeout.set(idle);
         self.0.max_duration_at.set(max_duration.map(|d| now + d));
@@ -146,9 +150,19 @@ impl Timer {
         self.0.received.get()
     }
 
-    /// What [`Timer::set_upstream_wire`] was told last.
+    /// What [`Timer::set_upstream_wire`] was told last, of all attempts.
     pub fn upstream_wire(&self) -> (u64, u64) {
-        self.0.upstream_wire.get()
+        let ([sent, received, ..], last) = (self.0.upstream_before.get(), self.0.upstream_wire.get());
+        (sent + last.0, received + last.1)
+    }
+
+    /// What was told of bytes stays, and another attempt begins.
+    pub fn next_attempt(&self) {
+        let (sent, received) = self.upstream_wire();
+        let (sent_in_heads, received_in_heads) = self.upstream_headers().unwrap_or_default();
+        self.0.upstream_before.set([sent, received, sent_in_heads, received_in_heads]);
+        self.0.upstream_wire.set((0, 0));
+        self.0.upstream_headers.set(None);
     }
 
     /// The last byte of the response's body came, just now.
@@ -166,9 +180,13 @@ impl Timer {
         self.0.upstream_headers.set(Some(bytes));
     }
 
-    /// What [`Timer::set_upstream_headers`] was told last.
+    /// What [`Timer::set_upstream_headers`] was told last, of all attempts.
     pub fn upstream_headers(&self) -> Option<(u64, u64)> {
-        self.0.upstream_headers.get()
+        let [.., sent, received] = self.0.upstream_before.get();
+        match self.0.upstream_headers.get() {
+            None if sent == 0 => None,
+            last => last.or(Some((0, 0))).map(|last| (sent + last.0, received + last.1)),
+        }
     }
 
     /// Something moved, just now: whoever brought it has read the clock.

@@ -72,7 +72,8 @@ impl LocalReplyConfig {
         if let Some(selected) = stream.route.as_ref().filter(|route| route.decorates(&reply)) {
             // The route's mutations come first, when the response has no code yet that they could print.
             selected.finalize_response(&stream.request, &mut headers, &stream.info);
-            if selected.virtual_host().attempt_count_in_response && stream.info.attempts > 0 {
+            let tells = reply.by_router && selected.virtual_host().attempt_count_in_response;
+            if tells && stream.info.attempts > 0 {
                 headers.set(HeaderId::X_ENVOY_ATTEMPT_COUNT, stream.info.attempts.to_string());
             }
         }

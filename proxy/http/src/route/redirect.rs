@@ -117,17 +117,38 @@ impl Redirect {
                 }
                 with_query(Cow::Owned(new), query)
             }
-            Some(RedirectPath::Prefix(p)) => match route.map_or(Some(0), |r| r.matched(just_path)) {
-                Some(matched) => Cow::Owned([p, &just_path[matched..], query].concat()),
-                None => Cow::Owned([just_path, query].concat()),
-            },
-            Some(RedirectPath::Regex(r)) => {
-                let new = r.replace(just_path).unwrap_or_else(|| just_path.to_vec());
-                Cow::Owned([&new, query].concat())
+            Some(RedirectPath::Prefix(_) | RedirectPath::Regex(_)) => {
+                Cow::Owned(self.rewritten(route, just_path, query).unwrap_or_default())
             }
         };
         let slash: &[u8] = if path.starts_with(b"/") { b"" } else { b"/" };
         [scheme, b"://", &host, slash, &path].concat()
+    }
+
+    /// The path as the redirect's rewrite leaves it; none where the new one is not made of the old one.
+    fn rewritten(&self, route: Option<&Route>, path: &[u8], query: &[u8]) -> Option<Vec<u8>> {
+        match self.path.as_ref()? {
+            RedirectPath::Prefix(p) => {
+                let matched = route.map_or(Some(0), |r| r.matched(path));
+                let (new, rest): (&[u8], _) = matched.map_or((b"", path), |n| (p, &path[n..]));
+                Some([new, rest, query].concat())
+            }
+            RedirectPath::Regex(r) => {
+                Some([&r.replace(path).unwrap_or_else(|| path.to_vec()), query].concat())
+            }
+            RedirectPath::Path(_) | RedirectPath::Format(_) => None,
+        }
+    }
+
+    /// Leaves the request with the path that the client is sent to, for who looks at it afterwards.
+    pub fn rewrite(&self, route: Option<&Route>, headers: &mut HeaderMap, keep_original: bool) {
+        let path = headers.get(HeaderId::PATH).unwrap_or_default().to_vec();
+        let just_path = without_query(&path);
+        let Some(new) = self.rewritten(route, just_path, &path[just_path.len()..]) else { return };
+        headers.set(HeaderId::PATH, new);
+        if keep_original {
+            headers.set(HeaderId::X_ENVOY_ORIGINAL_PATH, path);
+        }
     }
 
     fn authority(&self, scheme_now: &[u8], scheme: &[u8], host: &[u8]) -> Vec<u8> {

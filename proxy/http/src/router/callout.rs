@@ -43,7 +43,7 @@ pub struct Request<'a> {
     pub timeout: Option<Duration>,
     /// The greatest body that is taken for an answer; none: it is read and forgotten.
     pub limit: Option<usize>,
-    /// `x-envoy-internal` is sent, and the counters take it so.
+    /// `x-envoy-internal` is sent. The counters take every such request for an internal one.
     pub internal: bool,
     /// `x-forwarded-for` with our own address is sent.
     pub forwarded: bool,
@@ -285,7 +285,7 @@ impl Call<'_> {
             if head.status >= 500 { &host.host.stats.rq_error } else { &host.host.stats.rq_success };
         counted.inc();
         let canary = head.headers.get(HeaderId::X_ENVOY_UPSTREAM_CANARY) == Some(b"true") || host.canary();
-        let kind = Kind { internal: self.request.internal, canary };
+        let kind = Kind { internal: true, canary };
         codes::charge(self.cluster.cluster(), head.status, kind);
         self.answered = Some(kind);
         let (mut body, mut trailers) = (Vec::new(), None);
@@ -336,7 +336,7 @@ impl Call<'_> {
             host.host.stats.rq_error.inc();
         }
         if self.answered.is_none() {
-            let kind = Kind { internal: self.request.internal, canary: false };
+            let kind = Kind { internal: true, canary: false };
             codes::charge(self.cluster.cluster(), status, kind);
         }
     }

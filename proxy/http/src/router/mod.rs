@@ -129,15 +129,20 @@ pub async fn forward(stream: &mut Stream, config: &Arc<RouterConfig>) -> Result<
     config::check_strict(stream, config)?;
     config::check_required(&stream.request)?;
     let mut forward = Forward::new(stream, config, &selected, action, cluster);
-    forward.run().await
+    let mut end = forward.run().await;
+    if let Err(End::Reply(reply)) = &mut end {
+        reply.by_router = true;
+    }
+    end
 }
 
 /// A redirect or direct response.
-fn answer(stream: &Stream, config: &RouterConfig, selected: &Selected, action: &Action) -> End {
+fn answer(stream: &mut Stream, config: &RouterConfig, selected: &Selected, action: &Action) -> End {
     match action {
         Action::Redirect(redirect) => {
             config.rq_direct_response.inc();
             let location = redirect.location(selected.route(), &stream.request, &stream.info);
+            redirect.rewrite(selected.route(), &mut stream.request, !config.suppress_envoy_headers);
             LocalReply::new(redirect.status(), "direct_response").header(HeaderId::LOCATION, location).into()
         }
         Action::Direct(direct) => {
@@ -333,6 +338,7 @@ impl<'s> Forward<'s> {
     fn begin_attempt(&mut self) {
         self.stream.info.attempts += 1;
         if self.stream.info.attempts > 1 {
+            self.stream.timer.next_attempt();
             self.set_attempt_headers(self.stream.info.attempts);
         }
     }
@@ -388,6 +394,7 @@ impl<'s> Forward<'s> {
             host.host.stats.rq_error.inc();
         }
         let Ok((head, mut exchange)) = result else { return };
+        exchange.note_wire(&self.stream.timer);
         if self.config.dynamic_stats {
             codes::charge_retried(self.cluster.cluster(), head.status);
         }
