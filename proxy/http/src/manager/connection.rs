@@ -204,8 +204,7 @@ impl<'c> Going<'c> {
         let Some(now) = self.ends_at.take() else { return };
         let manager = &self.connection.manager;
         manager.stats.downstream_cx_max_duration_reached.inc();
-        if self.at.is_some() {
-        } else if manager.limits.http1_safe_max_connection_duration {
+        if self.at.is_none() && manager.limits.http1_safe_max_connection_duration {
             self.soft = true;
             manager.stats.downstream_cx_http1_soft_drain.inc();
         } else {
