@@ -7,7 +7,7 @@ use std::thread;
 use sampan_core::drain::Signal;
 use sampan_listener::{ListenSockets, ListenerConfig, Listeners, Server, Worker};
 use sampan_upstream::{Clusters, WorkerClusters};
-use tokio::runtime::LocalRuntime;
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, oneshot};
 
 /// What the control thread tells a worker.
@@ -38,12 +38,10 @@ impl Handle {
     ) -> std::io::Result<Self> {
         let (orders, inbox) = mpsc::unbounded_channel();
         let thread =
-            thread::Builder::new().name(format!("wrk:worker_{id}")).spawn(
-                move || match LocalRuntime::new() {
-                    Ok(runtime) => runtime.block_on(work(id, server, clusters, drain, inbox)),
-                    Err(error) => crate::logging::critical(&error),
-                },
-            )?;
+            thread::Builder::new().name(format!("wrk:worker_{id}")).spawn(move || match runtime() {
+                Ok(runtime) => runtime.block_on(work(id, server, clusters, drain, inbox)),
+                Err(error) => crate::logging::critical(&error),
+            })?;
         Ok(Self { orders, thread })
     }
 
@@ -60,6 +58,11 @@ impl Handle {
     }
 }
 
+/// A worker's deadlines are its own affair, see [`sampan_core::time`].
+fn runtime() -> std::io::Result<LocalRuntime> {
+    Builder::new_current_thread().enable_io().build_local(LocalOptions::default())
+}
+
 async fn work(
     id: u32,
     server: Arc<Server>,
@@ -67,6 +70,10 @@ async fn work(
     drain: Signal,
     mut inbox: mpsc::UnboundedReceiver<Order>,
 ) {
+    match sampan_core::time::install() {
+        Ok(timers) => tokio::task::spawn_local(timers),
+        Err(error) => return crate::logging::critical(&error),
+    };
     let clusters = Rc::new(WorkerClusters::new(clusters));
     sampan_http::router::uplink::install(&clusters);
     let worker = Rc::new(Worker::new(id, server, clusters.clone(), drain));

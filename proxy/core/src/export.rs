@@ -266,7 +266,7 @@ impl Batch {
                 // A batch that its collector does not take yet is offered again and again.
                 while batch.count.get() > 0 {
                     let interval = Duration::from_millis(batch.plan.interval.get().max(1));
-                    tokio::time::sleep(interval).await;
+                    crate::time::sleep(interval).await;
                     if let Some(timed) = &batch.plan.timed {
                         timed.inc();
                     }

@@ -4,7 +4,7 @@
 //! [`address`] and [`header`] are what it is made of, [`stream_info`] is what becomes known about it on its
 //! way, [`matcher`], [`rbac`] and [`mod@format`] read it, [`state_values`] adds to it, [`stats`] and [`access_log`] tell of it afterwards.
 //! [`cel`] evaluates expressions over it; [`error`] is how a wrong configuration is refused, [`runtime`] what an operator may change while it serves,
-//! [`peer`] what Istio tells of the workload at the other end, [`clock`] what time it is, [`drain`] how it ends, [`overload`] what it does when there is too much of it.
+//! [`peer`] what Istio tells of the workload at the other end, [`clock`] what time it is, [`time`] how to wait, [`drain`] how it ends, [`overload`] what it does when there is too much of it.
 
 pub mod access_log;
 pub mod address;
@@ -30,6 +30,7 @@ pub mod runtime;
 pub mod state_values;
 pub mod stats;
 pub mod stream_info;
+pub mod time;
 pub mod xxhash;
 
 pub use address::Address;

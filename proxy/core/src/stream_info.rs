@@ -393,6 +393,7 @@ impl StreamInfo {
     }
 
     /// A stream that begins now.
+    #[inline(always)]
     pub fn new(stream_id: u64, connection: Rc<ConnectionInfo>, protocol: Option<Protocol>) -> Self {
         let start = crate::clock::tick();
         Self {

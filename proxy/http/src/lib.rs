@@ -3,6 +3,7 @@
 //! A request's way, file by file: [`manager`] takes it off the codec and normalises it, [`route`] finds what to do,
 //! [`filters`] act on it in order, [`router`] forwards it, and [`manager`] writes the answer.
 
+mod boxed;
 pub mod filter;
 pub mod filters;
 pub mod jwt;

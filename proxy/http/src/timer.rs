@@ -6,22 +6,21 @@
 //! what counts.
 
 use std::cell::{Cell, RefCell};
-use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use sampan_core::clock;
 use sampan_core::header::HeaderMap;
-use tokio::task::coop::unconstrained;
-use tokio::time::Sleep;
+use sampan_core::time::{Sleep, sleep_until};
 
 /// Shared by everything that runs on one task. Clones share it.
 #[derive(Clone)]
 pub struct Timer(Rc<Inner>);
 
 struct Inner {
-    armed: RefCell<Option<Armed>>,
+    /// Never later than any deadline that is waited for.
+    sleep: RefCell<Option<Sleep>>,
     last_activity: Cell<Instant>,
     idle_timeout: Cell<Option<Duration>>,
     max_duration_at: Cell<Option<Instant>>,
@@ -33,25 +32,6 @@ struct Inner {
     /// Both of the attempts before.
     upstream_before: Cell<[u64; 4]>,
     upstream_end: Cell<Option<Instant>>,
-}
-
-struct Armed {
-    sleep: Pin<Box<Sleep>>,
-    until: Instant,
-    /// The sleep has fired and was not set again.
-    fired: bool,
-    /// Whom the sleep will wake.
-    waker: Option<Waker>,
-}
-
-impl Armed {
-    /// The sleep will wake this task, no later than wanted, and has not done so yet: nothing is to be done.
-    fn serves(&self, cx: &Context<'_>, deadline: Instant) -> bool {
-        !self.fired
-            && deadline >= self.until
-            && self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
-            && !self.sleep.is_elapsed()
-    }
 }
 
 /// Which of an exchange's own deadlines has passed.
@@ -68,7 +48,7 @@ pub enum Expired {
 impl Default for Timer {
     fn default() -> Self {
         Self(Rc::new(Inner {
-            armed: RefCell::new(None),
+            sleep: RefCell::new(None),
             last_activity: Cell::new(clock::recent()),
             idle_timeout: Cell::new(None),
             max_duration_at: Cell::new(None),
@@ -87,32 +67,18 @@ impl Timer {
     /// Ready once `deadline` has passed; else the task is woken at or before it. `None` never passes.
     pub fn poll(&self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
         let Some(deadline) = deadline else { return Poll::Pending };
-        let mut slot = self.0.armed.borrow_mut();
-        let armed = slot.get_or_insert_with(|| Armed {
-            sleep: Box::pin(tokio::time::sleep_until(deadline.into())),
-            until: deadline,
-            fired: false,
-            waker: None,
-        });
-        if armed.serves(cx, deadline) {
-            return Poll::Pending;
+        let mut slot = self.0.sleep.borrow_mut();
+        let sleep = slot.get_or_insert_with(|| sleep_until(deadline));
+        if deadline < sleep.deadline() {
+            sleep.reset(deadline);
         }
-        loop {
-            if armed.fired || deadline < armed.until {
-                armed.sleep.as_mut().reset(deadline.into());
-                armed.until = deadline;
-                armed.fired = false;
-            }
-            // Outside the task's budget of cooperation: with none left the sleep would be pending and wake nobody.
-            if pin!(unconstrained(armed.sleep.as_mut())).poll(cx).is_pending() {
-                armed.waker = Some(cx.waker().clone());
-                return Poll::Pending;
-            }
-            armed.fired = true;
+        while sleep.poll_passed(cx).is_ready() {
             if clock::tick() >= deadline {
                 return Poll::Ready(());
             }
+            sleep.reset(deadline);
         }
+        Poll::Pending
     }
 
     /// An exchange begins.

@@ -282,7 +282,7 @@ async fn run<T>(
             match accepted.and_then(&mut handle) {
                 Ok(()) => burst += 1,
                 Err(e) if is_of_the_peer(&e) => {}
-                Err(_) => tokio::time::sleep(BACK_OFF).await,
+                Err(_) => sampan_core::time::sleep(BACK_OFF).await,
             }
             if burst >= slot.0.borrow().config.max_accepts_per_event {
                 break;

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sampan_core::stream_info::{ConnectionInfo, ResponseFlag, StreamInfo};
+use sampan_core::time::timeout;
 use sampan_tls::Transport;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
 
 use crate::accept::{Open, WorkerListener};
 use crate::chain::Match;

@@ -61,7 +61,7 @@ impl Refusal {
         let read = transport.read(&mut first).await.ok().filter(|read| fin || *read > 0)?;
         self.denied.inc();
         if !self.delay.is_zero() {
-            tokio::time::sleep(self.delay).await;
+            sampan_core::time::sleep(self.delay).await;
         }
         Some(read)
     }

@@ -22,6 +22,7 @@ use sampan_core::state_values::{TCP_PROXY_CLUSTER, TextKind, TextState};
 use sampan_core::stream_info::{
     DetectedClose, Metadata, ResponseFlag, StateObject, StreamInfo, UpstreamAttempt,
 };
+use sampan_core::time::{sleep, sleep_until};
 use sampan_core::xxhash::xxh64;
 use sampan_tls::Transport;
 use sampan_upstream::circuit::Priority;
@@ -30,7 +31,6 @@ use sampan_upstream::{
     ConnectFailureKind, ConnectOptions, Discovered, LbContext, Outcome, WorkerCluster, WorkerHost,
 };
 use tokio::io::Interest;
-use tokio::time::{sleep, sleep_until};
 
 use crate::context::{FactoryContext, Worker};
 use crate::network::{Downstream, Findings, Held, NetworkFilter, NetworkFilterRegistry, TerminalFilter};
@@ -445,7 +445,7 @@ impl Session {
             if Instant::now() >= due {
                 return;
             }
-            sleep_until(due.into()).await;
+            sleep_until(due).await;
         }
     }
 }

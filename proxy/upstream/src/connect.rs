@@ -14,6 +14,7 @@ use sampan_core::state_values::{
     APPLICATION_PROTOCOLS, ListState, TextKind, TextState, UPSTREAM_SERVER_NAME, UPSTREAM_SUBJECT_ALT_NAMES,
 };
 use sampan_core::stream_info::{Protocol, StreamInfo, TlsInfo};
+use sampan_core::time::timeout;
 use sampan_tls::{ClientOptions, Transport};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
@@ -159,7 +160,7 @@ pub async fn connect(
     fallback_alpn: &[&[u8]],
 ) -> Result<Connected, ConnectFailure> {
     let work = connect_inner(cluster, host, options, fallback_alpn);
-    match tokio::time::timeout(cluster.config().connect_timeout, work).await {
+    match timeout(cluster.config().connect_timeout, work).await {
         Ok(result) => result,
         Err(_) => Err(ConnectFailure::timeout()),
     }

@@ -103,7 +103,7 @@ impl Target {
             };
             drop(cluster);
             drop(warming.take());
-            tokio::time::sleep(wait + jitter(self.config.jitter)).await;
+            sampan_core::time::sleep(wait + jitter(self.config.jitter)).await;
         }
     }
 

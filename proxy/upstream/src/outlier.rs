@@ -359,7 +359,7 @@ pub(crate) fn start(cluster: &Arc<Cluster>, interval: Duration) {
     let weak = Arc::downgrade(cluster);
     let task = tokio::spawn(async move {
         loop {
-            tokio::time::sleep(interval.max(Duration::from_millis(1))).await;
+            sampan_core::time::sleep(interval.max(Duration::from_millis(1))).await;
             let Some(cluster) = weak.upgrade() else { return };
             // Without counters there was no traffic.
             if cluster.is_used()

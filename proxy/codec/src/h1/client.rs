@@ -129,6 +129,9 @@ impl ClientConnection {
     /// For an idle connection: whether the peer has closed it or sent what nobody asked for. Costs no system call
     /// while no event was seen.
     pub fn is_stale(&mut self) -> bool {
+        if self.io.inbox.is_empty() && self.io.is_quiet() {
+            return false;
+        }
         let mut cx = Context::from_waker(Waker::noop());
         self.poll_stale(&mut cx).is_ready()
     }

@@ -12,7 +12,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use sampan_tls::Transport;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::task::coop::poll_proceed;
 use tokio_util::io::poll_read_buf;
 
 /// What one read takes at most.
@@ -69,6 +70,11 @@ impl Io {
         (self.transport, self.inbox)
     }
 
+    /// Whether no event has come for a plain socket since it was last read empty.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.transport.plain_tcp().is_some_and(|tcp| would_block(&tcp.try_read(&mut [])))
+    }
+
     /// Reads once into the scratch and shows it to `see`; what `see` does not consume goes to the inbox. Only
     /// for an empty inbox. `Ok(None)` is the end of the stream.
     pub(super) fn poll_read_scratch<T>(
@@ -78,13 +84,10 @@ impl Io {
     ) -> Poll<io::Result<Option<T>>> {
         debug_assert!(self.inbox.is_empty());
         SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-            let mut buf = ReadBuf::new(scratch);
-            let read = ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buf));
-            self.read_eof |= read.is_err();
-            read?;
-            let seen = buf.filled();
+            let read = ready!(poll_read(&mut self.transport, cx, scratch));
+            self.read_eof |= !matches!(read, Ok(1..));
+            let seen = &scratch[..read?];
             if seen.is_empty() {
-                self.read_eof = true;
                 return Poll::Ready(Ok(None));
             }
             self.bytes_in += seen.len() as u64;
@@ -100,14 +103,9 @@ impl Io {
     /// Reads once to the end of the inbox. 0 is the end of the stream.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-            let mut buf = ReadBuf::new(scratch);
-            let read = ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buf));
-            self.read_eof |= read.is_err();
-            read?;
-            let seen = buf.filled();
-            if seen.is_empty() {
-                self.read_eof = true;
-            }
+            let read = ready!(poll_read(&mut self.transport, cx, scratch));
+            self.read_eof |= !matches!(read, Ok(1..));
+            let seen = &scratch[..read?];
             self.bytes_in += seen.len() as u64;
             self.plenty = seen.len() == SCRATCH;
             self.inbox.extend_from_slice(seen);
@@ -213,7 +211,7 @@ impl Io {
         while !self.is_flushed() {
             let head = &self.out[self.out_at..];
             let n = if self.tail.is_empty() {
-                ready!(Pin::new(&mut self.transport).poll_write(cx, head))?
+                ready!(poll_write(&mut self.transport, cx, head))?
             } else {
                 let both = [IoSlice::new(head), IoSlice::new(&self.tail)];
                 let both = if head.is_empty() { &both[1..] } else { &both[..] };
@@ -265,6 +263,47 @@ impl Io {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_flush(cx))?;
         Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+}
+
+fn would_block<T>(result: &io::Result<T>) -> bool {
+    matches!(result, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Reads once. A plain socket is asked itself: the way through `AsyncRead` costs twice as much where there is nothing to
+/// wait for.
+fn poll_read(transport: &mut Transport, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+    let Some(tcp) = transport.plain_tcp() else {
+        let mut buf = ReadBuf::new(into);
+        return Pin::new(transport).poll_read(cx, &mut buf).map_ok(|()| buf.filled().len());
+    };
+    loop {
+        // Others want their turn too, however fast this peer sends.
+        let turn = ready!(poll_proceed(cx));
+        let read = tcp.try_read(into);
+        if would_block(&read) {
+            drop(turn);
+            ready!(tcp.poll_read_ready(cx))?;
+            continue;
+        }
+        if matches!(read, Ok(n) if n > 0 && n < into.len()) {
+            // The socket is empty now, so that there is no need to try again before the next event.
+            let _ = tcp.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+        turn.made_progress();
+        return Poll::Ready(read);
+    }
+}
+
+/// Writes once, as [`poll_read`] reads.
+fn poll_write(transport: &mut Transport, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    let Some(tcp) = transport.plain_tcp() else { return Pin::new(transport).poll_write(cx, bytes) };
+    loop {
+        let written = tcp.try_write(bytes);
+        if !would_block(&written) {
+            return Poll::Ready(written);
+        }
+        ready!(tcp.poll_write_ready(cx))?;
     }
 }
 

@@ -4,12 +4,11 @@
 //! Without an answer within the timeout the connection is dead; any frame gives it another timeout, since an answer
 //! may stand in line behind them, as in Envoy.
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use h2::{Ping, PingPong};
-use tokio::time::{Instant, Sleep, sleep_until};
+use sampan_core::time::{Sleep, sleep_until};
 
 /// `KeepaliveSettings`
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,7 +27,7 @@ pub struct KeepaliveOptions {
 pub(super) struct Keepalive {
     options: KeepaliveOptions,
     ping: PingPong,
-    timer: Pin<Box<Sleep>>,
+    timer: Sleep,
     waiting: bool,
     frames: u64,
     /// When the last frames were seen, where somebody wants to know.
@@ -41,7 +40,7 @@ impl Keepalive {
     pub(super) fn new(options: KeepaliveOptions, ping: PingPong, random: u64) -> Self {
         let place = (random >> 11) as f64 / (1u64 << 53) as f64;
         let now = Instant::now();
-        let timer = Box::pin(sleep_until(now + Duration::from_secs(86_400)));
+        let timer = sleep_until(now + Duration::from_secs(86_400));
         let mut new = Self { options, ping, timer, waiting: false, frames: 0, last: now, place };
         new.rest();
         new
@@ -52,7 +51,7 @@ impl Keepalive {
         self.waiting = false;
         if let Some(interval) = self.options.interval {
             let jitter = interval.mul_f64((self.options.jitter / 100.0 * self.place).max(0.0));
-            self.timer.as_mut().reset(Instant::now() + interval + jitter);
+            self.timer.reset(Instant::now() + interval + jitter);
         }
     }
 
@@ -70,7 +69,7 @@ impl Keepalive {
         // Refused only while another is on its way.
         if self.ping.send_ping(Ping::opaque()).is_ok() {
             self.waiting = true;
-            self.timer.as_mut().reset(Instant::now() + self.options.timeout);
+            self.timer.reset(Instant::now() + self.options.timeout);
         }
     }
 
@@ -86,7 +85,7 @@ impl Keepalive {
                 self.last = Instant::now();
             }
             if self.waiting {
-                self.timer.as_mut().reset(Instant::now() + self.options.timeout);
+                self.timer.reset(Instant::now() + self.options.timeout);
             }
         }
         if let Poll::Ready(Ok(_)) = self.ping.poll_pong(cx) {
@@ -96,7 +95,7 @@ impl Keepalive {
         if !self.waiting && self.options.interval.is_none() {
             return Poll::Pending;
         }
-        while self.timer.as_mut().poll(cx).is_ready() {
+        while self.timer.poll_passed(cx).is_ready() {
             if self.waiting {
                 return Poll::Ready(());
             }

@@ -19,6 +19,7 @@ use sampan_tls::Transport;
 use super::config::{Codec, Manager, codec_options};
 use super::exchange::{Exchange, Fate};
 use super::responder::Responder;
+use crate::boxed::boxed;
 use crate::filter::LocalReply;
 use crate::stream::Stream;
 use crate::timer::Timer;
@@ -128,7 +129,7 @@ pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Wor
 async fn refused(refusal: &Refusal, mut transport: Transport, manager: &Manager) {
     let end = refusal.in_force(&mut transport, false);
     let limit = manager.limits.idle_timeout.unwrap_or(Duration::MAX);
-    if tokio::time::timeout(limit, end).await.is_err() {
+    if sampan_core::time::timeout(limit, end).await.is_err() {
         manager.stats.downstream_cx_idle_timeout.inc();
     }
 }
@@ -303,7 +304,8 @@ async fn serve_h1(connection: Connection, transport: Transport, remote: &mut boo
                 if count_last(&manager, served) {
                     exchange.ask_to_go(false);
                 }
-                Box::pin(exchange.serve(&mut responder, &connection.drain)).await
+                let exchange = boxed(|| exchange.serve(&mut responder, &connection.drain));
+                Box::into_pin(exchange).await
             }
             Next::Refuse(error) => {
                 manager.stats.downstream_cx_protocol_error.inc();
@@ -386,10 +388,7 @@ pub(super) fn stream(
 ) -> Box<Stream> {
     let manager = &connection.manager;
     let id = connection.worker.random();
-    let info = StreamInfo::new(id, connection.info.clone(), Some(protocol));
-    let limits = &manager.limits;
-    timer.begin(info.start, limits.stream_idle_timeout, limits.max_stream_duration, limits.request_timeout);
-    Box::new(Stream {
+    let stream = boxed(|| Stream {
         grpc: Stream::is_grpc(&request),
         head_request: request.get(HeaderId::METHOD) == Some(b"HEAD"),
         upgrade: None,
@@ -406,8 +405,11 @@ pub(super) fn stream(
         timer: timer.clone(),
         request,
         body,
-        info,
-    })
+        info: StreamInfo::new(id, connection.info.clone(), Some(protocol)),
+    });
+    let (limits, start) = (&manager.limits, stream.info.start);
+    timer.begin(start, limits.stream_idle_timeout, limits.max_stream_duration, limits.request_timeout);
+    stream
 }
 
 /// Counts the request that is the last of its connection's; tells whether it is.

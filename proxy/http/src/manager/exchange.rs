@@ -27,6 +27,7 @@ use smallvec::SmallVec;
 
 use super::request;
 use super::responder::Responder;
+use crate::boxed::boxed;
 use crate::filter::{LocalReply, State};
 use crate::router;
 use crate::stream::Stream;
@@ -77,7 +78,7 @@ impl Exchange {
     pub fn new(stream: Box<Stream>, responder: &Responder, head: u64) -> Box<Self> {
         count_begin(&stream);
         let (read, written) = responder.wire_bytes().unwrap_or_default();
-        Box::new(Self {
+        boxed(|| Self {
             states: SmallVec::new(),
             response: None,
             trailers: None,
@@ -284,5 +285,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.end();
+        std::mem::take(&mut self.stream.request).recycle();
+        self.response.take().map(HeaderMap::recycle);
     }
 }

@@ -90,6 +90,7 @@ impl Drop for UpstreamBody {
 }
 
 impl UpstreamBody {
+    #[inline]
     pub(super) fn new(mut parts: Parts) -> Self {
         parts.deadline.response_begun();
         parts.upload.forget();

@@ -173,7 +173,7 @@ async fn run(cluster: Rc<WorkerCluster>, mut request: Request<'_>) -> (Result<An
     let result = match timeout {
         None => call.run().await,
         Some(timeout) => {
-            let run = tokio::time::timeout(timeout, call.run()).await;
+            let run = sampan_core::time::timeout(timeout, call.run()).await;
             run.unwrap_or(Err(Failed::At(Failure::Timeout)))
         }
     };

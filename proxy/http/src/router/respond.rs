@@ -11,6 +11,7 @@ use super::body::{self, UpstreamBody};
 use super::exchange::Exchange;
 use super::upload::Upload;
 use super::{Forward, codes, outlier};
+use crate::boxed::boxed;
 use crate::filter::Response;
 
 impl Forward<'_> {
@@ -68,17 +69,19 @@ impl Forward<'_> {
             }
             Body::Empty
         } else {
-            Body::stream(UpstreamBody::new(body::Parts {
-                exchange,
-                upload,
-                timer: stream.timer.clone(),
-                deadline: std::mem::take(timeouts),
-                tunnel: head.tunnel,
-                refused,
-                complete,
-                counters,
-                grpc: later.then(|| config.rq_reset_after_response.clone()),
-                charge: config.dynamic_stats.then(|| (cluster.cluster().clone(), kind, received)),
+            Body::Stream(boxed(|| {
+                UpstreamBody::new(body::Parts {
+                    exchange,
+                    upload,
+                    timer: stream.timer.clone(),
+                    deadline: std::mem::take(timeouts),
+                    tunnel: head.tunnel,
+                    refused,
+                    complete,
+                    counters,
+                    grpc: later.then(|| config.rq_reset_after_response.clone()),
+                    charge: config.dynamic_stats.then(|| (cluster.cluster().clone(), kind, received)),
+                })
             }))
         };
         Response { status: head.status, headers: head.headers, body, tunnel: head.tunnel, local: false }

@@ -85,7 +85,7 @@ pub(crate) fn start(cluster: &Arc<Cluster>, interval: Duration) {
     let weak = Arc::downgrade(cluster);
     let task = tokio::spawn(async move {
         loop {
-            tokio::time::sleep(interval).await;
+            sampan_core::time::sleep(interval).await;
             let Some(cluster) = weak.upgrade() else { return };
             cluster.clean_up();
         }

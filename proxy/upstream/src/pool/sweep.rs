@@ -8,9 +8,9 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::time::{Instant, Sleep, sleep};
+use sampan_core::time::sleep;
 
 use super::PoolSet;
 use crate::worker::WorkerHost;
@@ -48,15 +48,15 @@ impl Sweeper {
 
     async fn run(self: Rc<Self>) {
         let start = Instant::now();
-        let mut timer: std::pin::Pin<Box<Sleep>> = Box::pin(sleep(SHORT));
+        let mut timer = sleep(SHORT);
         poll_fn(|cx| {
             // Woken by a release while sleeping long: from now on short.
             if self.fresh.get() && timer.deadline() > Instant::now() + SHORT {
-                timer.as_mut().reset(Instant::now() + SHORT);
+                timer.reset(Instant::now() + SHORT);
             }
             let mut next = None;
             loop {
-                let due = timer.as_mut().poll(cx).is_ready();
+                let due = timer.poll_passed(cx).is_ready();
                 if due {
                     self.fresh.set(false);
                 }
@@ -73,7 +73,7 @@ impl Sweeper {
                     *self.sleeper.borrow_mut() = Some(cx.waker().clone());
                     return Poll::Pending;
                 }
-                timer.as_mut().reset(Instant::now() + Duration::from_millis(wait).min(LONG));
+                timer.reset(Instant::now() + Duration::from_millis(wait).min(LONG));
             }
         })
         .await;

@@ -1,15 +1,21 @@
 //! Heads as nearly all peers write them, read in one pass: origin form, HTTP/1.1, plain header lines. `None` for any
 //! other, and for what is to be refused: those are for the parser that knows the whole grammar and every error.
 
+use memchr::memmem::Finder;
 use sampan_core::header::{HeaderId, HeaderMap, Spelling, text_len};
 use sampan_core::stream_info::Protocol;
 
 use super::{Head, Limits, METHODS};
 
-/// How much is looked at. What is read goes into the list before it is known where the head ends.
+/// How far the end of a head is looked for.
 const MOST: usize = 4096;
 /// The longest known method and a space.
 const METHOD: usize = 16;
+const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+
+thread_local! {
+    static END: Finder<'static> = Finder::new(END_OF_HEAD);
+}
 
 pub(super) fn request(bytes: &[u8], limits: &Limits) -> Option<Head> {
     let method = bytes.iter().take(METHOD).position(|b| *b == b' ')?;
@@ -54,7 +60,9 @@ fn lines(
         return None;
     }
     let seen = &bytes[..bytes.len().min(MOST).min(limits.max_bytes)];
-    let mut headers = HeaderMap::with_capacity(seen.len() + 160, 24);
+    // What stands behind the head is not the list's to keep.
+    let seen = &seen[..END.with(|end| end.find(seen))? + END_OF_HEAD.len()];
+    let mut headers = HeaderMap::spare(seen.len() + 160, 24);
     headers.load(seen);
     headers.push_raw_known(first.0, first.1);
     let end = headers.push_plain_lines(start, limits.max_headers)?;

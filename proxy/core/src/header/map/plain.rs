@@ -4,6 +4,8 @@
 //! Names are checked, lowered and looked up and values checked where they lie. Everything else is for a parser that
 //! knows the whole grammar; what is plain it must read just the same.
 
+use wide::u8x16;
+
 use super::{Entry, HeaderId, HeaderMap, IN_LINE};
 
 /// A name's bytes in lower case; 0 for what no name may have (RFC 9110 section 5.6.2).
@@ -60,31 +62,29 @@ impl HeaderMap {
     }
 }
 
-const ONES: u64 = u64::from_ne_bytes([1; 8]);
-const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
-const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
-
-/// The high bit of each byte of `word` that is in the range; of bytes below 0x80, which the others must be masked out from.
-const fn within(word: u64, first: u8, last: u8) -> u64 {
-    let low = word & LOW;
-    (low + ONES * (0x80 - first as u64)) ^ (low + ONES * (0x7f - last as u64))
+/// All ones where a byte is in the range.
+fn within(bytes: u8x16, first: u8, last: u8) -> u8x16 {
+    let from_first = bytes - u8x16::splat(first);
+    from_first.simd_le(u8x16::splat(last - first))
 }
 
-/// Lowers the name that a line begins with, and tells how long it is. Letters, digits and dashes go eight at a time.
+/// How many lanes from the first are all ones.
+fn run(lanes: u8x16) -> usize {
+    lanes.to_bitmask().trailing_ones() as usize
+}
+
+/// Lowers the name that a line begins with, and tells how long it is. Letters, digits and dashes go sixteen at a time.
 fn lower_name(line: &mut [u8]) -> usize {
     let mut at = 0;
-    while let Some(chunk) = line.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<8>()) {
-        let word = u64::from_le_bytes(*chunk);
-        let lower = word | (within(word, b'A', b'Z') & !word & HIGH) >> 2;
-        let plain = (within(lower, b'a', b'z') | within(lower, b'0', b'9') | within(lower, b'-', b'-'))
-            & !word
-            & HIGH;
-        // How many bytes from the first are plain; the word's other bytes stay.
-        let count = (plain ^ HIGH).trailing_zeros() / 8;
-        let taken = u64::MAX.checked_shr(64 - 8 * count).unwrap_or(0);
-        *chunk = (lower & taken | word & !taken).to_le_bytes();
-        at += count as usize;
-        if count < 8 {
+    while let Some(chunk) = line.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<16>()) {
+        let bytes = u8x16::new(*chunk);
+        let lower = bytes | (within(bytes, b'A', b'Z') & u8x16::splat(b'a' - b'A'));
+        let dash = lower.simd_eq(u8x16::splat(b'-'));
+        let count = run(within(lower, b'a', b'z') | within(lower, b'0', b'9') | dash);
+        let taken = PLACES.simd_lt(u8x16::splat(count as u8));
+        *chunk = taken.bitselect(lower, bytes).to_array();
+        at += count;
+        if count < 16 {
             break;
         }
     }
@@ -99,22 +99,22 @@ fn lower_name(line: &mut [u8]) -> usize {
     at
 }
 
-/// How many bytes there are before one that is below `least` (at most 128) or DEL. Eight at a time: such a byte is one
-/// from which the subtraction borrows.
+const PLACES: u8x16 = u8x16::new([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+
+/// How many bytes there are before one that is below `least` or DEL.
 pub fn text_len(bytes: &[u8], least: u8) -> usize {
-    const DEL: u64 = u64::from_ne_bytes([0x7f; 8]);
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let low = word.wrapping_sub(ONES * u64::from(least)) & !word;
-        let del = (word ^ DEL).wrapping_sub(ONES) & !(word ^ DEL);
-        let found = (low | del) & HIGH;
-        if found != 0 {
-            // What borrows from a byte found is behind it: the first is right.
-            return index * 8 + found.trailing_zeros() as usize / 8;
+    let is_text = |bytes: u8x16| bytes.simd_ge(u8x16::splat(least)) & !bytes.simd_eq(u8x16::splat(0x7f));
+    let (chunks, rest) = bytes.as_chunks::<16>();
+    for (index, chunk) in chunks.iter().enumerate() {
+        let count = run(is_text(u8x16::new(*chunk)));
+        if count < 16 {
+            return index * 16 + count;
         }
     }
-    bytes.len() - rest.len() + rest.iter().take_while(|b| **b >= least && **b != 0x7f).count()
+    // Padding is no text: least is above zero.
+    let mut last = [0; 16];
+    last[..rest.len()].copy_from_slice(rest);
+    chunks.len() * 16 + run(is_text(u8x16::new(last)))
 }
 
 #[cfg(test)]
@@ -123,21 +123,21 @@ mod tests {
 
     #[test]
     fn text_ends_where_it_ends() {
-        for len in 0..20 {
+        for len in 0..36 {
             for end in 0..=255u8 {
-                let mut bytes = vec![0xc3; 24];
+                let mut bytes = vec![0xc3; 40];
                 bytes[len] = end;
-                let ends = end < b'!' || end == 0x7f;
-                assert_eq!(text_len(&bytes, b'!'), if ends { len } else { 24 }, "{end} at {len}");
+                let ends = if end < b'!' || end == 0x7f { len } else { 40 };
+                assert_eq!(text_len(&bytes, b'!'), ends, "{end} at {len}");
             }
         }
     }
 
     #[test]
     fn names_are_lowered_as_far_as_they_go() {
-        for at in 0..20 {
+        for at in 0..38 {
             for byte in 0..=255u8 {
-                let mut line = *b"Abc-DEF-0129-xyz-AZaz-";
+                let mut line = *b"Abc-DEF-0129-xyz-AZaz-09-Header-Name-A";
                 line[at] = byte;
                 let mut lower = line;
                 let wanted = line.iter().take_while(|b| LOWER_TOKEN[usize::from(**b)] != 0).count();

@@ -157,7 +157,7 @@ impl Remote {
         let asked = self.ask(clusters);
         let answer = match self.model.timeout {
             Some(timeout) => {
-                tokio::time::timeout(timeout, asked).await.unwrap_or_else(|_| Err("timeout".to_owned()))
+                sampan_core::time::timeout(timeout, asked).await.unwrap_or_else(|_| Err("timeout".to_owned()))
             }
             None => asked.await,
         };
@@ -192,7 +192,7 @@ impl Remote {
             let again = !matches!(&asked, Ok(answer) if answer.status < 500);
             if again && attempt < self.model.attempts {
                 let pause = jittered(self.model.back_off, || FIRST_PAUSE, attempt - 1, clusters.random());
-                tokio::time::sleep(pause).await;
+                sampan_core::time::sleep(pause).await;
                 continue;
             }
             let answer = asked?;
@@ -242,7 +242,7 @@ impl WantedKeys {
                 if let Some(first) = first.take() {
                     first();
                 }
-                tokio::time::sleep(pause).await;
+                sampan_core::time::sleep(pause).await;
             }
         }
     }
