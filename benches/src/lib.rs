@@ -20,6 +20,8 @@
 //! A full run takes about half an hour, most of it under valgrind; `--quick --only cpu` a quarter of a minute.
 //! Needs two cores; valgrind (with `vgdb`) and strace for the two counts. What is not there is named in the report.
 
+#![allow(clippy::disallowed_methods, reason = "for the threads of the proxy's workers")]
+
 pub mod args;
 pub mod backend;
 pub mod case;

@@ -1,7 +1,8 @@
 //! Sampan: an Envoy-compatible L7 data plane.
 //!
-//! The program: command line ([`cli`]), [`mod@check`] of configuration alone, bootstrap to models ([`boot`]), threads ([`server`], [`worker`]), listeners ([`listeners`]), own stats ([`stats`]), what the
-//! admin interface shows ([`view`]), what changes while serving ([`xds`]), and the demonstration that runs without arguments ([`demo`]).
+//! The program: command line ([`cli`]), [`mod@check`] of configuration alone, bootstrap to models ([`boot`]), threads ([`server`], [`worker`]), listeners ([`listeners`]), own stats ([`stats`]), what the admin interface shows ([`view`]), what changes while serving ([`xds`]), and the demonstration that runs without arguments ([`demo`]).
+
+#![allow(clippy::disallowed_methods, reason = "nearly all here runs on the control thread")]
 
 mod boot;
 mod check;

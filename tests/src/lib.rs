@@ -4,6 +4,8 @@
 //! ([`process`]) between scripted upstreams ([`upstream`]) and a scripted client ([`client`]); what was seen becomes a tree
 //! ([`observe`]) that is checked against the case's expectation for Envoy and then compared between the subjects ([`run`]).
 
+#![allow(clippy::disallowed_methods, reason = "for the threads of the proxy's workers")]
+
 pub mod case;
 pub mod certs;
 pub mod client;

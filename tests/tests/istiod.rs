@@ -4,6 +4,7 @@
 //! with Envoy first, against an istiod that leaves out what only Istio's build of Envoy has, then with Sampan against the same, then
 //! with Sampan against an istiod as it is.
 
+#![allow(clippy::disallowed_methods, reason = "for the threads of the proxy's workers")]
 #![allow(clippy::print_stdout, reason = "a test program reports on stdout")]
 
 use std::collections::BTreeSet;

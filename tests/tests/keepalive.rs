@@ -4,6 +4,7 @@
 //! which may be made again where the route says so: a host that closed has not served it. In neither case may the
 //! host serve a request twice.
 
+#![allow(clippy::disallowed_methods, reason = "for the threads of the proxy's workers")]
 #![allow(clippy::print_stdout, reason = "a test program reports on stdout")]
 
 use std::cell::RefCell;

@@ -32,6 +32,8 @@
 //! - Delta: a first request for everything names nothing; a new stream names the versions known, and subscribes again
 //!   to what was asked for by name; unsubscribing carries no nonce unless there is an answer to go with it.
 
+#![allow(clippy::disallowed_methods, reason = "for the threads of the proxy's workers")]
+
 pub mod backoff;
 pub mod client;
 pub mod grpc;

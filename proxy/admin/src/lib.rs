@@ -10,6 +10,8 @@
 //!
 //! Source: Envoy, "Administration interface".
 
+#![allow(clippy::disallowed_methods, reason = "runs on the control thread")]
+
 mod clusters;
 mod config_dump;
 mod counters;

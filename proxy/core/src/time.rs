@@ -150,7 +150,9 @@ impl Sleep {
         match id {
             Some(id) => self.state = State::Waiting { id, waker },
             None => {
-                self.state = State::Tokio(Box::pin(tokio::time::sleep_until(deadline.into())));
+                #[allow(clippy::disallowed_methods, reason = "this is what stands in its place")]
+                let sleep = tokio::time::sleep_until(deadline.into());
+                self.state = State::Tokio(Box::pin(sleep));
                 return self.poll_passed(cx);
             }
         }
@@ -189,8 +191,13 @@ pub struct Elapsed;
 
 /// Runs `work` for so long at most.
 pub async fn timeout<F: Future>(limit: Duration, work: F) -> Result<F::Output, Elapsed> {
+    timeout_at(Instant::now() + limit.min(FAR), work).await
+}
+
+/// Runs `work` until then at most.
+pub async fn timeout_at<F: Future>(deadline: Instant, work: F) -> Result<F::Output, Elapsed> {
     let mut work = pin!(work);
-    let mut limit = sleep(limit);
+    let mut limit = sleep_until(deadline);
     poll_fn(|cx| match work.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
         Poll::Pending => limit.poll_passed(cx).map(|()| Err(Elapsed)),

@@ -239,7 +239,7 @@ mod tests {
             }
             timer.poll(cx, Some(start + Duration::from_millis(20)))
         });
-        tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap();
+        sampan_core::time::timeout(Duration::from_secs(5), waiting).await.unwrap();
         assert!(start.elapsed() < Duration::from_secs(4));
     }
 }

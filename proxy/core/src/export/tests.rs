@@ -91,7 +91,7 @@ async fn a_batch_goes_out_when_it_is_large_or_old() {
         let records = b"\x0a\x03\x0a\x01a\x0a\x05\x0a\x03bcd";
         assert_eq!(sent(0), [b"\0\0\0\0\x14\x0a\x00\x12\x10\x08\x01\x1a\x0c".as_slice(), records].concat());
         assert!(exporter.push(&record("e")));
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        crate::time::sleep(Duration::from_millis(60)).await;
         assert_eq!(sent(1), b"\0\0\0\0\x0b\x12\x09\x08\x01\x1a\x05\x0a\x03\x0a\x01e");
         assert_eq!(collector.streams.get(), 1);
         collector.open.set(false);
@@ -125,7 +125,7 @@ async fn a_call_tells_how_many_records_it_took() {
         let exporter = exporter(Way::Call { service: service(), path: "/p", done: Box::new(done) }, 1000);
         exporter.push(&record("a"));
         exporter.push(&record("b"));
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        crate::time::sleep(Duration::from_millis(60)).await;
         assert_eq!(collector.sent.borrow().len(), 1);
         assert_eq!(*told.lock().unwrap(), [(2, Some(14))]);
     })

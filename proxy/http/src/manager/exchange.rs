@@ -286,6 +286,8 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.end();
         std::mem::take(&mut self.stream.request).recycle();
-        self.response.take().map(HeaderMap::recycle);
+        if let Some(response) = self.response.take() {
+            response.recycle();
+        }
     }
 }

@@ -128,7 +128,7 @@ pub(crate) fn serve_clusters(
         tokio::task::spawn_blocking(move || client(&addresses)).await.unwrap();
         listeners.stop();
         // Connections that the client has closed end with their next poll.
-        tokio::time::timeout(Duration::from_secs(5), drain.idle()).await.unwrap();
+        sampan_core::time::timeout(Duration::from_secs(5), drain.idle()).await.unwrap();
     });
     kept
 }

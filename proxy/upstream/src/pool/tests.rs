@@ -122,7 +122,7 @@ async fn exchange(lease: &mut H1Lease) {
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(5), test).await.expect("the test hangs");
+        sampan_core::time::timeout(Duration::from_secs(5), test).await.expect("the test hangs");
     });
 }
 
@@ -156,11 +156,11 @@ fn a_connection_closed_by_the_peer_is_not_handed_out() {
             let mut lease = world.h1().await;
             exchange(&mut lease).await;
             lease.release();
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            sampan_core::time::sleep(Duration::from_millis(20)).await;
         }
         let stats = world.stats();
         assert_eq!(stats.upstream_cx_total.value(), 2);
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        sampan_core::time::sleep(Duration::from_millis(150)).await;
         assert_eq!(stats.upstream_cx_destroy_remote.value(), 2, "the sweeper sees the second one");
         assert_eq!(stats.upstream_cx_destroy_with_active_rq.value(), 0);
         assert_eq!(stats.upstream_cx_active.value(), 0);
@@ -185,9 +185,9 @@ fn the_idle_timeout_closes() {
         let mut lease = world.h1().await;
         exchange(&mut lease).await;
         lease.release();
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        sampan_core::time::sleep(Duration::from_millis(60)).await;
         assert_eq!(world.stats().upstream_cx_active.value(), 1);
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        sampan_core::time::sleep(Duration::from_millis(150)).await;
         assert_eq!(world.stats().upstream_cx_idle_timeout.value(), 1);
         assert_eq!(world.stats().upstream_cx_destroy_local.value(), 1);
     });
@@ -279,7 +279,7 @@ fn a_request_that_stops_waiting_is_counted_and_its_connection_kept() {
         }
         assert_eq!(world.stats().upstream_rq_cancelled.value(), 1);
         assert_eq!(world.stats().upstream_rq_pending_active.value(), 0);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        sampan_core::time::sleep(Duration::from_millis(20)).await;
         let mut lease = world.h1().await;
         exchange(&mut lease).await;
         assert_eq!(world.stats().upstream_cx_total.value(), 1);
@@ -475,7 +475,7 @@ async fn h2_upstream(limit: u32, requests: usize, hold: Duration) -> u16 {
                         connection.graceful_shutdown();
                     }
                     tokio::task::spawn_local(async move {
-                        tokio::time::sleep(hold).await;
+                        sampan_core::time::sleep(hold).await;
                         let _ = respond.send_response(http::Response::new(()), true);
                     });
                 }
@@ -530,7 +530,7 @@ fn goaway_ends_a_connection_without_losing_requests() {
         let host = world.host();
         for _ in 0..3 {
             h2_exchange(&host).await;
-            tokio::time::sleep(Duration::from_millis(30)).await;
+            sampan_core::time::sleep(Duration::from_millis(30)).await;
         }
         let stats = world.stats();
         assert_eq!(stats.upstream_cx_total.value(), 3);
@@ -556,7 +556,7 @@ fn an_idle_http2_connection_closes() {
         let world = world(&message);
         h2_exchange(&world.host()).await;
         assert_eq!(world.stats().upstream_cx_active.value(), 1);
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        sampan_core::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(world.stats().upstream_cx_idle_timeout.value(), 1);
         assert_eq!(world.stats().upstream_cx_active.value(), 0);
         assert_eq!(world.stats().upstream_cx_destroy_local.value(), 1);
@@ -593,7 +593,7 @@ fn a_name_becomes_hosts_that_stay() {
         let before = world.host();
         assert_eq!(&*before.host.hostname, "localhost");
         assert_eq!(before.host.address().ip().unwrap().to_string(), "127.0.0.1");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        sampan_core::time::sleep(Duration::from_millis(100)).await;
         let stats = world.stats();
         assert!(stats.update_success.value() > 1);
         assert_eq!(stats.update_no_rebuild.value(), stats.update_success.value() - 1);

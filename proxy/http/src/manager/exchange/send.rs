@@ -9,7 +9,7 @@ use sampan_core::clock;
 use sampan_core::drain::Signal;
 use sampan_core::header::HeaderId;
 use sampan_core::stream_info::{Protocol, ResponseFlag};
-use tokio::time::timeout_at;
+use sampan_core::time::timeout_at;
 
 use super::watch::{PumpEnd, poll_watch};
 use super::{Exchange, Fate};
@@ -95,7 +95,7 @@ impl Exchange {
             while due <= clock::recent() {
                 due += interval;
             }
-            match timeout_at(due.into(), self.pump(body, responder)).await {
+            match timeout_at(due, self.pump(body, responder)).await {
                 Ok(sent) => return sent,
                 Err(_) => {
                     clock::tick();

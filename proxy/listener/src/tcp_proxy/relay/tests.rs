@@ -134,7 +134,7 @@ async fn back_pressure() {
         client.shutdown().await.unwrap();
     };
     let receive = async {
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        sampan_core::time::sleep(std::time::Duration::from_millis(200)).await;
         assert!(moved.0[0].get() < total as u64 / 2, "{} bytes were taken", moved.0[0].get());
         let mut buffer = vec![0; 1024 * 1024];
         let mut got = 0;
