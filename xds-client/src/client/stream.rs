@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::time::{Instant as TokioInstant, Sleep};
+use tokio::time::Sleep;
 
 use super::watches::give;
 use super::{Inner, Machine, RateLimit, Type, Variant, machine};
@@ -49,9 +49,8 @@ async fn session(inner: &Rc<Inner>, backoff: &mut Backoff, tokens: &mut Option<T
         machine!(of, machine => machine.stream_opened());
     }
     let mut deframer = Deframer::default();
-    let mut pace = Pace::new();
     loop {
-        match next_chunk(inner, &mut *call, tokens, &mut pace).await {
+        match next_chunk(inner, &mut *call, tokens).await {
             Ok(chunk) => deframer.push(chunk),
             Err(end) => return end,
         }
@@ -79,40 +78,25 @@ async fn next_chunk(
     inner: &Rc<Inner>,
     call: &mut dyn Call,
     tokens: &mut Option<Tokens>,
-    pace: &mut Pace,
 ) -> Result<Bytes, End> {
-    let (mut resume, mut waited) = (None, false);
     let mut alarm: std::pin::Pin<&mut Sleep> = pin!(tokio::time::sleep(Duration::from_secs(3600)));
     poll_fn(|cx| {
         inner.waker.replace(Some(cx.waker().clone()));
-        let mut reads = resume.is_none();
+        if let Poll::Ready(end) = call.poll_data(cx) {
+            return Poll::Ready(end);
+        }
         loop {
-            if reads {
-                if let Poll::Ready(data) = call.poll_data(cx) {
-                    if waited {
-                        pace.woken(TokioInstant::now());
-                    }
-                    return Poll::Ready(data);
-                }
-                waited = true;
-                resume = pace.rests_until(TokioInstant::now());
-                reads = false;
-            }
             if let Err(end) = inner.send(call, tokens, cx) {
                 return Poll::Ready(Err(end));
             }
             let expiry = inner.all().iter().filter_map(|of| of.next_expiry()).min();
             let token = tokens.as_ref().and_then(Tokens::wanted_at);
-            let Some(at) = expiry.into_iter().chain(token).chain(resume.map(TokioInstant::into_std)).min()
-            else {
-                return Poll::Pending;
-            };
+            let Some(at) = expiry.into_iter().chain(token).min() else { return Poll::Pending };
             alarm.as_mut().reset(at.into());
             if alarm.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
             inner.expire();
-            reads = resume.is_some_and(|at| at <= TokioInstant::now());
         }
     })
     .await
@@ -299,44 +283,6 @@ impl Type {
             Ok(Rc::new(decoded))
         };
         resources.into_iter().map(decode).collect()
-    }
-}
-
-/// How often the peer is listened to when it says little at a time without end. A wake-up costs more than most changes, so
-/// that after [`Pace::BURST`] of them what comes within [`Pace::STEP`] is taken together. What has come is always read to
-/// its end: a great update is not slowed down.
-struct Pace {
-    left: u32,
-    /// Up to when `left` has grown.
-    at: TokioInstant,
-}
-
-impl Pace {
-    const BURST: u32 = 16;
-    const STEP: Duration = Duration::from_millis(10);
-
-    fn new() -> Self {
-        Self { left: Self::BURST, at: TokioInstant::now() }
-    }
-
-    fn grow(&mut self, now: TokioInstant) {
-        let steps = now.saturating_duration_since(self.at).as_micros() / Self::STEP.as_micros();
-        let steps = u32::try_from(steps).unwrap_or(u32::MAX);
-        self.left = self.left.saturating_add(steps).min(Self::BURST);
-        // At rest nothing is saved up beyond a burst.
-        self.at = if self.left == Self::BURST { now } else { self.at + Self::STEP * steps };
-    }
-
-    /// Something came that was waited for.
-    fn woken(&mut self, now: TokioInstant) {
-        self.grow(now);
-        self.left = self.left.saturating_sub(1);
-    }
-
-    /// All that came was read: when to look again, if not as soon as there is more.
-    fn rests_until(&mut self, now: TokioInstant) -> Option<TokioInstant> {
-        self.grow(now);
-        (self.left == 0).then(|| self.at + Self::STEP)
     }
 }
 

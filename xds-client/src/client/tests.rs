@@ -379,29 +379,3 @@ fn delta_gives_each_watcher_its_changes() {
         assert_eq!(clusters.log.borrow()[1], "-x,y");
     });
 }
-
-#[test]
-fn many_small_responses_are_read_in_batches() {
-    run(async {
-        let (client, server, _) = client(config(Variant::StateOfTheWorld));
-        let (_cds, _clusters) = watch(&client, types::CLUSTER, &[]);
-        settle().await;
-        let (mut reads, mut before) = (0, 0);
-        for version in 0..200 {
-            server.world(types::CLUSTER, &version.to_string(), &["a"]);
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            reads += u32::from(server.read.get() > before);
-            before = server.read.get();
-        }
-        assert!(reads < 40, "{reads} times for 200 responses in 200 ms");
-        tokio::time::sleep(Duration::from_millis(15)).await;
-        assert_eq!(server.read.get(), 200);
-        // What comes after a rest, and a great deal at once, is taken at once.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        for version in 200..300 {
-            server.world(types::CLUSTER, &version.to_string(), &["a"]);
-        }
-        settle().await;
-        assert_eq!(server.read.get(), 300);
-    });
-}
