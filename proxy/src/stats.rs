@@ -44,24 +44,26 @@ impl ServerStats {
         for name in [
             "debug_assertion_failures",
             "dropped_stat_flushes",
-            "dynamic_unknown_fields",
             "envoy_bug_failures",
             "envoy_notifications",
             "main_thread.watchdog_mega_miss",
             "main_thread.watchdog_miss",
-            "wip_protos",
         ] {
             scope.counter(name);
+        }
+        // Envoy sets them, if to 0.
+        for name in ["dynamic_unknown_fields", "wip_protos"] {
+            scope.counter(name).add(0);
         }
         for name in [
             "compilation_settings.fips_mode",
             "hot_restart_epoch",
             "parent_connections",
-            "seconds_until_first_ocsp_response_expiring",
             "stats_recent_lookups",
         ] {
-            scope.gauge(name);
+            scope.gauge(name).touch();
         }
+        scope.gauge("seconds_until_first_ocsp_response_expiring");
         for thread in ["main_thread", "workers"] {
             let scope = root.scope(thread);
             scope.counter("watchdog_mega_miss");

@@ -94,7 +94,7 @@ impl Stats {
         HTTP_COUNTERS.iter().for_each(|name| drop(http.counter(name)));
         HTTP_GAUGES.iter().for_each(|name| drop(http.gauge(name)));
         LISTENER_COUNTERS.iter().for_each(|name| drop(listener.counter(name)));
-        listener.gauge("downstream_pre_cx_active");
+        listener.gauge("downstream_pre_cx_active").touch();
         listener.histogram("connections_accepted_per_socket_event", Unit::Unspecified);
         let (total, active) = ("downstream_cx_total", "downstream_cx_active");
         Rc::new(Self {

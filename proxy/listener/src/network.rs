@@ -127,6 +127,7 @@ impl Held {
         let listener = &open.0;
         let counters = &listener.config.stats.counters;
         counters.downstream_cx_total.inc();
+        counters.downstream_pre_cx_active.touch();
         counters.downstream_cx_active.inc();
         listener.counters.downstream_cx_total.inc();
         listener.counters.downstream_cx_active.inc();

@@ -44,7 +44,7 @@ pub struct Breakers {
     retries: Resource,
     budget: Option<RetryBudget>,
     /// Printed by Envoy too; connection pools are not limited here.
-    _pools: (Gauge, Option<RemainingPools>),
+    pools: (Gauge, Option<RemainingPools>),
 }
 
 /// `remaining_cx_pools`, which stands at its limit.
@@ -160,8 +160,16 @@ impl Breakers {
                 "remaining_retries",
             ),
             budget: thresholds.retry_budget.clone(),
-            _pools: (scope.gauge("cx_pool_open"), remaining_pools),
+            pools: (scope.gauge("cx_pool_open"), remaining_pools),
         }
+    }
+
+    /// Envoy sets the gauges of a priority with traffic, if to 0.
+    pub(crate) fn touch(&self) {
+        for resource in [&self.connections, &self.pending, &self.requests] {
+            resource.open.touch();
+        }
+        self.pools.0.touch();
     }
 
     /// Connections.

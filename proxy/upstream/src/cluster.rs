@@ -362,11 +362,17 @@ impl Cluster {
     fn used(&self) -> &Used {
         self.used.get_or_init(|| {
             let stats = Arc::new(ClusterStats::new(&self.scope));
+            // Envoy sets them, if to 0.
+            for gauge in [&stats.membership_degraded, &stats.membership_excluded, &stats.warming_state] {
+                gauge.touch();
+            }
             self.report(&stats);
             let breakers = |priority, name| {
                 let scope = self.scope.scope("circuit_breakers").scope(name);
                 Arc::new(Breakers::new(&self.thresholds(priority), &scope))
             };
+            let usual = breakers(Priority::Default, "default");
+            usual.touch();
             let names = self.config.transport_socket_matches.iter().map(|m| m.name.as_str());
             let socket_matches = std::iter::once("default")
                 .chain(names)
@@ -387,7 +393,7 @@ impl Cluster {
                     .sends_headers()
                     .then(|| self.scope.scope("upstream.proxyprotocol").counter("v2_tlvs_exceed_max_length")),
                 socket_matches,
-                breakers: [breakers(Priority::Default, "default"), breakers(Priority::High, "high")],
+                breakers: [usual, breakers(Priority::High, "high")],
                 timeout_budget: self
                     .config
                     .track_timeout_budgets

@@ -152,6 +152,7 @@ impl ClusterManager {
     /// A manager without clusters; its counters and theirs are made below `scope`, the root.
     pub fn new(scope: &Scope, secrets: StaticSecrets) -> Self {
         let own = scope.scope("cluster_manager");
+        own.gauge("warming_clusters").touch();
         let stats = ManagerStats {
             added: own.counter("cluster_added"),
             modified: own.counter("cluster_modified"),

@@ -482,6 +482,11 @@ impl Gauge {
         slab::add(self.0.id, n);
     }
 
+    /// Sets the value that it has: who was set was used, at 0 too.
+    pub fn touch(&self) {
+        self.add(0);
+    }
+
     /// Takes away.
     #[inline]
     pub fn sub(&self, n: u64) {

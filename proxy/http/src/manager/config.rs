@@ -400,9 +400,13 @@ impl Manager {
         let mut asks = failed() || drain.asks_to_go(|| worker.random());
         if !asks && let Some(overload) = &self.overload {
             asks = overload.disable_http_keepalive.hits(|| worker.random());
-            self.stats.downstream_cx_overload_disable_keepalive.add(asks.into());
+            if asks {
+                self.stats.downstream_cx_overload_disable_keepalive.inc();
+            }
         }
-        self.stats.downstream_cx_drain_close.add(asks.into());
+        if asks {
+            self.stats.downstream_cx_drain_close.inc();
+        }
         asks
     }
 }
