@@ -125,6 +125,7 @@ impl Sleep {
             State::Tokio(sleep) => sleep.as_mut().reset(deadline.into()),
             State::Waiting { id, waker } => QUEUE.with_borrow_mut(|queue| {
                 if let Some(queue) = queue {
+                    // Another reference stays here: nothing is dropped with this one.
                     queue.waiting.remove(&(self.deadline, *id));
                     *id = queue.insert(deadline, waker.clone());
                 }
@@ -161,12 +162,9 @@ impl Sleep {
 
     fn forget(&mut self) {
         if let State::Waiting { id, .. } = self.state {
-            // A thread that ends may have dropped its list already.
-            let _ = QUEUE.try_with(|queue| {
-                if let Some(queue) = queue.borrow_mut().as_mut() {
-                    queue.waiting.remove(&(self.deadline, id));
-                }
-            });
+            // A thread that ends may have dropped its list already. The waker is dropped when the list is free again: with
+            // it may go a task, and that task's own sleeps.
+            drop(QUEUE.try_with(|queue| queue.borrow_mut().as_mut()?.waiting.remove(&(self.deadline, id))));
         }
     }
 }
