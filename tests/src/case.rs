@@ -198,6 +198,8 @@ pub enum Act {
     Message(Value),
     /// Raw bytes; each character is one byte.
     Send(String),
+    /// Raw bytes and the close for writing, in one segment: the peer sees both at once.
+    SendLast(String),
     /// So many times the letter x.
     Fill(usize),
     /// Raw bytes, so many times.

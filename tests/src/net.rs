@@ -81,6 +81,13 @@ impl Stream {
         }
     }
 
+    /// Holds back what is written until a segment is full or the close follows.
+    pub fn cork(&self) {
+        if let Some(stream) = self.tcp() {
+            let _ = socket2::SockRef::from(stream).set_tcp_cork(true);
+        }
+    }
+
     /// Makes the close that follows an RST.
     pub fn abort_on_close(&self) {
         if let Some(stream) = self.tcp() {

@@ -124,13 +124,28 @@ async fn host() -> Result<(Served, u16)> {
     Ok((served, port))
 }
 
+/// What comes behind the last request is not read any more.
 async fn serve(mut stream: TcpStream, seed: u64, served: Served) {
     let mut buffer = Vec::new();
     let mut round = 0;
+    // Up to 7 requests, then the end.
+    let last = seed % 7 + 1;
     loop {
-        // Up to 7 requests, then it waits for up to 3 ms; what comes behind is not read any more.
-        let patience =
-            if round == seed % 7 + 1 { Duration::from_micros(seed % 3000) } else { Duration::from_secs(10) };
+        let mut patience = Duration::from_secs(10);
+        if round == last {
+            match seed / 7 % 3 {
+                // Whenever the clock says: before the next request, beside it, or behind it.
+                0 => patience = Duration::from_micros(seed % 3000),
+                // When the next request is there, so that the close has surely crossed it: with RST, for it is not read.
+                1 => return drop(stream.readable().await),
+                // Likewise, and FIN comes before the RST.
+                _ => {
+                    let _ = stream.readable().await;
+                    let _ = stream.shutdown().await;
+                    return sleep(Duration::from_micros(seed % 1000)).await;
+                }
+            }
+        }
         match timeout(patience, head(&mut stream, &mut buffer)).await {
             Ok(Some(path)) => {
                 *served.borrow_mut().entry(path.clone()).or_default() += 1;

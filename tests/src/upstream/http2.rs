@@ -99,6 +99,7 @@ async fn answer(
             Act::Flood(..)
             | Act::OpenAndReset(_)
             | Act::Send(_)
+            | Act::SendLast(_)
             | Act::Fill(_)
             | Act::Until(_)
             | Act::Read(_)

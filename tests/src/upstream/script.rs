@@ -18,6 +18,11 @@ pub async fn run(wire: &mut Wire, acts: &[Act], name: &str) -> bool {
         match act {
             Act::Reply(reply) => wire.send(&reply_bytes(reply, name)).await,
             Act::Send(bytes) => wire.send(&raw(bytes)).await,
+            Act::SendLast(bytes) => {
+                wire.stream.cork();
+                wire.send(&raw(bytes)).await;
+                wire.half_close().await;
+            }
             Act::Fill(count) => wire.send(&vec![b'x'; *count]).await,
             Act::Flood(count, bytes) => wire.send(&raw(bytes).repeat(*count)).await,
             Act::OpenAndReset(count) => wire.send(&resets(*count)).await,
