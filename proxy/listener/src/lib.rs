@@ -25,7 +25,7 @@ mod simple;
 mod socket_options;
 mod state;
 mod stats;
-mod tcp_proxy;
+pub mod tcp_proxy;
 
 pub use accept::Listeners;
 pub use config::ListenerConfig;
@@ -38,3 +38,4 @@ pub use network::{
 };
 pub use rbac::Refusal;
 pub use socket::{BindError, Bound, ListenSockets};
+pub use tcp_proxy::{TunnelFailure, Tunnelled, Tunnels, UpstreamBytes};

@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::future::LocalBoxFuture;
 use sampan_core::access_log::AccessLogger;
-use sampan_core::error::ConfigResult;
+use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::format::FormatContext;
 use sampan_core::state_values::{TCP_PROXY_CLUSTER, TextKind, TextState};
 use sampan_core::stream_info::{
@@ -28,7 +29,8 @@ use sampan_tls::Transport;
 use sampan_upstream::circuit::Priority;
 use sampan_upstream::pool::{PoolError, TcpLease};
 use sampan_upstream::{
-    ConnectFailureKind, ConnectOptions, Discovered, LbContext, Outcome, WorkerCluster, WorkerHost,
+    ConnectFailureKind, ConnectInfo, ConnectOptions, Discovered, LbContext, Outcome, WorkerCluster,
+    WorkerHost,
 };
 use tokio::io::Interest;
 
@@ -39,9 +41,11 @@ use crate::stats::stats;
 
 mod config;
 mod relay;
+mod tunnel;
 
 use config::TcpProxyConfig;
 use relay::{Broken, Progress, Side, relay};
+pub use tunnel::{TunnelFactory, TunnelFailure, Tunnelled, Tunnels, UpstreamBytes};
 
 const CONFIG: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 /// `%DOWNSTREAM_LOCAL_CLOSE_REASON%`, with Envoy's number of the reason behind it.
@@ -74,14 +78,21 @@ stats! {
     }
 }
 
-/// Registers the filter.
+/// Registers the filter, without tunnels.
 pub(crate) fn register(registry: &mut NetworkFilterRegistry) {
-    registry.register(CONFIG, make);
+    let none: TunnelFactory = |_| Err(ConfigError::unsupported("tunneling_config"));
+    register_with_tunnels(registry, none);
 }
 
-fn make(config: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
-    let message = crate::proto::decode(config)?;
+/// Registers the filter with what opens tunnels.
+pub fn register_with_tunnels(registry: &mut NetworkFilterRegistry, tunnels: TunnelFactory) {
+    registry.register(CONFIG, move |config, context| make(config, context, tunnels));
+}
+
+fn make(config: &Any, context: &FactoryContext, tunnels: TunnelFactory) -> ConfigResult<NetworkFilter> {
+    let message: pb::TcpProxy = crate::proto::decode(config)?;
     let config = TcpProxyConfig::from_proto(&message)?;
+    let tunnels = message.tunneling_config.as_ref().map(tunnels).transpose().at("tunneling_config")?;
     let access_log = context.access_loggers(&message.access_log, "access_log")?;
     let scope = context.root_scope().scope("tcp").scope(&config.stat_prefix);
     let counters = Counters::new(&scope);
@@ -90,6 +101,7 @@ fn make(config: &Any, context: &FactoryContext) -> ConfigResult<NetworkFilter> {
         config,
         counters,
         on_demand,
+        tunnels,
         access_log,
         listener_metadata: context.listener_metadata.clone(),
     })))
@@ -100,6 +112,7 @@ struct TcpProxy {
     config: TcpProxyConfig,
     counters: Counters,
     on_demand: Option<Box<OnDemandCounters>>,
+    tunnels: Option<Arc<dyn Tunnels>>,
     access_log: Vec<AccessLogger>,
     listener_metadata: Option<Arc<Metadata>>,
 }
@@ -114,8 +127,10 @@ impl TerminalFilter for TcpProxy {
             info.dynamic_metadata = metadata;
             info.listener_metadata = self.listener_metadata.clone();
             (info.start, info.start_system) = (info.connection.start, info.connection.start_system);
+            let tunnelled = self.tunnels.is_some().then(Rc::default);
             let session = Session {
                 proxy: self,
+                tunnelled,
                 refusal,
                 cluster,
                 info: RefCell::new(info),
@@ -147,6 +162,8 @@ struct Session {
     /// The cluster that a filter before this one has picked.
     cluster: Option<StateObject>,
     lease: RefCell<Option<TcpLease>>,
+    /// What tunnels had on the wire.
+    tunnelled: Option<Rc<Cell<UpstreamBytes>>>,
     /// Bytes to the host, bytes to the client.
     moved: [Cell<u64>; 2],
     last: Cell<Instant>,
@@ -189,6 +206,14 @@ impl Session {
         info.bytes.sent = down;
         info.bytes.wire_sent = down;
         info.bytes.upstream_wire_received = down;
+        if let Some(tunnelled) = &self.tunnelled {
+            // The payload counts twice, as in Envoy: in the request and again as the session's.
+            let UpstreamBytes { sent, received, header_sent, header_received } = tunnelled.get();
+            info.bytes.upstream_wire_sent += sent;
+            info.bytes.upstream_wire_received += received;
+            info.bytes.upstream_header_sent = header_sent;
+            info.bytes.upstream_header_received = header_received;
+        }
         if let Some(findings) = info.connection.slots.get::<Findings>() {
             findings.tell(&mut info);
         }
@@ -395,46 +420,69 @@ impl Session {
             let left = ConnectOptions::of(&info);
             host.options(left.as_ref(), &info.connection).map(Cow::into_owned).unwrap_or_default()
         };
-        let made = host.tcp(Priority::Default, &options).await;
+        match (&self.proxy.tunnels, &self.tunnelled) {
+            (Some(tunnels), Some(bytes)) => {
+                let Tunnelled { transport, info } = tunnels
+                    .open(host, &options, &self.info, bytes)
+                    .await
+                    .map_err(|failure| self.failed(host, failure))
+                    .ok()?;
+                self.connected(host, &info);
+                Some(transport)
+            }
+            _ => {
+                let made = host.tcp(Priority::Default, &options).await;
+                let mut lease = made.map_err(|error| self.failed(host, TunnelFailure::Pool(error))).ok()?;
+                self.connected(host, &lease.info);
+                let transport = lease.transport.take();
+                self.lease.replace(Some(lease));
+                transport
+            }
+        }
+    }
+
+    /// Notes why an attempt failed.
+    fn failed(&self, host: &WorkerHost, failure: TunnelFailure) {
         let mut info = self.info.borrow_mut();
-        let mut lease = match made {
-            Ok(lease) => lease,
-            Err(PoolError::Overflow | PoolError::OtherProtocol) => {
-                info.flags.set(ResponseFlag::UpstreamOverflow);
-                return None;
+        let (kind, reason) = match failure {
+            TunnelFailure::Pool(PoolError::Overflow | PoolError::OtherProtocol) => {
+                return info.flags.set(ResponseFlag::UpstreamOverflow);
             }
-            Err(PoolError::Connect(failure)) => {
-                match failure.kind {
-                    ConnectFailureKind::Remote => host.report(Outcome::ConnectFailed, None),
-                    ConnectFailureKind::Timeout => host.report(Outcome::Timeout, None),
-                    ConnectFailureKind::Local => {}
-                }
-                if failure.kind != ConnectFailureKind::Local {
-                    info.flags.set(ResponseFlag::UpstreamConnectionFailure);
-                }
-                info.upstream_mut().transport_failure =
-                    (!failure.reason.is_empty()).then_some(failure.reason);
-                return None;
+            TunnelFailure::Pool(PoolError::Connect(failure)) => (failure.kind, failure.reason),
+            TunnelFailure::Response(status) => {
+                (ConnectFailureKind::Remote, format!("tunnel_response:{status}").into())
             }
+            TunnelFailure::Reset => (ConnectFailureKind::Remote, "".into()),
         };
+        match kind {
+            ConnectFailureKind::Remote => host.report(Outcome::ConnectFailed, None),
+            ConnectFailureKind::Timeout => host.report(Outcome::Timeout, None),
+            ConnectFailureKind::Local => {}
+        }
+        if kind != ConnectFailureKind::Local {
+            info.flags.set(ResponseFlag::UpstreamConnectionFailure);
+        }
+        info.upstream_mut().transport_failure = (!reason.is_empty()).then_some(reason);
+    }
+
+    /// Notes what is known of the connection to a host.
+    fn connected(&self, host: &WorkerHost, made: &ConnectInfo) {
         host.report(Outcome::ConnectedFinally, None);
+        let mut info = self.info.borrow_mut();
         let upstream = info.upstream_mut();
-        upstream.local = lease.info.local.clone();
-        upstream.connection_id = Some(lease.info.id);
-        upstream.tls = lease.info.tls.clone();
-        upstream.exchange = lease.info.exchange.clone();
-        upstream.connect_complete = Some(lease.info.connected);
-        upstream.handshake_complete = lease.info.handshake;
-        upstream.pool_wait = Some(lease.info.start.elapsed());
+        upstream.local = made.local.clone();
+        upstream.connection_id = Some(made.id);
+        upstream.tls = made.tls.clone();
+        upstream.exchange = made.exchange.clone();
+        upstream.connect_complete = Some(made.connected);
+        upstream.handshake_complete = made.handshake;
+        upstream.pool_wait = Some(made.start.elapsed());
         upstream.attempts.push(UpstreamAttempt {
-            host: (*address).clone(),
+            host: (*host.host.address()).clone(),
             host_name: upstream.host_name.clone(),
-            connection_id: lease.info.id,
+            connection_id: made.id,
         });
-        let transport = lease.transport.take();
         self.last.set(Instant::now());
-        self.lease.replace(Some(lease));
-        transport
     }
 
     /// Returns when no byte was moved for so long.

@@ -37,4 +37,4 @@ pub use server::ServerContext;
 pub use slot::{Commit, SecretUser, TlsContext, TlsSlot, WantedSecret};
 pub use tap::{Tap, Tapped};
 pub use tickets::check as check_ticket_keys;
-pub use transport::Transport;
+pub use transport::{Transport, Tunnel};

@@ -18,6 +18,12 @@ use tokio_rustls::{client, server};
 
 use crate::tap::{Tap, Tapped};
 
+/// A byte stream within another protocol.
+pub trait Tunnel: AsyncRead + AsyncWrite + Unpin {
+    /// Whether what carries it is gone. What is read then is its end, what is written is lost.
+    fn is_over(&self) -> bool;
+}
+
 /// A connected byte stream.
 pub enum Transport {
     /// Plain TCP.
@@ -34,6 +40,8 @@ pub enum Transport {
     Gated(Box<Gated>),
     /// One of the others with somebody who looks at its bytes.
     Tapped(Box<Tapped>),
+    /// A stream of another protocol.
+    Tunnel(Box<dyn Tunnel>),
     /// Nothing: the stream was taken out.
     Taken,
 }
@@ -66,6 +74,10 @@ macro_rules! each {
                 $body
             }
             Transport::Tapped($stream) => {
+                let $stream = Pin::new($stream.as_mut());
+                $body
+            }
+            Transport::Tunnel($stream) => {
                 let $stream = Pin::new($stream.as_mut());
                 $body
             }
@@ -135,7 +147,7 @@ impl Transport {
             Self::Exchange(s) => s.inner().tcp(),
             Self::Tapped(s) => s.inner().tcp(),
             Self::Gated(s) => s.inner.tcp(),
-            Self::Taken => None,
+            Self::Tunnel(_) | Self::Taken => None,
         }
     }
 
@@ -146,8 +158,13 @@ impl Transport {
             Self::Exchange(s) => s.inner().is_tls(),
             Self::Tapped(s) => s.inner().is_tls(),
             Self::Gated(s) => s.inner.is_tls(),
-            Self::Tcp(_) | Self::Unix(_) | Self::Taken => false,
+            Self::Tcp(_) | Self::Unix(_) | Self::Tunnel(_) | Self::Taken => false,
         }
+    }
+
+    /// Whether this is a tunnel that is over in both directions.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Tunnel(tunnel) if tunnel.is_over())
     }
 
     /// Lets nothing of the peer's pass until the answer is yes; `ask` is called with its first byte.

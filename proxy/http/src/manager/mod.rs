@@ -15,7 +15,7 @@ mod origin;
 pub mod path;
 mod proxy_status;
 mod referer;
-mod request;
+pub(crate) mod request;
 mod responder;
 mod stats;
 mod xfcc;
@@ -52,6 +52,7 @@ impl TerminalFilter for Terminal {
 /// kin to HTTP ones.
 pub fn register(registry: &mut NetworkFilterRegistry, filters: Arc<HttpFilterRegistry>) {
     crate::filters::ext_authz::network::register(registry);
+    sampan_listener::tcp_proxy::register_with_tunnels(registry, crate::router::tunnels);
     registry.register(TYPE, move |any, context| -> ConfigResult<NetworkFilter> {
         let message: HttpConnectionManager = decode(any)?;
         let manager = Manager::from_proto(&message, context, &filters)?;

@@ -410,7 +410,7 @@ fn request_id(options: &RequestOptions, headers: &mut HeaderMap, edge: bool, ran
 }
 
 /// A version 4 UUID; the 15th character is where Envoy packs the trace reason.
-fn uuid(high: u64, low: u64) -> [u8; 36] {
+pub(crate) fn uuid(high: u64, low: u64) -> [u8; 36] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let bits = (u128::from(high) << 64) | u128::from(low);
     let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);

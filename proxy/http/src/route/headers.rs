@@ -69,7 +69,7 @@ fn forbidden(name: &str) -> bool {
 impl HeaderMutations {
     /// The two fields of routes, virtual hosts and so on; `side` is `request` or `response`.
     pub fn new(add: &[core::HeaderValueOption], remove: &[String], side: &str) -> ConfigResult<Self> {
-        let mut operations = Vec::with_capacity(add.len() + remove.len());
+        let mut operations = Vec::with_capacity(remove.len());
         for (i, name) in remove.iter().enumerate() {
             if forbidden(name) {
                 return Err(ConfigError::new(":-prefixed or host headers may not be removed")
@@ -78,9 +78,15 @@ impl HeaderMutations {
             }
             operations.push(Operation::Remove(HeaderName::new(name)));
         }
-        for (i, option) in add.iter().enumerate() {
-            operations.push(Operation::add(option).at_index(&format!("{side}_headers_to_add"), i)?);
-        }
+        let mut all = Self::adding(add, &format!("{side}_headers_to_add"))?;
+        all.operations.splice(0..0, operations);
+        Ok(all)
+    }
+
+    /// Additions alone; `field` is their list.
+    pub fn adding(options: &[core::HeaderValueOption], field: &str) -> ConfigResult<Self> {
+        let add = |(i, option)| Operation::add(option).at_index(field, i);
+        let operations = options.iter().enumerate().map(add).collect::<ConfigResult<_>>()?;
         Ok(Self { operations, sequential: false })
     }
 

@@ -4,13 +4,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use sampan_codec::h1::{ClientConnection, ResponseHead};
-use sampan_codec::h2::{ClientStream, Reason};
+use sampan_codec::h2::{ClientStream, Meter, Reason};
 use sampan_codec::{BodyError, Frame, ResetReason};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::Protocol;
 use sampan_upstream::{ConnectInfo, H1Lease, H2Lease, HttpLease, TcpLease, WorkerHost};
 
 use crate::timer::Timer;
+use sampan_listener::UpstreamBytes;
 
 /// A request on its connection. Dropping it before the end closes the connection or resets the stream.
 pub(super) enum Exchange {
@@ -199,21 +200,31 @@ impl Exchange {
 
     /// Tells the timer how many bytes were sent and received so far; known for HTTP/1 until [`Exchange::finish`].
     pub(super) fn note_wire(&mut self, timer: &Timer) {
+        if let Some(meter) = self.meter() {
+            timer.set_upstream_wire((meter.sent, meter.received));
+            if !matches!(self, Self::Tcp { .. }) {
+                timer.set_upstream_headers((meter.header_sent, meter.header_received));
+            }
+        }
+    }
+
+    /// The bytes sent and received so far; known for HTTP/1 until [`Exchange::finish`].
+    pub(super) fn meter(&mut self) -> Option<UpstreamBytes> {
         match self {
             Self::H1 { lease: Some(lease), before, .. } => {
                 let (received, sent) = lease.codec().wire_bytes();
-                timer.set_upstream_wire((sent - before.1, received - before.0));
-                timer.set_upstream_headers(lease.codec().header_bytes());
+                let (header_sent, header_received) = lease.codec().header_bytes();
+                let (sent, received) = (sent - before.1, received - before.0);
+                Some(UpstreamBytes { sent, received, header_sent, header_received })
             }
-            Self::H1 { lease: None, .. } => {}
+            Self::H1 { lease: None, .. } => None,
             Self::H2 { stream, .. } => {
-                let meter = stream.meter();
-                timer.set_upstream_wire((meter.sent, meter.received));
-                timer.set_upstream_headers((meter.header_sent, meter.header_received));
+                let Meter { sent, received, header_sent, header_received, .. } = stream.meter();
+                Some(UpstreamBytes { sent, received, header_sent, header_received })
             }
             Self::Tcp { codec, .. } => {
                 let (received, sent) = codec.wire_bytes();
-                timer.set_upstream_wire((sent, received));
+                Some(UpstreamBytes { sent, received, ..UpstreamBytes::default() })
             }
         }
     }

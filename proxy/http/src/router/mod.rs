@@ -23,6 +23,7 @@ mod respond;
 mod retry;
 mod shadow;
 mod timeouts;
+mod tunnel;
 pub mod uplink;
 mod upload;
 
@@ -57,6 +58,7 @@ pub use internal_redirect::Followed;
 pub(crate) use retry::jittered;
 use retry::{Retry, RetryState};
 use timeouts::Timeouts;
+pub(crate) use tunnel::tunnels;
 use upload::Upload;
 
 /// How forwarding ended without a response.

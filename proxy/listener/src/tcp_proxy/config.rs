@@ -178,7 +178,6 @@ fn refuse_unsupported(m: &pb::TcpProxy) -> ConfigResult<()> {
         let by_state = matches!(policy.policy_specifier, Some(PolicySpecifier::FilterState(_)));
         refuse(by_state, "filter_state").map_err(|e| e.index(index).at("hash_policy"))?;
     }
-    refuse(m.tunneling_config.is_some(), "tunneling_config")?;
     refuse(!m.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs")?;
     refuse(m.upstream_connect_mode() != pb::UpstreamConnectMode::Immediate, "upstream_connect_mode")?;
     refuse(m.max_early_data_bytes.is_some(), "max_early_data_bytes")?;
@@ -229,9 +228,9 @@ mod tests {
         let zero = ProtoDuration { seconds: 0, nanos: 0 };
         let config = TcpProxyConfig::from_proto(&pb::TcpProxy { idle_timeout: Some(zero), ..one() }).unwrap();
         assert_eq!(config.idle_timeout, None);
-        let refused = pb::TcpProxy { tunneling_config: Some(Default::default()), ..one() };
+        let refused = pb::TcpProxy { max_early_data_bytes: Some(Default::default()), ..one() };
         let error = TcpProxyConfig::from_proto(&refused).unwrap_err().to_string();
-        assert_eq!(error, "tunneling_config: tunneling_config is not supported");
+        assert_eq!(error, "max_early_data_bytes: max_early_data_bytes is not supported");
         let strategy = |base, max: Option<i64>| BackoffStrategy {
             base_interval: Some(ProtoDuration { seconds: base, nanos: 0 }),
             max_interval: max.map(|seconds| ProtoDuration { seconds, nanos: 0 }),

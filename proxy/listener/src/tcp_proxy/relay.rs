@@ -11,7 +11,8 @@
 //! scratch buffer is one call for the read and one for the write, less than splicing costs; a direction that fills
 //! it splices from then on, and copies again when a burst was small.
 //!
-//! The end of one direction is passed on as the end of the other side's input (half-close); a reset ends all.
+//! The end of one direction is passed on as the end of the other side's input (half-close); a reset ends all, and so
+//! does the end of what carries a tunnel.
 
 use std::cell::RefCell;
 use std::io;
@@ -361,6 +362,8 @@ pub(crate) async fn relay(
         match (one, other) {
             (Poll::Ready(()), Poll::Ready(())) if answered => Poll::Ready(Ok(Side::Up)),
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(Side::Down)),
+            // Nobody is there for what the client may still send.
+            (Poll::Pending, Poll::Ready(())) if up.is_over() => Poll::Ready(Ok(Side::Down)),
             _ => Poll::Pending,
         }
     })
