@@ -266,6 +266,11 @@ impl WorkerHost {
         self.canary.get()
     }
 
+    /// Whether connections to it are TLS.
+    pub fn is_tls(&self) -> bool {
+        self.cluster().socket(&self.host).tls.is_some()
+    }
+
     /// Takes over what changed in place.
     fn refresh(&self) {
         self.metadata.replace(self.host.metadata());

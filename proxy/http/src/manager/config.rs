@@ -156,6 +156,8 @@ pub struct RequestOptions {
     pub append_x_forwarded_port: bool,
     /// `scheme_header_transformation.scheme_to_overwrite`
     pub scheme: Option<&'static str>,
+    /// `scheme_header_transformation.match_upstream`: the scheme is that of the connection to the first host.
+    pub scheme_of_upstream: bool,
     /// `add_user_agent`: the service cluster's name.
     pub user_agent: Option<String>,
     /// The node's id, sent with `add_user_agent`.
@@ -422,8 +424,7 @@ fn refuse_unsupported(message: &pb::HttpConnectionManager) -> ConfigResult<()> {
         refuse(!tracing.upstream_operation.is_empty(), "tracing.upstream_operation")?;
         refuse(tracing.no_context_propagation, "tracing.no_context_propagation")?;
     }
-    let transformation = message.scheme_header_transformation.as_ref();
-    refuse(transformation.is_some_and(|t| t.match_upstream), "scheme_header_transformation.match_upstream")
+    Ok(())
 }
 
 fn tracing(

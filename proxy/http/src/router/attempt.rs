@@ -24,6 +24,10 @@ impl Forward<'_> {
     pub(super) async fn attempt(&mut self, upload: &mut Upload) -> Result<(ResponseHead, Exchange), Failure> {
         let host = self.pick().ok_or(Failure::NoHost)?;
         self.note_host(&host);
+        if self.stream.manager.request.scheme_of_upstream && self.stream.info.attempts == 1 {
+            let scheme = if host.is_tls() { "https" } else { "http" };
+            self.stream.request.set(HeaderId::SCHEME, scheme);
+        }
         self.host = Some(host.clone());
         self.connected = false;
         let lease = self.connection(&host, upload).await?;

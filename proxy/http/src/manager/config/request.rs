@@ -77,7 +77,8 @@ pub(super) fn request_options(
 ) -> ConfigResult<RequestOptions> {
     use hcm::PathWithEscapedSlashesAction as Slashes;
     let node = &context.server.node;
-    let scheme = message.scheme_header_transformation.as_ref().and_then(|t| t.transformation.as_ref());
+    let transformation = message.scheme_header_transformation.as_ref();
+    let scheme = transformation.and_then(|t| t.transformation.as_ref());
     let strip_any = matches!(message.strip_port_mode, Some(hcm::StripPortMode::StripAnyHostPort(true)));
     if strip_any && message.strip_matching_host_port {
         return Err(ConfigError::new(
@@ -102,6 +103,7 @@ pub(super) fn request_options(
             }
             None => None,
         },
+        scheme_of_upstream: scheme.is_none() && transformation.is_some_and(|t| t.match_upstream),
         user_agent: flag(message.add_user_agent, false).then(|| node.cluster.clone()),
         node: node.id.clone(),
         generate_request_id: request_id.generate,
