@@ -1,6 +1,6 @@
 //! `sampan check FILE…`: whether configuration would be taken, without a proxy that takes it.
 //!
-//! A file holds a bootstrap, a `DiscoveryResponse` (as control planes send it or as a watched file), what
+//! A file holds a bootstrap, a `DiscoveryResponse` (as control planes send it or as a watched file), a `DeltaDiscoveryResponse`, what
 //! `/config_dump` printed, whole or in part, one resource with its `@type`, or a list of such. Each resource goes the way that one of a
 //! control plane goes, so that what is said of it is what the control plane would read in the NACK.
 //!
@@ -8,6 +8,7 @@
 //! What `/config_dump` has redacted cannot be checked beyond its message: its keys are not there.
 
 mod dump;
+mod read;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -16,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::admin::v3 as admin;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -26,11 +26,10 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, UpstreamTlsContext, common_tls_context,
 };
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryResponse, Resource as Wrapper};
+use envoy_types::pb::envoy::service::discovery::v3::Resource as Wrapper;
 use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeLayer;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
-use sampan_config::{Format, LoadOptions, UnknownFields, load_text};
 use sampan_core::runtime::Runtime;
 use sampan_core::stats::Store;
 use sampan_http::filter::{HttpFilterContext, HttpFilterRegistry};
@@ -46,18 +45,14 @@ use crate::cli::{Mode, Options};
 use crate::xds::{Named, unpack};
 use crate::{boot, server};
 
+use read::{Content, read};
+
 /// What is to be checked, and how.
 #[derive(Debug, Default)]
 pub struct Request {
     files: Vec<PathBuf>,
     reject_unknown: bool,
     allow_unknown_static: bool,
-}
-
-/// What a file holds.
-enum Content {
-    Bootstrap,
-    Resources(Vec<Any>),
 }
 
 /// What was found: a line for each file or for each thing that is wrong.
@@ -154,79 +149,6 @@ impl Request {
 
 fn name_of(any: &Any) -> &str {
     any.type_url.rsplit('/').next().unwrap_or_default()
-}
-
-/// The members at the top of a text, as far as they tell what it is.
-fn read(file: &Path) -> Result<Content, String> {
-    let bytes = std::fs::read(file).map_err(|e| format!("cannot be read: {e}"))?;
-    let format = Format::of_file(file);
-    if format == Format::Binary {
-        // Both kinds are protobuf; a bootstrap's fields do not make a response whose resources have types.
-        return Ok(match DiscoveryResponse::decode(bytes.as_slice()) {
-            Ok(response) if response.resources.iter().any(|any| any.type_url.contains('/')) => {
-                Content::Resources(response.resources)
-            }
-            _ => Content::Bootstrap,
-        });
-    }
-    let text = String::from_utf8(bytes).map_err(|e| e.to_string())?;
-    let options = LoadOptions { unknown: UnknownFields::Warn, skip_any: true, ..LoadOptions::default() };
-    let start = text.trim_start();
-    if start.starts_with('[') || start.starts_with("- ") {
-        // A list of resources is a response without its envelope.
-        let text = match format {
-            Format::Yaml if start.starts_with('-') => format!("resources:\n{text}"),
-            _ => format!("{{\"resources\": {text}}}"),
-        };
-        let response = load_text::<DiscoveryResponse>(format, &text, &options).and_then(|r| r.decode());
-        return response.map(|r| Content::Resources(r.resources)).map_err(|e| e.to_string());
-    }
-    match kind(&text) {
-        Kind::Bootstrap => Ok(Content::Bootstrap),
-        Kind::Response => {
-            let response = load_text::<DiscoveryResponse>(format, &text, &options).and_then(|r| r.decode());
-            response.map(|r| Content::Resources(r.resources)).map_err(|e| e.to_string())
-        }
-        Kind::Resource => {
-            let any = load_text::<Any>(format, &text, &options).and_then(|any| any.decode());
-            any.map(|any| Content::Resources(vec![any])).map_err(|e| e.to_string())
-        }
-        Kind::Dump => {
-            let dump = load_text::<admin::ConfigDump>(format, &text, &options).and_then(|d| d.decode());
-            dump.map(|d| Content::Resources(dump::resources(&d))).map_err(|e| e.to_string())
-        }
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Kind {
-    Bootstrap,
-    Response,
-    Resource,
-    Dump,
-}
-
-/// By the members at the top. A text that cannot be read is a bootstrap, whose errors say why.
-fn kind(text: &str) -> Kind {
-    let keys: Vec<String> = match serde_json::from_str(text) {
-        Ok(serde_json::Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
-        _ => text
-            .lines()
-            .filter(|line| !line.starts_with([' ', '\t', '#', '-']))
-            .filter_map(|line| line.trim_start_matches('{').split_once(':'))
-            .map(|(key, _)| key.trim().trim_matches(['"', '\'']).to_owned())
-            .collect(),
-    };
-    let has = |key: &str| keys.iter().any(|k| k == key);
-    if has("@type") {
-        Kind::Resource
-    } else if has("resources") {
-        Kind::Response
-    } else if has("configs") {
-        Kind::Dump
-    } else {
-        Kind::Bootstrap
-    }
 }
 
 /// What resources are checked with.

@@ -1,3 +1,6 @@
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+
+use super::read::{Kind, kind};
 use super::*;
 
 /// Files of one test, gone with it.
@@ -113,6 +116,72 @@ fn unknown_clusters_are_those_that_no_file_has() {
     let other = folder.file("other.json", cluster("d"));
     let (good, text) = check(&folder, &[listener, other]);
     assert!(!good && text.contains("route: unknown cluster 'c'"), "{text}");
+}
+
+#[test]
+fn what_changed_is_checked_as_what_there_is() {
+    let folder = Folder::new("delta");
+    let of = |rest: &str| {
+        format!(
+            r#"{{"systemVersionInfo": "2", "typeUrl": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            "removedResources": ["gone"], "resources": [{{"name": "h", "version": "1", "ttl": "5s"}}, {rest}]}}"#
+        )
+    };
+    let good = of(&format!(r#"{{"name": "r", "version": "2026-01-01T00:00:00Z/7", "resource": {ROUTES}}}"#));
+    let bad = of(&format!(
+        r#"{{"name": "r", "version": "1", "resource": {}}}"#,
+        ROUTES.replace("prefix\": \"/\"", "safe_regex\": {\"regex\": \"(\"}")
+    ));
+    let yaml = format!(
+        "system_version_info: '2'\nresources:\n- name: r\n  resource: {}\nremoved_resources: [gone]\n",
+        ROUTES.replace('\n', " ")
+    );
+    let list = format!("- name: r\n  version: '1'\n  resource: {}\n", ROUTES.replace('\n', " "));
+    let routes = RouteConfiguration { name: "envoy.r/envoy.r".into(), ..Default::default() };
+    let any = Any { type_url: RouteConfiguration::type_url(), value: routes.encode_to_vec() };
+    let wrapper = |name: &str, any: &Any| Wrapper {
+        name: name.into(),
+        version: "2026-01-01T00:00:00Z/7".into(),
+        resource: Some(any.clone()),
+        ..Default::default()
+    };
+    let delta = DeltaDiscoveryResponse { resources: vec![wrapper("r", &any)], ..Default::default() };
+    let twice = DeltaDiscoveryResponse { resources: vec![wrapper("r", &any); 2], ..Default::default() };
+    let world = DiscoveryResponse { resources: vec![any], ..Default::default() };
+    let other = of(&format!(
+        r#"{{"name": "r", "resource": {}}}"#,
+        ROUTES.replace("RouteConfiguration", "VirtualHost")
+    ));
+    let files = [
+        folder.file("good.json", &good),
+        folder.file("good.yaml", &yaml),
+        folder.file("list.yaml", &list),
+        folder.file("delta.pb", delta.encode_to_vec()),
+        folder.file("world.pb", world.encode_to_vec()),
+        folder.file("removed.yaml", "removed_resources: [gone]\n"),
+        folder.file("bad.json", &bad),
+        folder.file("twice.pb", twice.encode_to_vec()),
+        folder.file("other.json", &other),
+        folder.file("untyped.json", r#"{"resources": [{"name": "c", "connect_timeout": "1s"}]}"#),
+    ];
+    let (verdict, text) = check(&folder, &files);
+    assert!(!verdict);
+    let begins = [
+        "good.json: OK",
+        "good.yaml: OK",
+        "list.yaml: OK",
+        "delta.pb: OK",
+        "world.pb: OK",
+        "removed.yaml: OK",
+        "bad.json: route table 'r': ",
+        "twice.pb: duplicate name r found among added/updated resources",
+        "other.json: type URL type.googleapis.com/envoy.config.route.v3.VirtualHost embedded in an individual Any",
+        "untyped.json: 1:16: resources[0]: expected \"@type\"",
+    ];
+    assert_eq!(text.lines().count(), begins.len(), "{text}");
+    for (line, begin) in text.lines().zip(begins) {
+        assert!(line.starts_with(begin), "{line:?} should begin with {begin:?}");
+    }
 }
 
 #[test]
