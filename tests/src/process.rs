@@ -127,9 +127,16 @@ impl Running {
             let body = Body::of_response(&mut wire, &head, method).await;
             Some((head, String::from_utf8_lossy(&body.bytes).into_owned()))
         };
-        match timeout(Duration::from_secs(5), answer).await {
+        // One thread answers and takes configuration over: a debug build is busy with a mesh's listeners for a second and a half, on a
+        // busy machine for several times that.
+        match timeout(Duration::from_secs(20), answer).await {
             Ok(Some(answer)) => Ok(answer),
-            _ => Err(Error::Subject(format!("no answer to {method} {path} from the admin port"))),
+            Ok(None) => {
+                Err(Error::Subject(format!("{method} {path}: the admin port closed without an answer")))
+            }
+            Err(_) => {
+                Err(Error::Subject(format!("no answer to {method} {path} from the admin port in 20 s")))
+            }
         }
     }
 

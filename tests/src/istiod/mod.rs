@@ -4,9 +4,10 @@
 //! and iptables redirects as in a pod: what an application (10.0.0.99) sends to a service (10.1.0.0/16) goes to 15001, what a peer
 //! (10.0.0.98) sends to the workload 10.0.0.1 to 15006.
 //!
-//! istiod is not part of this repository and is not built by it: `ISTIOD_BIN` names `pilot-discovery` of Istio 1.29.6, the last
-//! release that starts without Kubernetes. It serves `istio.stats`, `istio.metadata_exchange` and `istio.alpn`, which only Istio's
-//! build of Envoy has; [`Flavour::Plain`] tells it not to, so that Envoy itself can be asked.
+//! istiod is built from Go modules (`tests/peers/istiod`), or `ISTIOD_BIN` names a `pilot-discovery`. It serves `istio.stats`,
+//! `istio.metadata_exchange` and `istio.alpn`, which only Istio's build of Envoy has; [`Flavour::Plain`] tells it not to, so that
+//! Envoy itself can be asked. Lines of a mesh marked `# not plain` are for [`Flavour::Whole`] alone, those marked `# not yet` ask for
+//! what Sampan refuses by name.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,8 +61,7 @@ pub async fn arrange() -> Result<()> {
 
 /// A running istiod. It dies with this value.
 pub struct Istiod {
-    /// Held so that it is killed with this value.
-    _child: Child,
+    child: Child,
     dir: PathBuf,
 }
 
@@ -73,11 +73,12 @@ impl Istiod {
         let mut files = Vec::new();
         for entry in fs::read_dir(mesh).trying(format!("read {}", mesh.display()))? {
             let file = entry.trying("list the mesh")?.path();
-            let mut text = fs::read_to_string(&file).trying("read the mesh")?;
-            if flavour == Flavour::Plain {
-                text =
-                    text.lines().filter(|l| !l.contains("# not plain")).map(|l| format!("{l}\n")).collect();
-            }
+            let text = fs::read_to_string(&file).trying("read the mesh")?;
+            let left_out = |line: &&str| {
+                line.contains("# not yet") || (flavour == Flavour::Plain && line.contains("# not plain"))
+            };
+            let text: String =
+                text.lines().filter(|line| !left_out(line)).map(|line| format!("{line}\n")).collect();
             files.push((file.file_name().unwrap_or_default().to_string_lossy().into_owned(), text));
         }
         let mesh_config = mesh.with_file_name("mesh.yaml");
@@ -93,8 +94,9 @@ impl Istiod {
             .current_dir(dir)
             .envs([
                 ("POD_NAMESPACE", "istio-system"),
-                ("ROOT_CA_DIR", "cacerts"),
-                ("PILOT_CERT_PROVIDER", "istiod"),
+                // Nobody asks for certificates here, and keys cost seconds.
+                ("ENABLE_CA_SERVER", "false"),
+                ("PILOT_CERT_PROVIDER", "none"),
                 ("CLUSTER_ID", "Kubernetes"),
                 ("PILOT_ENABLE_METADATA_EXCHANGE", on),
                 ("PILOT_ENABLE_ALPN_FILTER", on),
@@ -108,9 +110,8 @@ impl Istiod {
             .kill_on_drop(true)
             .spawn()
             .trying(format!("run {}", binary.display()))?;
-        let istiod = Istiod { _child: child, dir: dir.to_path_buf() };
-        let listens = |_: &Istiod| std::net::TcpStream::connect("127.0.0.1:15010").is_ok();
-        if !istiod.within(30, listens).await {
+        let istiod = Istiod { child, dir: dir.to_path_buf() };
+        if !istiod.within(30, |istiod| istiod.said().contains("starting gRPC discovery service")).await {
             return istiod.fail();
         }
         // What it finds at its start it may lose in part: services, or workloads whose services it has not read yet. It is
@@ -142,6 +143,11 @@ impl Istiod {
             }
         }
         Ok(istiod)
+    }
+
+    /// Ends it, so that its ports are free for the next one.
+    pub async fn stop(mut self) {
+        let _ = self.child.kill().await;
     }
 
     fn pushes(&self) -> usize {
@@ -247,7 +253,7 @@ fn bootstrap(role: Role, delta: bool) -> Value {
             "locality": { "region": "region1", "zone": "zone1", "sub_zone": "sub1" },
             "metadata": {
                 "NAMESPACE": namespace, "NAME": name, "WORKLOAD_NAME": name, "SERVICE_ACCOUNT": "default",
-                "CLUSTER_ID": "Kubernetes", "MESH_ID": "cluster.local", "ISTIO_VERSION": "1.29.6",
+                "CLUSTER_ID": "Kubernetes", "MESH_ID": "cluster.local", "ISTIO_VERSION": "1.31.0",
                 "INSTANCE_IPS": address, "INTERCEPTION_MODE": "REDIRECT", "LABELS": labels, "PROXY_CONFIG": {},
             },
         },
