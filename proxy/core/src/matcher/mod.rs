@@ -13,6 +13,7 @@ mod cookie;
 mod header;
 mod query;
 mod regex;
+mod request;
 mod string;
 mod syntax;
 pub mod tree;
@@ -27,5 +28,6 @@ pub use query::{
     query_parameters,
 };
 pub use regex::{Regex, RegexRewrite};
+pub use request::{RequestFacts, RequestInput};
 pub use string::{PathMatcher, StringMatcher};
 pub use value::{FilterStateMatcher, MetadataMatcher, NumberMatcher, ValueMatcher, metadata_value};

@@ -18,6 +18,7 @@ mod peer_metadata;
 mod rbac;
 mod set_filter_state;
 mod wasm;
+mod with_matcher;
 
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{ConfigError, ConfigResult};
@@ -32,7 +33,7 @@ type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [Line; 18] = [
+    let lines: [Line; 19] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
@@ -55,6 +56,7 @@ pub fn register(registry: &mut HttpFilterRegistry) {
         (on_demand::TYPE, on_demand::make, Some((on_demand::ROUTE_TYPE, on_demand::make_route))),
         (peer_metadata::TYPE, peer_metadata::make, None),
         (wasm::TYPE, wasm::make, None),
+        (with_matcher::TYPE, with_matcher::make, Some((with_matcher::ROUTE_TYPE, with_matcher::make_route))),
         (alpn::TYPE, alpn::make, None),
         (grpc_stats::TYPE, grpc_stats::make, None),
         (rbac::TYPE, rbac::make, Some((rbac::ROUTE_TYPE, rbac::make_route))),
