@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sampan_admin::{Admin, AdminModel, DrainRequest};
+use sampan_admin::{Admin, AdminModel, DrainRequest, Listener};
 use sampan_core::access_log::AccessLogger;
 use sampan_core::drain::{Drain, Phase};
 use sampan_core::error::AtField;
@@ -77,7 +77,7 @@ pub fn validate(options: &Options) -> Result<(), BootError> {
     control_runtime()?.block_on(async {
         let boot = boot::load(options)?;
         let model = admin_model(&boot)?;
-        admin_access_log(&boot, &model).map(drop)
+        admin_listener(&boot, &model).map(drop)
     })
 }
 
@@ -93,11 +93,12 @@ fn admin_model(boot: &Boot) -> Result<AdminModel, BootError> {
     }
 }
 
-fn admin_access_log(boot: &Boot, model: &AdminModel) -> Result<Vec<AccessLogger>, BootError> {
+fn admin_listener(boot: &Boot, model: &AdminModel) -> Result<Option<Listener>, BootError> {
     let server = &boot.server;
-    let made =
-        AccessLogger::list_from_proto(&model.access_log, "access_log", &server.access_logs, &server.runtime);
-    Ok(made.at("admin")?)
+    // First by itself: the listener would name its path within the connection manager.
+    AccessLogger::list_from_proto(&model.access_log, "access_log", &server.access_logs, &server.runtime)
+        .at("admin")?;
+    Ok(Listener::new(model, server).at("admin")?)
 }
 
 async fn serve(options: &Options) -> Result<(), BootError> {
@@ -109,7 +110,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
         bound.push(Bound::bind(listener.clone(), count)?);
     }
     let (commands, mut inbox) = mpsc::unbounded_channel();
-    let stats = ServerStats::new(&boot.server.stats);
+    let stats = ServerStats::new(&boot.server.stats, count as u64);
     stats.concurrency.set(count as u64);
     stats.static_unknown_fields.add(boot.unknown_fields as u64);
     stats.version.set(boot.bootstrap.stats_server_version_override.map_or(0, |version| version.value));
@@ -135,7 +136,7 @@ async fn serve(options: &Options) -> Result<(), BootError> {
         workers,
     });
     process.read_flags();
-    start_admin(&process, model).await?;
+    start_admin(&process, model)?;
     if options.mode == Mode::InitOnly {
         return Ok(());
     }
@@ -184,8 +185,8 @@ fn hardware_threads() -> u32 {
     std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
 }
 
-async fn start_admin(process: &Rc<Process>, model: AdminModel) -> Result<(), BootError> {
-    let Some(address) = model.address.clone() else {
+fn start_admin(process: &Rc<Process>, model: AdminModel) -> Result<(), BootError> {
+    let Some(listener) = admin_listener(&process.boot, &model)? else {
         sampan_core::log!(
             Component::Main,
             Level::Warn,
@@ -193,18 +194,14 @@ async fn start_admin(process: &Rc<Process>, model: AdminModel) -> Result<(), Boo
         );
         return Ok(());
     };
-    let failed = |e| BootError::System(format!("cannot bind admin address '{address}'"), e);
-    let listener = sampan_admin::Listener::bind(&address).await.map_err(failed)?;
+    let boot = &process.boot;
+    let view = Rc::new(View::new(process.clone()));
+    let admin = Admin::new(view, boot.server.stats.clone(), boot.server.runtime.clone(), model);
+    let address = listener.serve(Rc::new(admin), boot.clusters.clusters())?;
     if let Some(path) = &process.options.admin_address_path {
-        let text = listener.local_address().map_err(failed)?;
-        std::fs::write(path, text)
+        std::fs::write(path, address)
             .map_err(|e| BootError::System(format!("admin address path '{}'", path.display()), e))?;
     }
-    let server = &process.boot.server;
-    let access_log = admin_access_log(&process.boot, &model)?;
-    let view = Rc::new(View::new(process.clone(), access_log));
-    let admin = Rc::new(Admin::new(view, server.stats.clone(), server.runtime.clone(), model));
-    tokio::task::spawn_local(sampan_admin::serve(listener, admin));
     Ok(())
 }
 

@@ -38,17 +38,17 @@ pub struct ServerStats {
 
 impl ServerStats {
     /// Makes them all.
-    pub fn new(store: &Store) -> Self {
+    pub fn new(store: &Store, workers: u64) -> Self {
         let root = store.root();
         let scope = root.scope("server");
-        for name in [
-            "debug_assertion_failures",
-            "dropped_stat_flushes",
-            "envoy_bug_failures",
-            "envoy_notifications",
-            "main_thread.watchdog_mega_miss",
-            "main_thread.watchdog_miss",
-        ] {
+        for thread in (0..workers).map(|id| format!("worker_{id}")).chain(["main_thread".to_owned()]) {
+            let scope = scope.scope(&thread);
+            scope.counter("watchdog_mega_miss");
+            scope.counter("watchdog_miss");
+        }
+        for name in
+            ["debug_assertion_failures", "dropped_stat_flushes", "envoy_bug_failures", "envoy_notifications"]
+        {
             scope.counter(name);
         }
         // Envoy sets them, if to 0.
@@ -64,6 +64,8 @@ impl ServerStats {
             scope.gauge(name).touch();
         }
         scope.gauge("seconds_until_first_ocsp_response_expiring");
+        root.counter("envoy.overload_actions.reset_high_memory_stream.count");
+        root.histogram("overload.refresh_interval_delay", Unit::Milliseconds);
         for thread in ["main_thread", "workers"] {
             let scope = root.scope(thread);
             scope.counter("watchdog_mega_miss");

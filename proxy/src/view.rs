@@ -2,16 +2,14 @@
 
 mod endpoints;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
-use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, ScopedRoutes, http_connection_manager::RouteSpecifier,
     scoped_routes::ConfigSpecifier,
@@ -21,14 +19,10 @@ use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, Timestam
 use prost::Message;
 use prost::bytes::Bytes;
 use sampan_admin::{
-    AccessEntry, AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow, Outlier, Section,
-    Thresholds,
+    AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow, Outlier, Section, Thresholds,
 };
 use sampan_core::Address;
-use sampan_core::access_log::AccessLogger;
 use sampan_core::drain::Phase;
-use sampan_core::format::FormatContext;
-use sampan_core::stream_info::{ConnectionInfo, StreamInfo};
 use sampan_listener::Stage;
 use sampan_upstream::{Cluster, HealthFlag, Host, Origin, Priority};
 
@@ -39,41 +33,17 @@ use crate::xds::{CurrentExtension, CurrentSecret};
 /// What [`sampan_admin`] reads.
 pub struct View {
     process: Rc<Process>,
-    access_log: Vec<AccessLogger>,
-    requests: Cell<u64>,
 }
 
 impl View {
     /// A view of the process.
-    pub fn new(process: Rc<Process>, access_log: Vec<AccessLogger>) -> Self {
-        Self { process, access_log, requests: Cell::new(0) }
+    pub fn new(process: Rc<Process>) -> Self {
+        Self { process }
     }
 
     fn updated(&self) -> Option<Timestamp> {
         Some(timestamp(self.process.started_at))
     }
-}
-
-/// A request to the admin interface as a stream, for the formatter.
-fn admin_stream(id: u64, entry: &AccessEntry<'_>) -> StreamInfo {
-    let unix = || Address::Pipe("".into());
-    let remote = entry.peer.map_or_else(unix, Address::from);
-    let start_system = SystemTime::now() - entry.start.elapsed();
-    let connection = ConnectionInfo {
-        start: entry.start,
-        start_system,
-        ..ConnectionInfo::accepted(id, "admin".into(), entry.local.map_or_else(unix, Address::from), remote)
-    };
-    let mut info = StreamInfo::new(id, Rc::new(connection), Some(entry.protocol));
-    info.start = entry.start;
-    info.start_system = start_system;
-    info.last_downstream_rx = Some(entry.start);
-    info.end = Some(Instant::now());
-    info.response_code = entry.status;
-    info.details = Some("admin_filter_response".into());
-    info.bytes.received = entry.bytes_received as u64;
-    info.bytes.sent = entry.bytes_sent as u64;
-    info
 }
 
 fn timestamp(time: SystemTime) -> Timestamp {
@@ -386,22 +356,6 @@ impl AdminSource for View {
             let process = self.process.clone();
             tokio::task::spawn_local(async move { process.boot.server.stats.flush() });
         }
-    }
-
-    fn logs_access(&self) -> bool {
-        !self.access_log.is_empty()
-    }
-
-    fn accessed(&self, entry: &AccessEntry<'_>) {
-        let id = self.requests.replace(self.requests.get() + 1);
-        let info = admin_stream(id, entry);
-        let context = FormatContext {
-            request: Some(entry.request),
-            response: Some(entry.response),
-            log_type: AccessLogType::DownstreamEnd,
-            ..FormatContext::new(&info)
-        };
-        self.access_log.iter().for_each(|logger| logger.log(&context));
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! [`Admin`] answers a request from what it is given: the stats, the runtime, and an [`AdminSource`], through
 //! which the program shows its clusters, listeners, certificates and configuration and takes commands. Nothing
-//! here knows how those are kept, so the crate knows none of theirs. [`serve`] speaks HTTP/1.1 on the control
-//! thread; no worker ever waits for it.
+//! here knows how those are kept, so the crate knows none of theirs. [`Listener`] serves it on the control thread; no
+//! worker ever waits for it.
 //!
 //! Paths, parameters, statuses and bodies are Envoy 1.40's; what differs stands in `docs/divergences.md`. Every
 //! text that goes into HTML is escaped, whoever chose it (a cluster's name is its owner's).
@@ -14,7 +14,6 @@
 
 mod clusters;
 mod config_dump;
-mod counters;
 mod endpoints;
 mod html;
 mod logging;
@@ -32,10 +31,9 @@ use sampan_core::stats::Store;
 
 pub use model::AdminModel;
 pub use query::Query;
-pub use serve::{Listener, serve};
+pub use serve::Listener;
 pub use source::{
-    AccessEntry, AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow, Outlier, Section,
-    Thresholds,
+    AdminSource, ClusterRow, DrainRequest, HealthFlags, HostRow, ListenerRow, Outlier, Section, Thresholds,
 };
 
 /// What an endpoint answers.

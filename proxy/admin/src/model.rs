@@ -7,13 +7,13 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 use sampan_core::error::AtField;
 use sampan_core::matcher::StringMatcher;
-use sampan_core::{Address, ConfigError, ConfigResult};
+use sampan_core::{Address, ConfigResult};
 
 /// The checked message.
 #[derive(Debug, Default)]
 pub struct AdminModel {
-    /// Where to listen; without one there is no admin interface.
-    pub address: Option<Address>,
+    /// Where to listen (without an address there is no admin interface), and with which options.
+    pub(crate) message: pb::Admin,
     /// Access logs, for the composition to parse.
     pub access_log: Vec<AccessLog>,
     allow_paths: Vec<StringMatcher>,
@@ -23,10 +23,7 @@ impl AdminModel {
     /// Checks the message. `profile_path` and `ignore_global_conn_limit` have no effect: there is no profiler,
     /// and the admin interface never counts against that limit.
     pub fn parse(message: &pb::Admin) -> ConfigResult<Self> {
-        let address = message.address.as_ref().map(Address::from_proto).transpose().at("address")?;
-        if !message.socket_options.is_empty() {
-            return Err(ConfigError::unsupported("socket_options").at("socket_options"));
-        }
+        message.address.as_ref().map(Address::from_proto).transpose().at("address")?;
         let mut access_log = message.access_log.clone();
         #[allow(deprecated, reason = "Envoy 1.40 still takes it")]
         let path = &message.access_log_path;
@@ -34,7 +31,7 @@ impl AdminModel {
             access_log.push(file_log(path));
         }
         let allow_paths = StringMatcher::list_from_proto(&message.allow_paths, "allow_paths")?;
-        Ok(Self { address, access_log, allow_paths })
+        Ok(Self { message: message.clone(), access_log, allow_paths })
     }
 
     /// Whether the path, with its query, may be asked for.

@@ -1,236 +1,207 @@
-//! HTTP/1.1 for the admin interface, on the control thread.
+//! The admin interface's listener: one like any other, on the control thread, whose connection manager has Envoy's
+//! settings for it and ends in a filter that answers ([`Admin`]). So HTTP/1 and HTTP/2, what is refused, the access log
+//! and the stats `http.admin.*` and `listener.admin.*` are those of all listeners.
 //!
-//! Answers are chunked and carry Envoy's headers in Envoy's order. A form's body is read up to 1 MiB. HTTP/1.0 is
-//! refused with 426, as Envoy's admin listener does.
+//! It has a [`Server`] of its own: a drain of the process neither closes nor waits for its connections, and its clients
+//! count towards no limit.
 
-use std::convert::Infallible;
-use std::io;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Frame, Incoming};
-use hyper::header::{self, HeaderValue};
-use hyper::service::service_fn;
-use hyper::{Response, StatusCode, Version};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use sampan_core::log::{Component, Level};
-use sampan_core::stream_info::Protocol;
-use sampan_core::{Address, HeaderId, HeaderMap, HeaderName};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use bytes::{Bytes, BytesMut};
+use envoy_types::pb::envoy::config::core::v3::{Http1ProtocolOptions, HttpProtocolOptions};
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
+use envoy_types::pb::envoy::config::listener::v3::listener::DrainType;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration};
+use hcm::http_connection_manager::RouteSpecifier;
+use prost::Message;
+use sampan_codec::{Body, BodyError, BodyStream, Frame};
+use sampan_core::{Address, ConfigResult, HeaderId, HeaderMap};
+use sampan_http::filter::{HttpFilter, LocalReply, Outcome, Response, State, Step, decode};
+use sampan_http::manager;
+use sampan_http::stream::Stream;
+use sampan_listener::{BindError, Bound, ListenerConfig, Listeners, NetworkFilterRegistry, Server, Worker};
+use sampan_upstream::{Clusters, WorkerClusters};
+use tokio::sync::{mpsc, oneshot};
 
-use crate::counters::{Connection, Stats};
-use crate::source::AccessEntry;
-use crate::{Admin, Reply, Request};
+use crate::{Admin, AdminModel, Reply, Request};
 
 const MAX_FORM: usize = 1 << 20;
 
-/// Where the admin interface listens.
-pub enum Listener {
-    /// TCP.
-    Tcp(TcpListener),
-    /// A unix socket.
-    Unix(UnixListener),
+/// The listener, which exists before who answers does.
+pub struct Listener {
+    server: Arc<Server>,
+    config: Arc<ListenerConfig>,
+    inbox: mpsc::UnboundedReceiver<Asked>,
+}
+
+/// A request on its way to [`Admin`], and the answer's way back.
+struct Asked {
+    method: String,
+    path: String,
+    form: String,
+    reply: oneshot::Sender<Reply>,
 }
 
 impl Listener {
-    /// Binds the address; a socket file left behind by a dead process is replaced.
-    pub async fn bind(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Ip(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
-            Address::Pipe(path) if path.starts_with('@') => {
-                use std::os::linux::net::SocketAddrExt;
-                let name = std::os::unix::net::SocketAddr::from_abstract_name(&path.as_bytes()[1..])?;
-                let listener = std::os::unix::net::UnixListener::bind_addr(&name)?;
-                listener.set_nonblocking(true)?;
-                Ok(Self::Unix(UnixListener::from_std(listener)?))
-            }
-            Address::Pipe(path) => {
-                if std::os::unix::net::UnixStream::connect(Path::new(&**path)).is_err() {
-                    let _ = std::fs::remove_file(&**path);
-                }
-                Ok(Self::Unix(UnixListener::bind(&**path)?))
-            }
-            Address::Internal(..) => Err(io::Error::from(io::ErrorKind::Unsupported)),
+    /// The listener of a model; none where it has no address. Opens no socket.
+    pub fn new(model: &AdminModel, of: &Server) -> ConfigResult<Option<Self>> {
+        if model.message.address.is_none() {
+            return Ok(None);
         }
-    }
-
-    /// The address as `--admin-address-path` writes it: with the port that was really bound.
-    pub fn local_address(&self) -> io::Result<String> {
-        match self {
-            Self::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
-            Self::Unix(listener) => {
-                let address = listener.local_addr()?;
-                Ok(address.as_pathname().map(|p| p.display().to_string()).unwrap_or_default())
-            }
-        }
-    }
-}
-
-/// Serves until the future is dropped. Must run where `spawn_local` works: connections are tasks of this thread.
-pub async fn serve(listener: Listener, admin: Rc<Admin>) {
-    let stats = Stats::new(&admin.stats.root());
-    loop {
-        let accepted = match &listener {
-            Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
-                let _ = stream.set_nodelay(true);
-                tokio::task::spawn_local(connection(
-                    stream.local_addr().ok(),
-                    stream,
-                    Some(peer),
-                    admin.clone(),
-                    Connection::new(&stats),
-                ));
-            }),
-            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                tokio::task::spawn_local(connection(
-                    None,
-                    stream,
-                    None,
-                    admin.clone(),
-                    Connection::new(&stats),
-                ));
-            }),
-        };
-        if let Err(error) = accepted {
-            sampan_core::log!(Component::Admin, Level::Warn, "admin listener: {error}");
-            // Out of descriptors: do not spin.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-}
-
-async fn connection(
-    local: Option<SocketAddr>,
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-    peer: Option<SocketAddr>,
-    admin: Rc<Admin>,
-    counted: Connection,
-) {
-    let stats = counted.stats();
-    let service = service_fn(move |request| {
-        let (admin, stats) = (admin.clone(), stats.clone());
-        async move { Ok::<_, Infallible>(respond(&admin, &stats, (local, peer), request).await) }
-    });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        sampan_core::log!(Component::Admin, Level::Debug, "admin connection: {error}");
-    }
-    drop(counted);
-}
-
-async fn respond(
-    admin: &Admin,
-    stats: &Stats,
-    (local, peer): (Option<SocketAddr>, Option<SocketAddr>),
-    request: hyper::Request<Incoming>,
-) -> Response<Once> {
-    let start = Instant::now();
-    stats.request();
-    let (head, body) = request.into_parts();
-    let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
-    let form = is_form(&head.headers) && head.method == hyper::Method::POST;
-    let mut bytes_received = 0;
-    let reply = if head.version < Version::HTTP_11 {
-        Reply::error(426, "Upgrade Required")
-    } else {
-        match Limited::new(body, MAX_FORM).collect().await {
-            Err(_) => Reply::error(413, "Payload Too Large"),
-            Ok(body) => {
-                let body = body.to_bytes();
-                bytes_received = body.len();
-                let form = if form { String::from_utf8_lossy(&body) } else { "".into() };
-                admin.answer(&Request { method: head.method.as_str(), path, form: &form })
-            }
-        }
-    };
-    stats.response(reply.status, start.elapsed());
-    let (status, body_size) = (reply.status, reply.body.len());
-    let response = response(reply);
-    if admin.source.logs_access() {
-        admin.source.accessed(&AccessEntry {
-            request: &request_head(&head, peer),
-            response: &copied(response.headers()),
-            status,
-            protocol: if head.version < Version::HTTP_11 { Protocol::Http10 } else { Protocol::Http11 },
-            bytes_received,
-            bytes_sent: body_size,
-            start,
-            local,
-            peer,
+        let (stats, runtime, clusters) = (of.stats.clone(), of.runtime.clone(), of.clusters.clone());
+        let mut server = Server::new(stats, runtime, Default::default(), of.node.clone(), clusters);
+        server.access_logs = of.access_logs.clone();
+        let server = Arc::new(server);
+        let (ask, inbox) = mpsc::unbounded_channel();
+        let mut registry = NetworkFilterRegistry::default();
+        registry.register(manager::TYPE, move |any, context| {
+            manager::answering(&decode(any)?, context, "admin", Arc::new(Ask(ask.clone())))
         });
+        let config = ListenerConfig::from_proto(&listener(model), &server, &registry)?;
+        Ok(Some(Self { server, config: Arc::new(config), inbox }))
     }
-    response
+
+    /// Binds it, and serves it from then on. Must run where `spawn_local` works: connections are tasks of this thread.
+    /// Gives the address as `--admin-address-path` writes it: with the port that was really bound.
+    pub fn serve(self, admin: Rc<Admin>, clusters: Arc<Clusters>) -> Result<String, BindError> {
+        let Self { server, config, mut inbox } = self;
+        let bound = Bound::bind(config.clone(), 1)?;
+        let address = match bound.addresses.first() {
+            Some(Address::Pipe(path)) if path.starts_with('@') => String::new(),
+            Some(address) => address.to_string(),
+            None => String::new(),
+        };
+        let drain = server.drain.signal();
+        let clusters = Rc::new(WorkerClusters::new(clusters));
+        let listeners = Listeners::new(Rc::new(Worker::new(Worker::MAIN, server, clusters, drain)));
+        for sockets in bound.listen()? {
+            listeners.add(config.clone(), sockets).map_err(|e| BindError::of(&config, e))?;
+        }
+        tokio::task::spawn_local(async move {
+            while let Some(Asked { method, path, form, reply }) = inbox.recv().await {
+                // A client that is gone wants no answer; what it asked for is done.
+                let _ = reply.send(admin.answer(&Request { method: &method, path: &path, form: &form }));
+            }
+            drop(listeners);
+        });
+        Ok(address)
+    }
 }
 
-/// The request's head as the access log reads it.
-fn request_head(head: &hyper::http::request::Parts, peer: Option<SocketAddr>) -> HeaderMap {
-    let mut headers = copied(&head.headers);
-    let authority = headers.get(HeaderId::HOST).map(<[u8]>::to_vec);
-    headers.remove(HeaderId::HOST);
-    headers.set(HeaderId::METHOD, head.method.as_str());
-    headers.set(HeaderId::PATH, head.uri.path_and_query().map_or("/", |p| p.as_str()));
-    if let Some(authority) = authority {
-        headers.set(HeaderId::AUTHORITY, authority.as_slice());
+/// What Envoy's admin listener would look like in a configuration.
+fn listener(model: &AdminModel) -> pb::Listener {
+    let zero = Some(Duration::default());
+    let manager = hcm::HttpConnectionManager {
+        stat_prefix: "admin".to_owned(),
+        route_specifier: Some(RouteSpecifier::RouteConfig(RouteConfiguration::default())),
+        common_http_protocol_options: Some(HttpProtocolOptions { idle_timeout: zero, ..Default::default() }),
+        http_protocol_options: Some(Http1ProtocolOptions {
+            allow_absolute_url: Some(BoolValue { value: false }),
+            ..Default::default()
+        }),
+        stream_idle_timeout: zero,
+        delayed_close_timeout: zero,
+        use_remote_address: Some(BoolValue { value: true }),
+        generate_request_id: Some(BoolValue { value: false }),
+        normalize_path: Some(BoolValue { value: true }),
+        merge_slashes: true,
+        access_log: model.access_log.clone(),
+        ..Default::default()
+    };
+    let filter = pb::Filter {
+        name: "admin".to_owned(),
+        config_type: Some(ConfigType::TypedConfig(Any {
+            type_url: format!("type.googleapis.com/{}", manager::TYPE),
+            value: manager.encode_to_vec(),
+        })),
+    };
+    pb::Listener {
+        name: "admin".to_owned(),
+        stat_prefix: "admin".to_owned(),
+        address: model.message.address.clone(),
+        socket_options: model.message.socket_options.clone(),
+        filter_chains: vec![pb::FilterChain { filters: vec![filter], ..Default::default() }],
+        enable_reuse_port: Some(BoolValue { value: false }),
+        // `/healthcheck/fail` closes none of its connections.
+        drain_type: DrainType::ModifyOnly.into(),
+        ignore_global_conn_limit: true,
+        bypass_overload_manager: true,
+        ..Default::default()
     }
-    // As everywhere, a client on this machine is shown with the machine's own address.
-    if let Some(peer) = peer.map(|p| p.ip()) {
-        let address = if peer.is_loopback() { sampan_core::local_info::address() } else { peer };
-        headers.append_to_value(HeaderId::X_FORWARDED_FOR, ",", address.to_string().as_bytes());
-    }
-    headers
 }
 
-fn copied(headers: &hyper::HeaderMap) -> HeaderMap {
-    let mut copy = HeaderMap::new();
-    for (name, value) in headers {
-        copy.append_name(&HeaderName::new(name.as_str()), value.as_bytes());
+/// The filter in the router's place.
+struct Ask(mpsc::UnboundedSender<Asked>);
+
+impl HttpFilter for Ask {
+    fn on_request<'a>(&'a self, stream: &'a mut Stream, _state: &'a mut State) -> Step<'a> {
+        Step::Wait(Box::pin(self.ask(stream)))
     }
-    copy
 }
 
-fn is_form(headers: &hyper::HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    value.starts_with(b"application/x-www-form-urlencoded")
+impl Ask {
+    async fn ask(&self, stream: &mut Stream) -> Outcome {
+        let mut body = BytesMut::new();
+        loop {
+            match stream.body.frame().await {
+                None => break,
+                Some(Ok(Frame::Data(data))) if body.len() + data.len() <= MAX_FORM => body.extend(data),
+                Some(Ok(Frame::Data(_))) => {
+                    return LocalReply::new(413, "request_payload_too_large")
+                        .body("Payload Too Large")
+                        .outcome();
+                }
+                Some(Ok(Frame::Trailers(_))) => {}
+                Some(Err(_)) => return Outcome::Reset,
+            }
+        }
+        stream.timer.set_received(body.len() as u64);
+        let text = |id| stream.request.get(id).map(String::from_utf8_lossy).unwrap_or_default().into_owned();
+        let method = text(HeaderId::METHOD);
+        let is_form = text(HeaderId::CONTENT_TYPE).starts_with("application/x-www-form-urlencoded");
+        let form =
+            if is_form && method == "POST" { String::from_utf8_lossy(&body).into() } else { String::new() };
+        let (reply, answer) = oneshot::channel();
+        let asked = Asked { method, path: text(HeaderId::PATH), form, reply };
+        // Nobody answers any more when the process ends.
+        if self.0.send(asked).is_err() {
+            return Outcome::Reset;
+        }
+        let Ok(reply) = answer.await else { return Outcome::Reset };
+        stream.info.details = Some("admin_filter_response".into());
+        if stream.head_request {
+            // Envoy counts what it does not send.
+            stream.info.bytes.sent = reply.body.len() as u64;
+        }
+        Outcome::Respond(Box::new(response(reply)))
+    }
 }
 
-fn response(reply: Reply) -> Response<Once> {
-    let mut response = Response::new(Once(Some(reply.body.into())));
-    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, max-age=0"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now())) {
-        headers.insert(header::DATE, date);
-    }
-    headers.insert(header::SERVER, HeaderValue::from_static("envoy"));
-    if reply.status == 426 {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+fn response(reply: Reply) -> Response {
+    let mut headers = HeaderMap::new();
+    headers.append(HeaderId::STATUS, reply.status.to_string());
+    headers.append(HeaderId::CONTENT_TYPE, reply.content_type);
+    headers.append(HeaderId::CACHE_CONTROL, "no-cache, max-age=0");
+    headers.append(HeaderId::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    let body = Body::stream(Once(Some(reply.body.into())));
+    Response { status: reply.status, headers, body, tunnel: false, local: false }
 }
 
-/// A body of one frame that does not tell its length, so that it is sent chunked as Envoy sends it.
+/// A body of one frame that does not tell its length, not even that it has none, so that it is sent chunked as Envoy
+/// sends it.
 struct Once(Option<Bytes>);
 
-impl Body for Once {
-    type Data = Bytes;
-    type Error = Infallible;
+impl BodyStream for Once {
+    fn poll_frame(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        Poll::Ready(self.0.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::Data(bytes))))
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().filter(|b| !b.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
+    fn is_end(&self) -> bool {
+        false
     }
 }

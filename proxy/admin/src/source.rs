@@ -7,8 +7,6 @@ use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3::{Address, Locality};
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::google::protobuf::Any;
-use sampan_core::HeaderMap;
-use sampan_core::stream_info::Protocol;
 
 /// The program, seen by its admin interface. All calls come from the control thread and must not wait.
 pub trait AdminSource {
@@ -51,34 +49,6 @@ pub trait AdminSource {
     /// Makes the stats that are else made at their first use; called before all stats are shown, not only used
     /// ones.
     fn materialise_stats(&self) {}
-    /// Whether there is an access log at all.
-    fn logs_access(&self) -> bool {
-        false
-    }
-    /// Told of every request where there is an access log.
-    fn accessed(&self, _entry: &AccessEntry<'_>) {}
-}
-
-/// A request to the admin interface, as its access log sees it.
-pub struct AccessEntry<'a> {
-    /// The request's head.
-    pub request: &'a HeaderMap,
-    /// The response's head.
-    pub response: &'a HeaderMap,
-    /// The status.
-    pub status: u16,
-    /// The protocol.
-    pub protocol: Protocol,
-    /// Body bytes received.
-    pub bytes_received: usize,
-    /// Body bytes sent.
-    pub bytes_sent: usize,
-    /// When it began.
-    pub start: std::time::Instant,
-    /// Where it came in; none on a unix socket.
-    pub local: Option<std::net::SocketAddr>,
-    /// Who asked; none on a unix socket.
-    pub peer: Option<std::net::SocketAddr>,
 }
 
 /// How to drain.

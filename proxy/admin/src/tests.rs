@@ -2,7 +2,9 @@ use std::cell::RefCell;
 
 use envoy_types::pb::envoy::admin::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress, address, socket_address};
+use envoy_types::pb::envoy::config::core::v3::{
+    Address, Pipe as UnixSocket, SocketAddress, address, socket_address,
+};
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::stats::Store;
@@ -370,64 +372,76 @@ async fn exchange(stream: &mut tokio::net::TcpStream, request: &str, end: &str) 
     String::from_utf8(out).unwrap()
 }
 
-#[tokio::test(flavor = "current_thread")]
-async fn the_wire_looks_like_envoys() {
+/// The interface behind its listener.
+fn served(address: Address) -> (Store, String) {
     let (_, admin) = admin();
     let store = admin.stats.clone();
-    let listener = Listener::bind(&sampan_core::Address::Ip("127.0.0.1:0".parse().unwrap())).await.unwrap();
-    let address = listener.local_address().unwrap();
-    let local = tokio::task::LocalSet::new();
-    local.spawn_local(serve(listener, Rc::new(admin)));
-    local
-        .run_until(async {
-            let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
-            let answer = exchange(&mut stream, "GET /ready HTTP/1.1\r\nhost: x\r\n\r\n", "0\r\n\r\n").await;
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-            let mut lines: Vec<&str> = head.lines().collect();
-            assert!(lines.remove(4).starts_with("date: "));
-            assert_eq!(
-                lines,
-                [
-                    "HTTP/1.1 200 OK",
-                    "content-type: text/plain; charset=UTF-8",
-                    "cache-control: no-cache, max-age=0",
-                    "x-content-type-options: nosniff",
-                    "server: envoy",
-                    "transfer-encoding: chunked"
-                ]
-            );
-            assert_eq!(body, "5\r\nLIVE\n\r\n0\r\n\r\n");
-            assert_eq!(store.value("listener.admin.downstream_cx_active"), Some(1));
-            let form = "POST /runtime_modify HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\
-                        content-type: application/x-www-form-urlencoded\r\n\r\na=1";
-            assert!(exchange(&mut stream, form, "0\r\n\r\n").await.contains("\r\nOK\n\r\n"));
-            let old = exchange(&mut stream, "GET /ready HTTP/1.0\r\n\r\n", "Upgrade Required").await;
-            assert!(old.contains(" 426 Upgrade Required\r\n"), "{old}");
-            assert_eq!(store.value("http.admin.downstream_rq_total"), Some(3));
-            assert_eq!(store.value("listener.admin.http.admin.downstream_rq_2xx"), Some(2));
-            assert_eq!(store.value("http.admin.downstream_rq_4xx"), Some(1));
-        })
-        .await;
+    let runtime = admin.runtime.clone();
+    let known = |_: &str| false;
+    let server = sampan_listener::Server::new(
+        store.clone(),
+        runtime,
+        Default::default(),
+        Default::default(),
+        std::sync::Arc::new(known),
+    );
+    let message =
+        envoy_types::pb::envoy::config::bootstrap::v3::Admin { address: Some(address), ..Default::default() };
+    let listener = Listener::new(&AdminModel::parse(&message).unwrap(), &server).unwrap().unwrap();
+    let clusters = sampan_upstream::ClusterManager::new(&store.root(), Default::default());
+    (store, listener.serve(Rc::new(admin), clusters.clusters()).unwrap())
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_unix_socket_replaces_a_dead_one() {
+async fn the_wire_looks_like_envoys() {
+    tokio::task::LocalSet::new().run_until(exchanges()).await;
+}
+
+async fn exchanges() {
+    let (store, at) = served(address(0));
+    let mut stream = tokio::net::TcpStream::connect(&at).await.unwrap();
+    let answer = exchange(&mut stream, "GET /ready HTTP/1.1\r\nhost: x\r\n\r\n", "0\r\n\r\n").await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let mut lines: Vec<&str> = head.lines().collect();
+    assert!(lines.remove(4).starts_with("date: "));
+    assert_eq!(
+        lines,
+        [
+            "HTTP/1.1 200 OK",
+            "content-type: text/plain; charset=UTF-8",
+            "cache-control: no-cache, max-age=0",
+            "x-content-type-options: nosniff",
+            "server: envoy",
+            "transfer-encoding: chunked"
+        ]
+    );
+    assert_eq!(body, "5\r\nLIVE\n\r\n0\r\n\r\n");
+    assert_eq!(store.value("listener.admin.downstream_cx_active"), Some(1));
+    let form = "POST /runtime_modify HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\
+                content-type: application/x-www-form-urlencoded\r\n\r\na=1";
+    assert!(exchange(&mut stream, form, "0\r\n\r\n").await.contains("\r\nOK\n\r\n"));
+    let old = exchange(&mut stream, "GET /ready HTTP/1.0\r\n\r\n", "Upgrade Required").await;
+    assert!(old.contains(" 426 Upgrade Required\r\n"), "{old}");
+    assert_eq!(store.value("http.admin.downstream_rq_total"), Some(3));
+    assert_eq!(store.value("listener.admin.http.admin.downstream_rq_2xx"), Some(2));
+    assert_eq!(store.value("http.admin.downstream_rq_4xx"), Some(1));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_unix_socket_replaces_another() {
+    tokio::task::LocalSet::new().run_until(over_a_unix_socket()).await;
+}
+
+async fn over_a_unix_socket() {
     let path = std::env::temp_dir().join(format!("sampan-admin-{}.sock", std::process::id()));
-    let address = sampan_core::Address::Pipe(path.to_str().unwrap().into());
-    drop(Listener::bind(&address).await.unwrap());
-    let listener = Listener::bind(&address).await.unwrap();
-    assert_eq!(listener.local_address().unwrap(), path.to_str().unwrap());
-    assert!(Listener::bind(&address).await.is_err(), "a living one is not replaced");
-    let local = tokio::task::LocalSet::new();
-    local.spawn_local(serve(listener, Rc::new(admin().1)));
-    local
-        .run_until(async {
-            let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
-            stream.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("LIVE"), "{answer}");
-        })
-        .await;
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let pipe = UnixSocket { path: path.to_str().unwrap().into(), mode: 0 };
+    let (_, at) = served(Address { address: Some(address::Address::Pipe(pipe)) });
+    assert_eq!(at, path.to_str().unwrap());
+    let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+    stream.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("LIVE"), "{answer}");
     std::fs::remove_file(&path).unwrap();
 }

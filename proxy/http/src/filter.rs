@@ -69,6 +69,8 @@ pub enum Outcome {
     Continue,
     /// This reply instead.
     Reply(Box<LocalReply>),
+    /// This response instead, which is not made from a [`LocalReply`].
+    Respond(Box<Response>),
     /// The stream ends without a reply.
     Reset,
 }

@@ -149,7 +149,7 @@ impl Listeners {
     }
 
     fn listener(self: &Rc<Self>, config: Arc<ListenerConfig>) -> Rc<WorkerListener> {
-        let scope = config.scope.scope(&format!("worker_{}", self.worker.id));
+        let scope = config.scope.scope(&self.worker.name());
         let (inbox, open) = config.balance.as_ref().map(|balance| balance.join(self.worker.id)).unzip();
         let listener = Rc::new(WorkerListener {
             counters: WorkerCounters::new(&scope),

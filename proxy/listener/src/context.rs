@@ -178,6 +178,14 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// The number of the control thread, which serves the admin interface.
+    pub const MAIN: u32 = u32::MAX;
+
+    /// Its name in stats.
+    pub fn name(&self) -> String {
+        if self.id == Self::MAIN { "main_thread".to_owned() } else { format!("worker_{}", self.id) }
+    }
+
     /// A worker. Call on its own thread.
     pub fn new(id: u32, server: Arc<Server>, clusters: Rc<WorkerClusters>, drain: drain::Signal) -> Self {
         let runtime = server.runtime.clone();

@@ -31,6 +31,13 @@ pub enum BindError {
     Options(Arc<str>, Cause),
 }
 
+impl BindError {
+    /// A socket of the listener's that cannot be served.
+    pub fn of(config: &ListenerConfig, error: io::Error) -> Self {
+        Self::Options(config.name.clone(), Cause(error))
+    }
+}
+
 /// An I/O error printed as `strerror` does, without the number.
 #[derive(Debug)]
 pub struct Cause(pub io::Error);

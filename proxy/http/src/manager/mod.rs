@@ -26,12 +26,14 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use futures_util::future::LocalBoxFuture;
 use sampan_core::error::ConfigResult;
-use sampan_listener::{Downstream, NetworkFilter, NetworkFilterRegistry, TerminalFilter, Worker};
+use sampan_listener::{
+    Downstream, FactoryContext, NetworkFilter, NetworkFilterRegistry, TerminalFilter, Worker,
+};
 
 pub use config::{Chain, Manager, NamedFilter, duration, header_case};
 pub use request::{append_ip, is_upgrade, split_port};
 
-use crate::filter::{HttpFilterRegistry, decode};
+use crate::filter::{HttpFilter, HttpFilterRegistry, decode};
 
 /// The manager's type.
 pub const TYPE: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -46,6 +48,18 @@ impl TerminalFilter for Terminal {
     fn serves_refused(&self) -> bool {
         true
     }
+}
+
+/// A manager that answers by itself: the filter stands in the router's place.
+pub fn answering(
+    message: &HttpConnectionManager,
+    context: &FactoryContext,
+    name: &str,
+    filter: Arc<dyn HttpFilter>,
+) -> ConfigResult<NetworkFilter> {
+    let mut manager = Manager::from_proto(message, context, &HttpFilterRegistry::default())?;
+    manager.chain.filters.push(NamedFilter { name: name.into(), filter, disabled: false });
+    Ok(NetworkFilter::Terminal(Arc::new(Terminal(Arc::new(manager)))))
 }
 
 /// Registers the manager as a network filter that makes its HTTP filters of `filters`, and the network filters that are

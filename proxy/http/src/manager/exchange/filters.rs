@@ -40,6 +40,9 @@ impl Exchange {
             Ok(chain) => chain,
             Err(reply) => {
                 self.close = true;
+                if let Responder::H2(h2) = responder {
+                    h2.shared.leave();
+                }
                 return Err(Failure::Reply(Box::new(reply)));
             }
         };
@@ -60,6 +63,7 @@ impl Exchange {
                 match outcome {
                     Outcome::Continue => {}
                     Outcome::Reply(reply) => return Err(Failure::Reply(reply)),
+                    Outcome::Respond(response) => return Ok(*response),
                     Outcome::Reset => return Err(Failure::Reset),
                 }
             }
@@ -143,6 +147,7 @@ impl Exchange {
                 match named.filter.on_response(stream, response, state).outcome().await {
                     Outcome::Continue => {}
                     Outcome::Reply(reply) => return Err(Failure::Reply(reply)),
+                    Outcome::Respond(other) => *response = *other,
                     Outcome::Reset => return Err(Failure::Reset),
                 }
             }
