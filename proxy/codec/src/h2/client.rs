@@ -89,6 +89,7 @@ pub async fn connect(
     if options.max_frame_size > 0 {
         builder.max_frame_size(options.max_frame_size);
     }
+    stats.nghttp2_upstream_connections.inc();
     let link = Link::new(transport, options.wire(stats, false), false);
     let (send, mut connection) = builder.handshake(FrameGuard(link.clone())).await?;
     link.gather();
@@ -251,6 +252,10 @@ impl ClientStream {
         headers.append(HeaderId::STATUS, status.as_str());
         if let Err(error) = convert::take_headers(&mut headers, from, &self.limits) {
             convert::count_refusal(&self.link, self.send.stream_id().as_u32(), &error);
+            if convert::is_malformed(&error) {
+                self.send.send_reset(Reason::PROTOCOL_ERROR);
+                return Err(BodyError::Reset(ResetReason::ProtocolError));
+            }
             return Err(self.refuse());
         }
         let mut status = status.as_u16();

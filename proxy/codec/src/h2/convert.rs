@@ -63,6 +63,21 @@ const UNDERSCORE: CodecError = CodecError {
     message: "a header's name has an underscore",
 };
 
+/// A header that must not be there, or not like that.
+pub(super) const INVALID: CodecError =
+    CodecError { status: 0, details: "http2.invalid.header.field", message: "invalid header field" };
+/// A head that lacks something, or whose parts contradict each other.
+pub(super) const CONTRADICTORY: CodecError = CodecError {
+    status: 0,
+    details: "http2.violation.of.messaging.rule",
+    message: "violation of a messaging rule",
+};
+
+/// Whether it is the message that is wrong, and not a limit that it breaks.
+pub fn is_malformed(error: &CodecError) -> bool {
+    [INVALID.details, CONTRADICTORY.details].contains(&error.details)
+}
+
 /// Counts what was wrong with a stream's head.
 pub(super) fn count_refusal(link: &Link, stream: u32, error: &CodecError) {
     link.wire.refuse_head(stream);
@@ -70,18 +85,21 @@ pub(super) fn count_refusal(link: &Link, stream: u32, error: &CodecError) {
     match error.details {
         details if details == LIST_TOO_LARGE.details => stats.header_list_size_too_large.inc(),
         details if details == TOO_MANY_HEADERS.details => stats.header_overflow.inc(),
+        _ if is_malformed(error) => link.wire.note_malformed(stream),
         _ => stats.requests_rejected_with_underscores_in_headers.inc(),
     }
 }
 
 /// Appends regular headers to the pseudo headers that are there; several `cookie`s become one (RFC 9113 section
-/// 8.2.3). Returns how many were dropped for their underscores.
+/// 8.2.3), which stands last as in Envoy. Returns how many were dropped for their underscores. What HTTP/1 would read
+/// in another way (lengths, hosts that are empty or there twice) is refused.
 pub(super) fn take_headers(
     to: &mut HeaderMap,
     from: &http::HeaderMap,
     limits: &HeadLimits,
 ) -> Result<u32, CodecError> {
     let (mut bytes, mut count, mut dropped) = (to.byte_size(), to.len(), 0);
+    let (mut host, mut length, mut cookies) = (false, false, false);
     for (name, value) in from {
         let text = name.as_str().as_bytes();
         if limits.underscores != Underscores::Allow && memchr::memchr(b'_', text).is_some() {
@@ -92,7 +110,14 @@ pub(super) fn take_headers(
             continue;
         }
         if name == http::header::HOST && to.contains(HeaderId::AUTHORITY) {
+            if value.is_empty() || std::mem::replace(&mut host, true) {
+                return Err(INVALID);
+            }
             continue;
+        }
+        if name == http::header::CONTENT_LENGTH && (value.is_empty() || std::mem::replace(&mut length, true))
+        {
+            return Err(INVALID);
         }
         let field = text.len() + value.len();
         bytes += field;
@@ -102,9 +127,14 @@ pub(super) fn take_headers(
             return Err(LIST_TOO_LARGE);
         }
         if name == http::header::COOKIE {
-            to.append_to_value(HeaderId::COOKIE, "; ", value.as_bytes());
+            cookies = true;
         } else {
             to.append_lower(text, value.as_bytes());
+        }
+    }
+    if cookies {
+        for value in from.get_all(http::header::COOKIE) {
+            to.append_to_value(HeaderId::COOKIE, "; ", value.as_bytes());
         }
     }
     // Pseudo headers alone can be too much.

@@ -28,6 +28,7 @@ use std::sync::Arc;
 pub use h2::Reason;
 
 pub use client::{ClientConnection, ClientStream, Driver, DriverEnd, connect};
+pub use convert::is_malformed;
 pub use keepalive::KeepaliveOptions;
 pub use scan::fuzz_frames;
 pub use server::{Accepted, End, Responder, ServerConnection, fuzz_head};

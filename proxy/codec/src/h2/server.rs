@@ -8,12 +8,13 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{Request, Response};
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::Protocol;
 use sampan_tls::Transport;
 
-use super::convert::{self, HeadLimits, Receive, count_refusal};
+use super::convert::{self, CONTRADICTORY, HeadLimits, INVALID, Receive, count_refusal};
 use super::guard::{FrameGuard, Link};
 use super::keepalive::Keepalive;
 use super::wire::{Flood, Meter};
@@ -24,6 +25,9 @@ use crate::h1::RequestHead;
 
 /// How many streams may wait to be accepted although they were reset: beyond what Envoy lets a connection have.
 const PENDING_RESETS: usize = 1024;
+
+/// The length of such a frame.
+const RST_STREAM: u64 = 13;
 
 /// A connection; all its I/O happens while it is polled for streams.
 pub struct ServerConnection {
@@ -91,6 +95,7 @@ impl ServerConnection {
         if options.allow_connect {
             builder.enable_connect_protocol();
         }
+        stats.nghttp2_downstream_connections.inc();
         let link = Link::new(transport, options.wire(stats, true), true);
         let mut inner = builder.handshake(FrameGuard(link.clone())).await?;
         link.gather();
@@ -101,8 +106,25 @@ impl ServerConnection {
 
     /// The next stream. What is queued is written when there is none.
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Accepted, End>> {
-        match self.inner.poll_accept(cx) {
-            Poll::Ready(Some(Ok((request, respond)))) => Poll::Ready(Ok(self.accepted(request, respond))),
+        loop {
+            let Some(polled) = self.poll_next(cx) else { continue };
+            return polled;
+        }
+    }
+
+    /// None: a stream came that is not served.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Option<Poll<Result<Accepted, End>>> {
+        Some(match self.inner.poll_accept(cx) {
+            Poll::Ready(Some(Ok((request, respond)))) => {
+                // The connection ends with the malformed one.
+                let (wire, id) = (&self.link.wire, respond.stream_id().as_u32());
+                wire.take_on(id);
+                if !self.stream_errors && wire.malformed().is_some_and(|first| id > first) {
+                    wire.close(id);
+                    return None;
+                }
+                Poll::Ready(Ok(self.accepted(request, respond)))
+            }
             Poll::Ready(None) => Poll::Ready(Err(End::Closed)),
             Poll::Ready(Some(Err(error))) => {
                 let end = if error.is_library() { End::Protocol } else { End::Closed };
@@ -111,30 +133,40 @@ impl ServerConnection {
             Poll::Pending => {
                 let wire = &self.link.wire;
                 wire.drained();
-                if wire.take_malformed().is_some() && !self.stream_errors {
-                    return Poll::Ready(Err(End::Malformed));
+                if wire.malformed().is_some() && !self.stream_errors {
+                    return Some(Poll::Ready(Err(End::Malformed)));
                 }
                 if let Some(flood) = wire.flood() {
-                    return Poll::Ready(Err(End::Flood(flood)));
+                    return Some(Poll::Ready(Err(End::Flood(flood))));
                 }
                 if let Some(keepalive) = &mut self.keepalive
                     && keepalive.poll(cx, wire.frames_received(), false).is_ready()
                 {
                     wire.stats().keepalive_timeout.inc();
-                    return Poll::Ready(Err(End::KeepaliveTimeout));
+                    return Some(Poll::Ready(Err(End::KeepaliveTimeout)));
                 }
                 match self.link.poll_flush(cx) {
                     Poll::Ready(Err(_)) => Poll::Ready(Err(End::Closed)),
                     Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
                 }
             }
-        }
+        })
+    }
+
+    /// How many streams were turned away for malformed heads since this was last asked, and what is sent for each. To
+    /// be asked when there is no stream.
+    pub fn take_unseen(&self) -> (usize, u64) {
+        (self.link.wire.take_unseen(), if self.stream_errors { RST_STREAM } else { 0 })
+    }
+
+    /// How many streams have come that were not handed out.
+    pub fn unserved(&self) -> usize {
+        self.link.wire.unserved()
     }
 
     fn accepted(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Accepted {
         let (parts, body) = request.into_parts();
         let id = respond.stream_id().as_u32();
-        self.link.wire.take_on(id);
         let end = body.is_end_stream();
         let head = request_head(&parts, end, &self.limits);
         if let Err(error) = &head {
@@ -183,7 +215,39 @@ impl ServerConnection {
     }
 }
 
+/// What Envoy's codec refuses and the crate takes.
+fn check(request: &Parts) -> Result<(), CodecError> {
+    let uri = &request.uri;
+    let scheme = uri.scheme_str();
+    if scheme.is_some_and(|s| !s.starts_with(|first: char| first.is_ascii_alphabetic())) {
+        return Err(INVALID);
+    }
+    match uri.authority() {
+        Some(authority) if memchr::memchr(b'@', authority.as_str().as_bytes()).is_some() => {
+            return Err(INVALID);
+        }
+        Some(_) => {}
+        None if request.method == http::Method::CONNECT => return Err(CONTRADICTORY),
+        None => match request.headers.get(http::header::HOST) {
+            Some(host) if host.is_empty() => return Err(INVALID),
+            Some(_) => {}
+            None => return Err(CONTRADICTORY),
+        },
+    }
+    if request.extensions.get::<h2::ext::Protocol>().is_some_and(|p| p.as_str().is_empty()) {
+        return Err(INVALID);
+    }
+    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let asterisk = path == "*" && request.method == http::Method::OPTIONS;
+    let of_http = scheme.is_none_or(|s| s.eq_ignore_ascii_case("http") || s.eq_ignore_ascii_case("https"));
+    if !path.starts_with('/') && !asterisk && of_http {
+        return Err(CONTRADICTORY);
+    }
+    Ok(())
+}
+
 fn request_head(request: &Parts, end: bool, limits: &HeadLimits) -> Result<RequestHead, CodecError> {
+    check(request)?;
     let mut headers = HeaderMap::with_capacity(512, request.headers.len() + 16);
     // Extended CONNECT (RFC 8441) takes the form of an HTTP/1 upgrade: routes, filters and logs know only that.
     let connect = request.method == http::Method::CONNECT;

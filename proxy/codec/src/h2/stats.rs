@@ -1,4 +1,5 @@
-//! The codec's stats: `http2.*` below the root for clients, `cluster.NAME.http2.*` for hosts.
+//! The codec's stats: `http2.*` below the root for clients, `cluster.NAME.http2.*` for hosts. Connections count as
+//! `nghttp2`'s, the codec that Envoy uses unless told otherwise.
 
 use sampan_core::stats::{Counter, Gauge, Scope};
 
@@ -25,8 +26,9 @@ stats! {
     counters {
         cookies_total_bytes_too_large dropped_headers_with_underscores goaway_sent header_list_size_too_large
         header_overflow headers_cb_no_stream inbound_empty_frames_flood inbound_priority_frames_flood
-        inbound_window_update_frames_flood keepalive_timeout metadata_empty_frames outbound_control_flood
-        outbound_flood requests_rejected_with_underscores_in_headers rx_messaging_error rx_reset
+        inbound_window_update_frames_flood keepalive_timeout metadata_empty_frames
+        nghttp2_downstream_connections nghttp2_upstream_connections oghttp2_downstream_connections
+        oghttp2_upstream_connections outbound_control_flood outbound_flood requests_rejected_with_underscores_in_headers rx_messaging_error rx_reset
         stream_refused_errors trailers tx_flush_timeout tx_reset
     }
     gauges {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use super::scan::{Head, kind};
 use super::stats::CodecStats;
+use crate::error::ResetReason;
 
 const REFUSED_STREAM: u32 = 7;
 /// How many streams may come before those that came are served: else a client that opens and resets them could make
@@ -78,12 +79,22 @@ pub struct Meter {
     pub ended: bool,
     /// The peer has reset the stream.
     pub reset_by_peer: bool,
+    /// It has done so with REFUSED_STREAM.
+    pub refused_by_peer: bool,
     /// Of these, the last head or trailers.
     last_head: u64,
     /// Data that was handed to the codec and not yet sent.
     pending: u64,
     /// Somebody serves the stream and will take the meter.
     taken_on: bool,
+}
+
+impl Meter {
+    /// How the peer has reset the stream.
+    pub fn reset(&self) -> Option<ResetReason> {
+        let reason = if self.refused_by_peer { ResetReason::RemoteRefused } else { ResetReason::RemoteReset };
+        self.reset_by_peer.then_some(reason)
+    }
 }
 
 /// Stream ids spread well enough as they are.
@@ -130,8 +141,10 @@ pub struct Wire {
     state: RefCell<State>,
     flood: Cell<Option<Flood>>,
     frames: Cell<u64>,
-    /// A stream that the codec turned away for what it sent.
-    malformed: Cell<Option<Meter>>,
+    /// The first stream that was turned away for what it sent.
+    malformed: Cell<Option<u32>>,
+    /// Those that the codec reset before it handed them out. Where it was the head that was wrong it never will.
+    unseen: RefCell<Vec<u32>>,
 }
 
 impl Wire {
@@ -146,12 +159,35 @@ impl Wire {
             flood: Cell::new(None),
             frames: Cell::new(0),
             malformed: Cell::new(None),
+            unseen: RefCell::default(),
         }
     }
 
-    /// A stream whose message was malformed, and which the codec has reset; told once.
-    pub(super) fn take_malformed(&self) -> Option<Meter> {
-        self.malformed.take()
+    /// The first stream whose message was malformed.
+    pub(super) fn malformed(&self) -> Option<u32> {
+        self.malformed.get().into_iter().chain(self.unseen.borrow().iter().copied()).min()
+    }
+
+    /// How many streams the codec has reset for their heads since this was last asked. To be asked when the codec has
+    /// none left to hand out.
+    pub(super) fn take_unseen(&self) -> usize {
+        let unseen = self.unseen.take();
+        for id in &unseen {
+            self.note_malformed(*id);
+            self.close(*id);
+        }
+        unseen.len()
+    }
+
+    /// How many streams have come that nobody serves.
+    pub(super) fn unserved(&self) -> usize {
+        self.state.borrow().streams.values().filter(|meter| !meter.taken_on).count()
+    }
+
+    /// A stream's message is malformed.
+    pub(super) fn note_malformed(&self, id: u32) {
+        self.stats.rx_messaging_error.inc();
+        self.malformed.set(Some(self.malformed.get().map_or(id, |first| first.min(id))));
     }
 
     /// The codec's stats.
@@ -192,6 +228,7 @@ impl Wire {
         if let Some(meter) = self.state.borrow_mut().streams.get_mut(&id) {
             meter.taken_on = true;
         }
+        self.unseen.borrow_mut().retain(|unseen| *unseen != id);
     }
 
     /// Whether so many streams have come that they should be looked at before more is read.
@@ -332,6 +369,7 @@ impl Wire {
             kind::RST_STREAM => {
                 meter.received += head.wire();
                 meter.reset_by_peer = true;
+                meter.refused_by_peer = head.code == REFUSED_STREAM;
                 self.stats.rx_reset.inc();
             }
             _ => {}
@@ -362,14 +400,12 @@ impl Wire {
                 meter.ended = true;
                 if !meter.taken_on {
                     // The codec turned it away by itself.
-                    match head.code {
-                        REFUSED_STREAM => self.stats.stream_refused_errors.inc(),
-                        _ => {
-                            self.stats.rx_messaging_error.inc();
-                            self.malformed.set(Some(*meter));
-                        }
+                    if head.code == REFUSED_STREAM {
+                        self.stats.stream_refused_errors.inc();
+                        self.remove(state, head.stream);
+                    } else {
+                        self.unseen.borrow_mut().push(head.stream);
                     }
-                    self.remove(state, head.stream);
                 }
             }
             _ => {}

@@ -76,8 +76,12 @@ impl Exchange {
     ///
     /// `head`: bytes of the request that were read from an HTTP/1 connection already.
     pub fn new(stream: Box<Stream>, responder: &Responder, head: u64) -> Box<Self> {
-        count_begin(&stream);
         let (read, written) = responder.wire_bytes().unwrap_or_default();
+        Self::begin(stream, (read.saturating_sub(head), written))
+    }
+
+    fn begin(stream: Box<Stream>, wire_before: (u64, u64)) -> Box<Self> {
+        count_begin(&stream);
         boxed(|| Self {
             states: SmallVec::new(),
             response: None,
@@ -85,7 +89,7 @@ impl Exchange {
             close: false,
             at_once: false,
             drained: false,
-            wire_before: (read.saturating_sub(head), written),
+            wire_before,
             stream,
         })
     }

@@ -13,8 +13,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use sampan_codec::ResetReason;
 use sampan_codec::h2::{self, Accepted, End};
+use sampan_codec::{Body, ResetReason};
+use sampan_core::header::HeaderMap;
 use sampan_core::stream_info::{Protocol, ResponseFlag};
 use sampan_tls::Transport;
 
@@ -39,6 +40,16 @@ pub struct Ended {
     /// The response code details.
     pub details: &'static str,
 }
+
+/// What Envoy says of most heads that its codec turns away.
+const MALFORMED: Ended =
+    Ended { flag: Some(ResponseFlag::DownstreamProtocolError), details: "http2.invalid.header.field" };
+
+/// The client has left.
+const LEFT: Ended = Ended {
+    flag: Some(ResponseFlag::DownstreamConnectionTermination),
+    details: "downstream_remote_disconnect",
+};
 
 /// What a connection shares with the tasks of its streams.
 pub struct Shared {
@@ -141,6 +152,16 @@ impl Shared {
         self.ended.get()
     }
 
+    /// Accounts for streams that came and were handed to nobody.
+    fn note_unseen(&self, count: usize, sent: u64, why: Ended) {
+        for _ in 0..count {
+            let timer = Timer::default();
+            let stream = stream(&self.connection, HeaderMap::default(), Body::Empty, Protocol::Http2, &timer);
+            self.note_reset(stream.info.start);
+            Exchange::unseen(stream, sent, why);
+        }
+    }
+
     /// Accounts for the exchanges whose last frame was written, resets those that have waited for too long, and
     /// has the task woken when the next one will have.
     fn settle(&self, cx: &mut Context<'_>, timer: &Timer) {
@@ -156,8 +177,8 @@ impl Shared {
                 h2.stream.reset(reason);
             }
             let meter = h2.stream.meter();
-            if meter.reset_by_peer {
-                unsent.exchange.note_gone(ResetReason::RemoteReset, &h2.shared);
+            if let Some(reason) = meter.reset() {
+                unsent.exchange.note_gone(reason, &h2.shared);
             }
             if meter.ended || meter.reset_by_peer {
                 unsent.exchange.note_meter(&meter);
@@ -231,6 +252,9 @@ pub(super) async fn serve(connection: Connection, transport: Transport) {
     // What was not sent will not be.
     drop(codec);
     for mut unsent in shared.finished.take() {
+        if let Responder::H2(h2) = &unsent.responder {
+            unsent.exchange.note_meter(&h2.stream.meter());
+        }
         unsent.exchange.note_gone(ResetReason::ConnectionTermination, &shared);
     }
 }
@@ -259,6 +283,10 @@ async fn run(shared: &Rc<Shared>, codec: &mut h2::ServerConnection) -> Event {
                 return Poll::Ready(Event::Closing);
             }
             let accepted = codec.poll_accept(cx);
+            if !matches!(accepted, Poll::Ready(Ok(_))) {
+                let (count, sent) = codec.take_unseen();
+                shared.note_unseen(count, sent, MALFORMED);
+            }
             shared.settle(cx, &timer);
             match accepted {
                 Poll::Ready(Ok(accepted)) => return Poll::Ready(Event::Stream(Box::new(accepted))),
@@ -370,8 +398,16 @@ async fn finish(shared: &Shared, codec: &mut h2::ServerConnection, event: Event)
         }
         Event::Drained | Event::Stream(_) | Event::StartDrain(_) | Event::DrainTimeout => None,
     };
-    shared.ended.set(ended.map(|(flag, details)| Ended { flag, details }));
-    let active = shared.active.get() > 0;
+    let ended = ended.map(|(flag, details)| Ended { flag, details });
+    shared.ended.set(ended);
+    let mut active = shared.active.get() > 0 || matches!(event, Event::End(End::Malformed));
+    // What came with the frame that ended the connection is not handed out any more.
+    let unserved = match event {
+        Event::End(End::Protocol | End::Flood(_) | End::Closed) => codec.unserved(),
+        _ => 0,
+    };
+    active |= unserved > 0;
+    shared.note_unseen(unserved, 0, ended.unwrap_or(LEFT));
     if remote {
         stats.downstream_cx_destroy_remote.inc();
     } else {
@@ -400,17 +436,16 @@ async fn finish(shared: &Shared, codec: &mut h2::ServerConnection, event: Event)
 async fn serve_stream(shared: Rc<Shared>, accepted: Box<Accepted>, active: ActiveStream) {
     let Accepted { head, body, respond } = *accepted;
     let connection = &shared.connection;
-    let gone = respond.meter().reset_by_peer;
+    let gone = respond.meter().reset();
     let timer = Timer::default();
     let mut responder = Responder::h2(respond, shared.clone());
     match head {
-        Ok(head) if gone => {
-            let stream = stream(connection, head.headers, body, Protocol::Http2, &timer);
-            Exchange::new(stream, &responder, 0).gone(ResetReason::RemoteReset, &mut responder);
-        }
         Ok(head) => {
             let exchange = exchange(connection, head, body, &timer, &responder);
-            exchange.serve(&mut responder, &connection.drain).await;
+            match gone {
+                Some(reason) => exchange.gone(reason, &mut responder),
+                None => exchange.serve(&mut responder, &connection.drain).await,
+            };
         }
         Err(error) => {
             let stream = stream(connection, Default::default(), body, Protocol::Http2, &timer);

@@ -279,7 +279,8 @@ impl Drop for Exchange {
         match self {
             Self::H2 { stream, done: false, lease } => {
                 lease.host().cluster_stats().upstream_rq_tx_reset.inc();
-                stream.reset(Reason::CANCEL);
+                // As Envoy says it, whoever gave the request up.
+                stream.reset(Reason::INTERNAL_ERROR);
             }
             Self::Tcp { codec, lease, ended } => {
                 let (received, sent) = codec.wire_bytes();

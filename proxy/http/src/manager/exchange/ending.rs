@@ -9,9 +9,10 @@ use sampan_core::format::FormatContext;
 use sampan_core::stream_info::ResponseFlag;
 
 use super::{Exchange, Fate};
-use crate::manager::h2::Shared;
+use crate::manager::h2::{Ended, Shared};
 use crate::manager::responder::Responder;
 use crate::route::Selected;
+use crate::stream::Stream;
 
 impl Exchange {
     /// The client gave up.
@@ -20,10 +21,21 @@ impl Exchange {
         let reason = match responder {
             // The request's body has told before the stream did.
             Responder::H2(h2) if h2.shared.is_over() => ResetReason::ConnectionTermination,
-            Responder::H2(h2) if h2.stream.meter().reset_by_peer => ResetReason::RemoteReset,
+            Responder::H2(h2) => h2.stream.meter().reset().unwrap_or(reason),
             Responder::H1(connection, ..) if connection.is_gone() => ResetReason::ConnectionTermination,
             _ => reason,
         };
+        if let Responder::H2(h2) = responder
+            && reason == ResetReason::LocalReset
+            && self.response.is_none()
+            && h2.stream.meter().ended
+        {
+            // The codec has reset the stream for its body, in the middle of it.
+            self.note_refused(ResponseFlag::DownstreamProtocolError, "http2.remote_reset");
+            h2.shared.note_reset(self.stream.info.start);
+            h2.finished = Some(self);
+            return Fate::Abort;
+        }
         if reason == ResetReason::LocalReset {
             self.reset(responder);
             if let Responder::H2(h2) = responder {
@@ -64,21 +76,40 @@ impl Exchange {
             info.details = Some(Cow::Borrowed(ended.details));
         } else if matches!(reason, ResetReason::RemoteReset | ResetReason::RemoteRefused) {
             info.flags.set(ResponseFlag::DownstreamRemoteReset);
-            info.details = Some(Cow::Borrowed("http2.remote_reset"));
+            let refused = reason == ResetReason::RemoteRefused;
+            info.details =
+                Some(Cow::Borrowed(if refused { "http2.remote_refuse" } else { "http2.remote_reset" }));
         } else {
             info.flags.set(ResponseFlag::DownstreamConnectionTermination);
             info.details = Some(Cow::Borrowed("downstream_remote_disconnect"));
         }
     }
 
+    /// A stream of HTTP/2 that the codec has not handed out and nobody has seen: counted and logged.
+    pub fn unseen(stream: Box<Stream>, sent: u64, why: Ended) {
+        let mut exchange = Self::begin(stream, (0, 0));
+        exchange.note_refused(why.flag, why.details);
+        exchange.stream.info.bytes.wire_sent = sent;
+    }
+
+    fn note_refused(&mut self, flag: impl Into<Option<ResponseFlag>>, details: &'static str) {
+        if let Some(flag) = flag.into() {
+            self.stream.info.flags.set(flag);
+        }
+        self.stream.info.details = Some(Cow::Borrowed(details));
+        self.stream.manager.stats.downstream_rq_rx_reset.inc();
+    }
+
     /// The codec does not like the request: its stream is reset (HTTP/2).
     pub fn turn_away(mut self: Box<Self>, error: CodecError, responder: &mut Responder) {
-        self.stream.info.flags.set(ResponseFlag::DownstreamRemoteReset);
-        self.stream.info.details = Some(Cow::Borrowed(error.details));
-        self.stream.manager.stats.downstream_rq_rx_reset.inc();
+        let (flag, reason) = match h2::is_malformed(&error) {
+            true => (ResponseFlag::DownstreamProtocolError, h2::Reason::PROTOCOL_ERROR),
+            false => (ResponseFlag::DownstreamRemoteReset, h2::Reason::INTERNAL_ERROR),
+        };
+        self.note_refused(flag, error.details);
         if let Responder::H2(h2) = responder {
             h2.shared.note_reset(self.stream.info.start);
-            h2.cut = Some(h2::Reason::INTERNAL_ERROR);
+            h2.cut = Some(reason);
             h2.finished = Some(self);
         }
     }

@@ -179,6 +179,16 @@ impl Exchange {
         let incomplete = match responder {
             Responder::H1(connection, ..) => !connection.request_done(),
             Responder::H2(h2) => {
+                if self.stream.info.last_downstream_rx.is_none() {
+                    let stats = &self.stream.manager.stats;
+                    stats.downstream_rq_response_before_rq_complete.inc();
+                    // The codec tells of the reset with which it ends what it will not read.
+                    let connected = self.stream.info.response_code < 300
+                        && self.stream.upgrade.as_deref() == Some("connect");
+                    if !connected {
+                        stats.downstream_rq_rx_reset.inc();
+                    }
+                }
                 // The connection's task accounts for it when its last frame has left.
                 h2.finished = Some(self);
                 return Fate::Keep;
