@@ -4,13 +4,16 @@
 //! policy matches, `DENY` what none matches, `LOG` everything. A set without policies matches nothing, so that an
 //! empty `ALLOW` refuses all.
 //!
-//! Nothing fails open: what cannot be parsed (CEL conditions, matcher trees, extensions that are not there) is refused
-//! with its name when the configuration is read, and what is missing from a request is as absent to a rule as Envoy
+//! A matcher tree takes the place of rules; each of its actions says what becomes of whom it leads to, and whom it leads
+//! nowhere is refused.
+//!
+//! Nothing fails open: what cannot be parsed (CEL conditions, extensions that are not there) is refused with its name when the configuration is read, and what is missing from a request is as absent to a rule as Envoy
 //! has it. Rules read the request after normalisation, as routes do.
 //!
 //! `audit_logging_options` is for other readers of the message: Envoy has no audit loggers either.
 
 mod rule;
+mod tree;
 
 use std::sync::Arc;
 
@@ -20,6 +23,7 @@ use envoy_types::pb::google::protobuf::{Value, value::Kind};
 use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 
 use self::rule::Rule;
+use self::tree::Tree;
 use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::header::HeaderMap;
 use crate::stream_info::StreamInfo;
@@ -52,8 +56,16 @@ pub struct Decision<'a> {
     pub log: Option<bool>,
 }
 
+/// What decides.
+pub enum Rules {
+    /// An action and policies.
+    Policies(Policies),
+    /// A matcher tree.
+    Tree(Box<Tree>),
+}
+
 /// A set of rules.
-pub struct Rules {
+pub struct Policies {
     action: pb::rbac::Action,
     /// By name, as they are asked.
     policies: Vec<(Box<str>, Policy)>,
@@ -65,15 +77,16 @@ struct Policy {
 }
 
 impl Rules {
-    /// From two fields of a filter: rules, and the matcher tree that would take their place and is not supported.
+    /// From two fields of a filter: rules, and the matcher tree that takes their place. `template` is there for HTTP.
     pub fn from_fields(
         rules: Option<&pb::Rbac>,
         matcher: Option<&Matcher>,
         [field, matcher_field]: [&str; 2],
         template: Option<ParseTemplate>,
     ) -> ConfigResult<Option<Self>> {
-        if matcher.is_some() {
-            return Err(ConfigError::unsupported("a matcher tree").at(matcher_field));
+        if let Some(matcher) = matcher {
+            let tree = Tree::from_proto(matcher, template.is_some()).at(matcher_field)?;
+            return Ok(Some(Self::Tree(Box::new(tree))));
         }
         rules.map(|rules| Self::from_proto(rules, template).at(field)).transpose()
     }
@@ -88,11 +101,20 @@ impl Rules {
             policies.push((name.as_str().into(), policy));
         }
         policies.sort_by(|(a, _): &(Box<str>, _), (b, _)| a.cmp(b));
-        Ok(Self { action, policies })
+        Ok(Self::Policies(Policies { action, policies }))
     }
 
     /// What the rules say.
     pub fn decide(&self, facts: Facts<'_>) -> Decision<'_> {
+        match self {
+            Self::Policies(policies) => policies.decide(facts),
+            Self::Tree(tree) => tree.decide(facts),
+        }
+    }
+}
+
+impl Policies {
+    fn decide(&self, facts: Facts<'_>) -> Decision<'_> {
         let policy = self.policies.iter().find(|(_, policy)| policy.matches(facts)).map(|(name, _)| &**name);
         let matched = policy.is_some();
         let (allowed, log) = match self.action {
