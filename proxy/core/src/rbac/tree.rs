@@ -74,8 +74,8 @@ impl TreeContext for Builder {
             ),
         };
         let type_url = config.typed_config.as_ref().map_or("", |any| &any.type_url);
-        let filter = if self.http { "HTTP" } else { "network" };
-        let why = || ConfigError::new(format!("RBAC {filter} filter cannot match on '{type_url}'"));
+        let whose = if self.http { "HTTP filter cannot match on" } else { "network filter cannot match" };
+        let why = || ConfigError::new(format!("RBAC {whose} '{type_url}'"));
         known.then_some(input).ok_or_else(why)
     }
 
