@@ -10,6 +10,10 @@
 
 mod rules;
 
+use std::{cell::RefCell, collections::HashMap, rc::Rc};
+
+use foldhash::fast::FixedState;
+
 use crate::{
     any,
     encode::UnknownFields,
@@ -109,11 +113,21 @@ impl Walk<'_> {
         }
         let checked = message.is_checked();
         let mut oneofs = 0u64;
-        for (field, group) in fields.groups(message) {
-            if let (Some(oneof), false) = (field.oneof(), group.is_empty()) {
+        let absences = absences(message);
+        let mut absences = absences.iter().copied().peekable();
+        for (position, group) in fields.present() {
+            while let Some(absent) = absences.next_if(|absent| *absent < position) {
+                self.field(message, message.field_at(usize::from(absent)), &[], path, depth, checked)?;
+            }
+            absences.next_if_eq(&position);
+            let field = message.field_at(usize::from(position));
+            if let Some(oneof) = field.oneof() {
                 oneofs |= 1 << (oneof & 63);
             }
             self.field(message, field, group, path, depth, checked)?;
+        }
+        for absent in absences {
+            self.field(message, message.field_at(usize::from(absent)), &[], path, depth, checked)?;
         }
         if checked {
             check_oneofs(message, oneofs, path)?;
@@ -143,9 +157,6 @@ impl Walk<'_> {
         checked: bool,
     ) -> Result<(), LoadError> {
         let rules = if checked { field.rules() } else { &[] };
-        if group.is_empty() && rules.is_empty() && field.kind() != Kind::Enum {
-            return Ok(());
-        }
         let path = path.known(field);
         if let (Some(values), false) = (field.enumeration(), field.is_repeated()) {
             let number = match group.last() {
@@ -338,6 +349,27 @@ impl Walk<'_> {
         self.report.deprecated.push(error);
         Ok(())
     }
+}
+
+/// The positions of those fields of a message of whose absence there is something to say: that breaks a rule, or stands for
+/// a deprecated value. Most fields may be absent, and most of them are.
+fn absences(message: Message) -> Rc<[u16]> {
+    thread_local! {
+        static KNOWN: RefCell<HashMap<Message, Rc<[u16]>, FixedState>> = const {
+            RefCell::new(HashMap::with_hasher(FixedState::with_seed(0)))
+        };
+    }
+    let telling = |field: Field| {
+        let rules = if message.is_checked() { field.rules() } else { &[] };
+        let deprecated = |values: Enum| values.value(0).is_some_and(|value| value.is_deprecated());
+        (!field.is_repeated() && field.enumeration().is_some_and(deprecated))
+            || rules::absent(field, rules, &Path::ROOT).is_err()
+    };
+    let find = || {
+        let fields = message.fields().enumerate().filter(|(_, field)| telling(*field));
+        fields.map(|(position, _)| position as u16).collect()
+    };
+    KNOWN.with_borrow_mut(|known| known.entry(message).or_insert_with(find).clone())
 }
 
 /// A fault met while elements of a packed field are read.

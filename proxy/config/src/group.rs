@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use smallvec::SmallVec;
+
 use crate::{
     schema::{Field, Message},
     wire::{Reader, Value, WireError},
@@ -16,16 +18,16 @@ type Entry<'a> = (u16, Value<'a>);
 
 /// A message's fields by position.
 pub(crate) struct Grouped<'a> {
-    entries: Vec<Entry<'a>>,
+    entries: SmallVec<[Entry<'a>; 4]>,
     /// Numbers that the message does not have, or not with that wire type.
     pub(crate) unknown: Vec<u32>,
 }
 
 impl<'a> Grouped<'a> {
     pub(crate) fn read(message: Message, bytes: &'a [u8]) -> Result<Self, WireError> {
-        let mut out = Self { entries: Vec::with_capacity(8), unknown: Vec::new() };
+        let mut out = Self { entries: SmallVec::new(), unknown: Vec::new() };
         // Last member seen of each oneof; messages have few.
-        let mut oneofs: Vec<(usize, u16)> = Vec::new();
+        let mut oneofs: SmallVec<[(usize, u16); 4]> = SmallVec::new();
         let mut sorted = true;
         let mut conflict = false;
         for field in Reader::new(bytes) {
@@ -80,6 +82,11 @@ impl<'a> Grouped<'a> {
             rest = tail;
             (field, group)
         })
+    }
+
+    /// Iterates over the fields that are there: their positions and their occurrences.
+    pub(crate) fn present(&self) -> impl Iterator<Item = (u16, &[Entry<'a>])> {
+        self.entries.chunk_by(|a, b| a.0 == b.0).map(|group| (group[0].0, group))
     }
 
     /// The occurrences of one field.

@@ -254,8 +254,13 @@ impl Message {
 
     /// Position of the field with this number among [`Message::fields`].
     pub fn position(self, number: u32) -> Option<usize> {
-        let first = self.column(3);
-        let (mut low, mut high) = (0, self.field_count() as u32);
+        let (first, count) = (self.column(3), self.field_count() as u32);
+        // Most numbers have no gap before them.
+        let guess = number.wrapping_sub(1);
+        if guess < count && Field(first + guess).number() == number {
+            return Some(guess as usize);
+        }
+        let (mut low, mut high) = (0, count);
         while low < high {
             let middle = low + (high - low) / 2;
             match Field(first + middle).number().cmp(&number) {

@@ -82,7 +82,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads one varint: for packed fields.
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, WireError> {
+        // Nearly all tags and lengths are one byte.
+        if let [byte @ ..0x80, rest @ ..] = self.rest {
+            self.rest = rest;
+            return Ok(u64::from(*byte));
+        }
+        self.long_varint()
+    }
+
+    fn long_varint(&mut self) -> Result<u64, WireError> {
         let mut out = 0u64;
         for (index, byte) in self.rest.iter().take(10).enumerate() {
             out |= u64::from(byte & 0x7f).wrapping_shl(7 * index as u32);

@@ -482,18 +482,28 @@ fn quoted(bytes: &[u8]) -> String {
 }
 
 fn string(value: &[u8], rules: &[u8]) -> Result<(), String> {
-    if value.is_empty() && flag(rules, 26) {
+    // By number; those of bounds and switches are below 27.
+    let mut numbers = [None; 27];
+    let mut plain = true;
+    for (number, rule) in fields(rules) {
+        match (numbers.get_mut(number as usize), rule) {
+            (Some(slot), Value::Varint(n)) => *slot = Some(n),
+            _ => plain = false,
+        }
+        plain &= number < 6;
+    }
+    if value.is_empty() && numbers[26].is_some_and(|on| on != 0) {
         return Ok(());
     }
     let text = std::str::from_utf8(value).unwrap_or_default();
-    let n = |wanted: u32| {
-        fields(rules).find_map(|(number, value)| match value {
-            Value::Varint(n) if number == wanted => Some(n),
-            _ => None,
-        })
-    };
-    length(text.chars().count(), n(19), n(2).unwrap_or(0), n(3), "characters")?;
+    let n = |wanted: usize| numbers[wanted];
+    if n(19).is_some() || n(2).is_some() || n(3).is_some() {
+        length(text.chars().count(), n(19), n(2).unwrap_or(0), n(3), "characters")?;
+    }
     length(value.len(), n(20), n(4).unwrap_or(0), n(5), "bytes")?;
+    if plain {
+        return Ok(());
+    }
     let mut listed = (false, false);
     for (number, rule) in parts(rules) {
         match number {
