@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
-use foldhash::fast::FixedState;
+use foldhash::fast::{FixedState, RandomState};
 use prost::Message;
 use prost::bytes::Bytes;
 use sampan_config::last_good::KeptResource;
@@ -36,9 +36,9 @@ pub struct Eds {
 /// Who follows what, by cluster; more than one while a new one warms.
 #[derive(Default)]
 struct Book {
-    clusters: RefCell<HashMap<Arc<str>, Vec<Following>>>,
+    clusters: RefCell<HashMap<Arc<str>, Vec<Following>, RandomState>>,
     /// The names of what is in force, by the hash of its bytes.
-    in_force: RefCell<HashMap<u64, Arc<str>>>,
+    in_force: RefCell<HashMap<u64, Arc<str>, RandomState>>,
 }
 
 /// In place of a message whose bytes are in force.

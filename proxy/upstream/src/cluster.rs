@@ -472,7 +472,7 @@ impl Cluster {
 
     fn rebuild(&self, assignment: &LoadAssignment, resolved: &Resolved) -> Rebuild {
         let old = self.hosts.load_full();
-        let mut kept = Kept::new();
+        let mut kept = Kept::default();
         for host in old.hosts() {
             kept.entry((*host.address()).clone()).or_default().push(host.clone());
         }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use sampan_core::Address;
 use sampan_core::stream_info::Metadata;
+use smallvec::SmallVec;
 
 use crate::outlier::Monitor;
 use crate::proxy_header::Tlvs;
@@ -88,7 +89,10 @@ pub enum Health {
 
 /// One endpoint.
 pub struct Host {
-    address: ArcSwap<Address>,
+    address: Arc<Address>,
+    /// Where it is now, once a LOGICAL_DNS host has moved. Few do: a cell that all can exchange costs its readers, and those
+    /// who drop it most.
+    moved: OnceLock<Box<ArcSwap<Address>>>,
     flags: AtomicU32,
     /// `hostname` of the endpoint, or the DNS name it was resolved from.
     pub hostname: Arc<str>,
@@ -96,8 +100,7 @@ pub struct Host {
     pub locality: Arc<Locality>,
     weight: AtomicU32,
     priority: AtomicU32,
-    metadata: ArcSwapOption<Metadata>,
-    tlvs: ArcSwapOption<Tlvs>,
+    described: ArcSwapOption<Description>,
     /// Of an ORIGINAL_DST cluster: [`PICKED`] and [`GONE`].
     marks: AtomicU32,
     /// Which of the cluster's transport sockets it takes: 0 the cluster's own, n the match n - 1.
@@ -108,6 +111,12 @@ pub struct Host {
     healthy_since: Option<Box<OnceLock<Instant>>>,
     /// Counters.
     pub stats: HostStats,
+}
+
+/// What else an endpoint may say of itself.
+struct Description {
+    metadata: Option<Arc<Metadata>>,
+    tlvs: Option<Arc<Tlvs>>,
 }
 
 /// What a host is made of.
@@ -125,17 +134,25 @@ pub(crate) struct HostSpec<'a> {
     pub(crate) starts_slowly: bool,
 }
 
+impl Description {
+    /// None where there is nothing to say, as of nearly all endpoints.
+    fn of(metadata: &Option<Arc<Metadata>>, tlvs: &Option<Arc<Tlvs>>) -> Option<Arc<Self>> {
+        let some = metadata.is_some() || tlvs.is_some();
+        some.then(|| Arc::new(Self { metadata: metadata.clone(), tlvs: tlvs.clone() }))
+    }
+}
+
 impl Host {
     pub(crate) fn new(spec: HostSpec<'_>) -> Self {
         Self {
-            address: ArcSwap::from_pointee(spec.address),
+            address: Arc::new(spec.address),
+            moved: OnceLock::new(),
             flags: AtomicU32::new(spec.flags),
             hostname: spec.hostname.clone(),
             weight: AtomicU32::new(spec.weight.max(1)),
             priority: AtomicU32::new(spec.priority),
             locality: spec.locality.clone(),
-            metadata: ArcSwapOption::new(spec.metadata.clone()),
-            tlvs: ArcSwapOption::new(spec.tlvs.clone()),
+            described: ArcSwapOption::new(Description::of(spec.metadata, spec.tlvs)),
             marks: AtomicU32::new(PICKED),
             transport_socket: AtomicU32::new(spec.transport_socket),
             monitor: spec.monitored.then(Box::default),
@@ -180,11 +197,15 @@ impl Host {
 
     /// Where it is reached; a LOGICAL_DNS host's address changes.
     pub fn address(&self) -> Arc<Address> {
-        self.address.load_full()
+        match self.moved.get() {
+            Some(moved) => moved.load_full(),
+            None => self.address.clone(),
+        }
     }
 
     pub(crate) fn set_address(&self, address: Address) {
-        self.address.store(Arc::new(address));
+        let address = Arc::new(address);
+        self.moved.get_or_init(|| Box::new(ArcSwap::new(address.clone()))).store(address);
     }
 
     /// `load_balancing_weight`, at least 1.
@@ -199,12 +220,12 @@ impl Host {
 
     /// Metadata of the endpoint. Requests read what their [`WorkerHost`](crate::WorkerHost) keeps of it.
     pub fn metadata(&self) -> Option<Arc<Metadata>> {
-        self.metadata.load_full()
+        self.described.load().as_ref()?.metadata.clone()
     }
 
     /// What a PROXY header to it says besides.
     pub(crate) fn tlvs(&self) -> Option<Arc<Tlvs>> {
-        self.tlvs.load_full()
+        self.described.load().as_ref()?.tlvs.clone()
     }
 
     /// Which of the cluster's transport sockets a new connection takes.
@@ -231,12 +252,8 @@ impl Host {
             self.flags.fetch_or(spec.flags, Ordering::Relaxed);
             changed = true;
         }
-        if self.metadata() != *spec.metadata {
-            self.metadata.store(spec.metadata.clone());
-            changed = true;
-        }
-        if self.tlvs() != *spec.tlvs {
-            self.tlvs.store(spec.tlvs.clone());
+        if self.metadata() != *spec.metadata || self.tlvs() != *spec.tlvs {
+            self.described.store(Description::of(spec.metadata, spec.tlvs));
             changed = true;
         }
         changed
@@ -336,8 +353,12 @@ impl HostSet {
 
     /// In how many priorities hosts came or went.
     pub(crate) fn changed_priorities(&self, old: &Self) -> u64 {
-        fn hosts(set: &HostSet, level: usize) -> std::collections::HashSet<*const Host> {
-            set.priorities.get(level).into_iter().flatten().flat_map(|l| &l.hosts).map(Arc::as_ptr).collect()
+        fn hosts(set: &HostSet, level: usize) -> SmallVec<[*const Host; 8]> {
+            let hosts = set.priorities.get(level).into_iter().flatten().flat_map(|l| &l.hosts);
+            let mut hosts: SmallVec<_> = hosts.map(Arc::as_ptr).collect();
+            hosts.sort_unstable();
+            hosts.dedup();
+            hosts
         }
         let levels = self.priorities.len().max(old.priorities.len());
         (0..levels).filter(|level| hosts(self, *level) != hosts(old, *level)).count() as u64

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
+use foldhash::fast::RandomState;
 use tokio::task::AbortHandle;
 
 use crate::handler::{Decoded, Update, Watcher};
@@ -27,8 +28,8 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct Watches {
     all: BTreeMap<u64, Rc<Entry>>,
-    by_name: HashMap<Name, Vec<Rc<Entry>>>,
-    by_namespace: HashMap<Box<str>, Vec<Rc<Entry>>>,
+    by_name: HashMap<Name, Vec<Rc<Entry>>, RandomState>,
+    by_namespace: HashMap<Box<str>, Vec<Rc<Entry>>, RandomState>,
 }
 
 /// What one watcher gets of a response.

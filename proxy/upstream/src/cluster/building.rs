@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use sampan_core::Address;
+use smallvec::SmallVec;
 
 use super::{Cluster, Resolved};
 use crate::config::{EndpointConfig, EndpointTarget, LoadAssignment, LocalityConfig};
 use crate::host::{Host, HostSet, HostSpec, LocalityHosts};
 
 /// Hosts of before, by address.
-pub(super) type Kept = HashMap<Address, Vec<Arc<Host>>>;
+pub(super) type Kept = HashMap<Address, SmallVec<[Arc<Host>; 1]>, RandomState>;
 
 /// A host set under way.
 pub(super) struct Building {
