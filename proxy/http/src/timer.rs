@@ -65,8 +65,15 @@ impl Default for Timer {
 
 impl Timer {
     /// Ready once `deadline` has passed; else the task is woken at or before it. `None` never passes.
+    #[inline]
     pub fn poll(&self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
-        let Some(deadline) = deadline else { return Poll::Pending };
+        match deadline {
+            Some(deadline) => self.poll_at(cx, deadline),
+            None => Poll::Pending,
+        }
+    }
+
+    fn poll_at(&self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let mut slot = self.0.sleep.borrow_mut();
         let sleep = slot.get_or_insert_with(|| sleep_until(deadline));
         if deadline < sleep.deadline() {
@@ -199,6 +206,9 @@ impl Timer {
 
     /// Takes the informational heads that wait to be sent.
     pub fn take_informational(&self, mut take: impl FnMut(u16, &HeaderMap)) {
+        if self.0.informational.borrow().is_empty() {
+            return;
+        }
         for (status, headers) in self.0.informational.borrow_mut().drain(..) {
             take(status, &headers);
         }

@@ -186,7 +186,7 @@ fn broken(error: BodyError) -> End {
 /// An open call.
 struct Exchange {
     stream: ClientStream,
-    _lease: H2Lease,
+    _lease: Box<H2Lease>,
     out: Option<Bytes>,
     /// The response's head has come, and it is gRPC's.
     answered: bool,

@@ -41,6 +41,9 @@ pub struct ConnectOptions {
 impl ConnectOptions {
     /// What filters have left for the upstream connections of a stream; `None` are the default ones.
     pub fn of(info: &StreamInfo) -> Option<Self> {
+        if !info.may_have_state() {
+            return None;
+        }
         let sni = info.state(UPSTREAM_SERVER_NAME);
         let sni = sni.as_deref().and_then(|o| TextState::read(o, TextKind::UpstreamServerName));
         let list = |key, kind| info.state(key).and_then(|o| ListState::read(&*o, kind).cloned());

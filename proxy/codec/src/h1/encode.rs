@@ -122,22 +122,21 @@ fn lines(out: &mut Vec<u8>, headers: &HeaderMap, case: HeaderCase, shape: Shape)
 /// Headers that were received as lines and left alone go out as they came, many at once.
 fn lower_lines(out: &mut Vec<u8>, headers: &HeaderMap) {
     for piece in headers.iter_lines() {
-        let (id, name, value) = match piece {
+        let value = match piece {
             Piece::Lines(lines) => {
                 out.extend_from_slice(lines);
                 continue;
             }
-            Piece::Header(id, name, value) => (id, name, value),
-        };
-        match id {
-            HeaderId::CUSTOM => {
+            Piece::Known(id, value) => {
+                out.extend_from_slice(id.line_start().as_bytes());
+                value
+            }
+            Piece::Custom(name, value) => {
                 out.extend_from_slice(name);
                 out.extend_from_slice(b": ");
+                value
             }
-            HeaderId::AUTHORITY => out.extend_from_slice(HeaderId::HOST.line_start().as_bytes()),
-            id if id.is_pseudo() => continue,
-            id => out.extend_from_slice(id.line_start().as_bytes()),
-        }
+        };
         out.extend_from_slice(value);
         out.extend_from_slice(b"\r\n");
     }

@@ -11,8 +11,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use rustix::net::SendFlags;
 use sampan_tls::Transport;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::task::coop::poll_proceed;
 use tokio_util::io::poll_read_buf;
 
@@ -42,6 +44,8 @@ pub(super) struct Io {
     pub(super) read_eof: bool,
     /// The last read got all it had room for.
     plenty: bool,
+    /// See [`poll_read`].
+    drained: bool,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
 }
@@ -57,6 +61,7 @@ impl Io {
             after: Vec::new(),
             read_eof: false,
             plenty: false,
+            drained: false,
             bytes_in: 0,
             bytes_out: 0,
         }
@@ -72,7 +77,8 @@ impl Io {
 
     /// Whether no event has come for a plain socket since it was last read empty.
     pub(super) fn is_quiet(&self) -> bool {
-        self.transport.plain_tcp().is_some_and(|tcp| would_block(&tcp.try_read(&mut [])))
+        let event = |tcp: &TcpStream| tcp.try_io(Interest::READABLE, || Ok(()));
+        self.transport.plain_tcp().is_some_and(|tcp| would_block(&event(tcp)))
     }
 
     /// Reads once into the scratch and shows it to `see`; what `see` does not consume goes to the inbox. Only
@@ -84,7 +90,7 @@ impl Io {
     ) -> Poll<io::Result<Option<T>>> {
         debug_assert!(self.inbox.is_empty());
         SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-            let read = ready!(poll_read(&mut self.transport, cx, scratch));
+            let read = ready!(poll_read(&mut self.transport, &mut self.drained, cx, scratch));
             self.read_eof |= !matches!(read, Ok(1..));
             let seen = &scratch[..read?];
             if seen.is_empty() {
@@ -103,7 +109,7 @@ impl Io {
     /// Reads once to the end of the inbox. 0 is the end of the stream.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-            let read = ready!(poll_read(&mut self.transport, cx, scratch));
+            let read = ready!(poll_read(&mut self.transport, &mut self.drained, cx, scratch));
             self.read_eof |= !matches!(read, Ok(1..));
             let seen = &scratch[..read?];
             self.bytes_in += seen.len() as u64;
@@ -266,32 +272,41 @@ impl Io {
     }
 }
 
-fn would_block<T>(result: &io::Result<T>) -> bool {
-    matches!(result, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
-}
-
 /// Reads once. A plain socket is asked itself: the way through `AsyncRead` costs twice as much where there is nothing to
-/// wait for.
-fn poll_read(transport: &mut Transport, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+/// wait for, and libc's `recv` and `send` half as much again, being places where a thread may be cancelled.
+///
+/// `drained`: the read before took all that there was, so that an event is waited for before the next.
+fn poll_read(
+    transport: &mut Transport,
+    drained: &mut bool,
+    cx: &mut Context<'_>,
+    into: &mut [u8],
+) -> Poll<io::Result<usize>> {
     let Some(tcp) = transport.plain_tcp() else {
         let mut buf = ReadBuf::new(into);
         return Pin::new(transport).poll_read(cx, &mut buf).map_ok(|()| buf.filled().len());
     };
+    if std::mem::take(drained) {
+        ready!(tcp.poll_read_ready(cx))?;
+    }
     loop {
         // Others want their turn too, however fast this peer sends.
         let turn = ready!(poll_proceed(cx));
-        let read = tcp.try_read(into);
-        if would_block(&read) {
+        let mut read = 0;
+        let tried = tcp.try_io(Interest::READABLE, || {
+            read = rustix::io::read(tcp, &mut *into)?;
+            *drained = (1..into.len()).contains(&read);
+            // The socket is empty now: there is no need to try again before the next event.
+            if *drained { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if !*drained && would_block(&tried) {
             drop(turn);
             ready!(tcp.poll_read_ready(cx))?;
             continue;
         }
-        if matches!(read, Ok(n) if n > 0 && n < into.len()) {
-            // The socket is empty now, so that there is no need to try again before the next event.
-            let _ = tcp.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-        }
         turn.made_progress();
-        return Poll::Ready(read);
+        let result = if *drained { Ok(()) } else { tried };
+        return Poll::Ready(result.map(|()| read));
     }
 }
 
@@ -299,12 +314,17 @@ fn poll_read(transport: &mut Transport, cx: &mut Context<'_>, into: &mut [u8]) -
 fn poll_write(transport: &mut Transport, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
     let Some(tcp) = transport.plain_tcp() else { return Pin::new(transport).poll_write(cx, bytes) };
     loop {
-        let written = tcp.try_write(bytes);
+        let written =
+            tcp.try_io(Interest::WRITABLE, || Ok(rustix::net::send(tcp, bytes, SendFlags::NOSIGNAL)?));
         if !would_block(&written) {
             return Poll::Ready(written);
         }
         ready!(tcp.poll_write_ready(cx))?;
     }
+}
+
+fn would_block<T>(result: &io::Result<T>) -> bool {
+    matches!(result, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
 }
 
 #[cfg(test)]

@@ -45,8 +45,8 @@ impl Head {
     /// Bytes of the header lines as Envoy counts what it receives: a name, its value and three. To be asked before the
     /// list is changed; exact where lines are written as usual, with one space behind the colon.
     pub(super) fn header_bytes(&self) -> usize {
-        // One of the headers is the pseudo header of the first line.
-        self.len.saturating_sub(self.first_line + 1 + self.headers.len()).max(3)
+        let pseudo = if self.headers.contains(HeaderId::PATH) { 2 } else { 1 };
+        self.len.saturating_sub(self.first_line + 2 + self.headers.len() - pseudo).max(3)
     }
 }
 
@@ -151,7 +151,8 @@ fn parse_error(error: httparse::Error) -> CodecError {
     }
 }
 
-/// A request head. `Ok(None)`: more bytes are needed. Pseudo headers are not set yet, but for `:method`.
+/// A request head. `Ok(None)`: more bytes are needed. Pseudo headers are not set yet, but for
+/// `:method`, and `:path` where the target has the origin form.
 pub(super) fn request(bytes: &[u8], limits: &Limits, method_only: bool) -> Result<Option<Head>, CodecError> {
     if let Some(head) = plain::request(bytes, limits) {
         return Ok(Some(head));
@@ -201,10 +202,13 @@ fn request_within(bytes: &[u8], limits: &Limits, room: usize) -> Result<Option<H
         let protocol = if parsed.version == Some(1) { Protocol::Http11 } else { Protocol::Http10 };
         let mut headers = HeaderMap::with_capacity(len + 160, parsed.headers.len() + 12);
         headers.load(&bytes[..len]);
+        let target = offset(bytes, target.as_bytes());
+        if bytes[target.0] == b'/' {
+            headers.push_raw_known(HeaderId::PATH, target);
+        }
         headers.push_raw_known(HeaderId::METHOD, offset(bytes, method.as_bytes()));
         load_headers(&mut headers, bytes, parsed.headers, limits.spelling)?;
         let first_line = first_line(bytes);
-        let target = offset(bytes, target.as_bytes());
         Ok(Some(Head { headers, protocol, len, first_line, target, status: 0 }))
     })
 }
@@ -406,15 +410,15 @@ fn url_is_valid(url: &[u8], connect: bool) -> bool {
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, CodecError> {
     let mut all = headers.get_all(HeaderId::CONTENT_LENGTH);
     let Some(value) = all.next() else { return Ok(None) };
-    if all.next().is_some() {
+    if headers.may_repeat() && all.next().is_some() {
         return Err(CodecError::parse("HPE_UNEXPECTED_CONTENT_LENGTH"));
     }
     // Digits only: a sign or a list is how requests are smuggled (RUSTSEC-2021-0078).
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return Err(CodecError::parse("HPE_INVALID_CONTENT_LENGTH"));
-    }
-    let length = value.iter().try_fold(0u64, |n, d| n.checked_mul(10)?.checked_add(u64::from(d - b'0')));
-    length.map(Some).ok_or(CodecError::parse("HPE_INVALID_CONTENT_LENGTH"))
+    let length = value.iter().try_fold(0u64, |n, d| {
+        let digit = d.is_ascii_digit().then(|| u64::from(d - b'0'))?;
+        n.checked_mul(10)?.checked_add(digit)
+    });
+    length.filter(|_| !value.is_empty()).map(Some).ok_or(CodecError::parse("HPE_INVALID_CONTENT_LENGTH"))
 }
 
 /// How the body of a message is delimited, from its headers alone. `transfer-encoding` (and a `content-length`
@@ -508,6 +512,7 @@ mod tests {
         assert_eq!(
             all,
             [
+                (b":path".to_vec(), b"/a?b".to_vec()),
                 (b":method".to_vec(), b"GET".to_vec()),
                 (b"host".to_vec(), b"x".to_vec()),
                 (b"x-foo".to_vec(), b"bar".to_vec())
@@ -552,7 +557,7 @@ mod tests {
     fn folded_lines_are_joined() {
         let head = parse("GET / HTTP/1.1\r\nA: b\r\n c\r\n\td\r\nHost: x\r\n\r\nrest").unwrap().unwrap();
         assert_eq!(head.len, 41);
-        let all: Vec<_> = head.headers.iter().map(|(_, n, v)| (n.to_vec(), v.to_vec())).skip(1).collect();
+        let all: Vec<_> = head.headers.iter().map(|(_, n, v)| (n.to_vec(), v.to_vec())).skip(2).collect();
         assert_eq!(all, [(b"a".to_vec(), b"b c\td".to_vec()), (b"host".to_vec(), b"x".to_vec())]);
         assert!(parse("GET / HTTP/1.1\r\nA: b\r\n c\r\n").unwrap().is_none());
         assert!(parse("GET / HTTP/1.1\r\n A: b\r\n\r\n").is_err());

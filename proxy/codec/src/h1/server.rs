@@ -411,12 +411,15 @@ impl Inner {
     /// The request target becomes `:path`, and in its absolute form `:scheme` and `:authority` too.
     fn target(&self, headers: &mut HeaderMap, target: (usize, usize)) -> Result<(), CodecError> {
         const INVALID: CodecError = CodecError::bad("http1.invalid_url", "invalid url in request line");
-        if headers.get_all(HeaderId::HOST).nth(1).is_some() {
+        if headers.may_repeat() && headers.get_all(HeaderId::HOST).nth(1).is_some() {
             // All of them are what is routed on and sent on: no two parsers can see two hosts (CVE-2026-73550).
             let all = headers.get_all(HeaderId::HOST).collect::<Vec<_>>().join(&b","[..]);
             headers.set(HeaderId::HOST, all);
         }
         headers.promote(HeaderId::HOST, HeaderId::AUTHORITY);
+        if headers.contains(HeaderId::PATH) && !self.connect {
+            return Ok(());
+        }
         let url = headers.raw(target);
         let method_is_options = headers.get(HeaderId::METHOD) == Some(b"OPTIONS");
         let origin_form = url.first() == Some(&b'/') || (method_is_options && url.first() == Some(&b'*'));

@@ -2,6 +2,7 @@
 
 mod plain;
 
+pub(super) use plain::host_len;
 pub use plain::text_len;
 
 use std::borrow::Cow;
@@ -53,8 +54,10 @@ fn breaks_out(value: &[u8]) -> bool {
 pub enum Piece<'m> {
     /// One or more whole lines, lower-case names.
     Lines(&'m [u8]),
-    /// A header that has no line yet: id, lower-case name, value.
-    Header(HeaderId, &'m [u8], &'m [u8]),
+    /// A well-known header that has no line yet, and its value.
+    Known(HeaderId, &'m [u8]),
+    /// Any other: lower-case name, value.
+    Custom(&'m [u8], &'m [u8]),
 }
 
 /// What is known of how a message's names were spelled, and how names that were not received with it shall be.
@@ -79,7 +82,7 @@ pub struct HeaderMap {
     /// A well-known name may be there more than once.
     repeats: bool,
     spelling: Spelling,
-    /// What lies before this in the arena was read by a parser, which lets no value end its line.
+    /// What lies before this in the arena was read by a parser, which lets no value end its line, or is as good.
     parsed: u32,
 }
 
@@ -187,6 +190,15 @@ impl HeaderMap {
         self.parsed = self.arena.len() as u32;
     }
 
+    /// Puts in values that cannot end their line, being checked or made here; nobody looks for that in them again.
+    pub fn trusted(&mut self, put: impl FnOnce(&mut Self)) {
+        let all = self.parsed as usize == self.arena.len();
+        put(self);
+        if all {
+            self.set_parsed();
+        }
+    }
+
     /// For parsers: a header whose name and value lie in the loaded head at these offsets. The name is lowered in
     /// place; with `keep_spelling` a lowered copy is made beside.
     pub fn push_raw(&mut self, name: (usize, usize), value: (usize, usize), keep_spelling: bool) -> HeaderId {
@@ -251,7 +263,8 @@ impl HeaderMap {
         let spelled = if host && e.spelled < IN_LINE { e.spelled } else { NO_SPELLING };
         (e.id, e.name_len, e.spelled) = (to, to.name().len() as u16, spelled);
         self.note(to);
-        self.entries[..=index].rotate_right(1);
+        // Few stand before it: a rotation would cost more.
+        (0..index).rev().for_each(|at| self.entries.swap(at, at + 1));
         true
     }
 
@@ -356,7 +369,13 @@ impl HeaderMap {
     }
 
     /// Whether a header that is a list of tokens has this one, in any spelling.
+    #[inline]
     pub fn lists(&self, id: HeaderId, token: &str) -> bool {
+        // Nearly all messages have no such list.
+        self.present.contains(id) && self.lists_it(id, token)
+    }
+
+    fn lists_it(&self, id: HeaderId, token: &str) -> bool {
         let is = |part: &[u8]| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes());
         // Nearly all are one token.
         self.get_all(id).any(|value| match value.contains(&b',') {
@@ -501,7 +520,7 @@ impl HeaderMap {
         self.entries.iter().map(|e| (e.id, self.name_bytes(e), self.value_bytes(e)))
     }
 
-    /// The whole head with lower-case names, as HTTP/1 writes it: what was received as lines and left alone comes as lines.
+    /// The header lines of the head with lower-case names, as HTTP/1 writes them: what was received as lines and left alone comes as lines.
     pub fn iter_lines(&self) -> Lines<'_> {
         Lines { map: self, at: 0 }
     }
@@ -529,10 +548,20 @@ impl<'m> Iterator for Lines<'m> {
 
     fn next(&mut self) -> Option<Piece<'m>> {
         let Self { map, at } = self;
-        let first = map.entries.get(*at)?;
-        *at += 1;
+        let first = loop {
+            let first = map.entries.get(*at)?;
+            *at += 1;
+            if !first.id.is_pseudo() || first.id == HeaderId::AUTHORITY {
+                break first;
+            }
+        };
         if first.spelled != IN_LINE {
-            return Some(Piece::Header(first.id, map.name_bytes(first), map.value_bytes(first)));
+            let value = map.value_bytes(first);
+            return Some(match first.id {
+                HeaderId::CUSTOM => Piece::Custom(map.name_bytes(first), value),
+                HeaderId::AUTHORITY => Piece::Known(HeaderId::HOST, value),
+                id => Piece::Known(id, value),
+            });
         }
         let mut end = first.value + first.value_len + 2;
         while let Some(next) = map.entries.get(*at)
@@ -605,7 +634,8 @@ mod tests {
     fn lines(h: &HeaderMap) -> Vec<String> {
         let piece = |p: Piece<'_>| match p {
             Piece::Lines(lines) => String::from_utf8_lossy(lines).into_owned(),
-            Piece::Header(_, n, v) => {
+            Piece::Known(id, v) => format!("<{}={}>", id.name(), String::from_utf8_lossy(v)),
+            Piece::Custom(n, v) => {
                 format!("<{}={}>", String::from_utf8_lossy(n), String::from_utf8_lossy(v))
             }
         };
@@ -625,7 +655,7 @@ mod tests {
         h.set_name(&HeaderName::new("c"), "5");
         h.promote(HeaderId::HOST, HeaderId::AUTHORITY);
         h.append_to_value(HeaderId::AUTHORITY, ",", b"y");
-        assert_eq!(lines(&h), ["<:authority=x,y>", "a: 1\r\n", "<b=2>", "<c=5>", "d: 4\r\n"]);
+        assert_eq!(lines(&h), ["<host=x,y>", "a: 1\r\n", "<b=2>", "<c=5>", "d: 4\r\n"]);
     }
 
     #[test]
@@ -657,6 +687,16 @@ mod tests {
             h.remove_broken();
             assert_eq!((h.breaks_out(), h.len()), (None, 1));
         }
+    }
+
+    #[test]
+    fn what_is_trusted_is_not_looked_at_and_what_is_not_is() {
+        let mut h = HeaderMap::new();
+        h.trusted(|h| h.append(HeaderId::DATE, "\n"));
+        assert_eq!(h.breaks_out(), None);
+        h.append(HeaderId::SERVER, "\n");
+        h.trusted(|h| h.append(HeaderId::VIA, "a"));
+        assert_eq!(h.breaks_out(), Some(&b"server"[..]));
     }
 
     #[test]

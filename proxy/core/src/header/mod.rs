@@ -36,5 +36,6 @@ const AUTHORITY_BYTES: [bool; 256] = {
 
 /// Whether an authority has only bytes that Envoy lets pass.
 pub fn authority_is_valid(authority: &[u8]) -> bool {
-    authority.iter().all(|c| AUTHORITY_BYTES[usize::from(*c)])
+    let plain = map::host_len(authority);
+    authority[plain..].iter().all(|c| AUTHORITY_BYTES[usize::from(*c)])
 }

@@ -91,6 +91,11 @@ impl StreamInfo {
         self.filter_state.iter().flat_map(|state| state.iter()).for_each(|(key, object)| f(key, object));
     }
 
+    /// Whether there may be an object at all. Never wrong where it says no.
+    pub fn may_have_state(&self) -> bool {
+        self.filter_state.is_some() || !self.connection.slots.is_empty()
+    }
+
     /// An object of the stream or of its connection.
     pub fn state(&self, key: &str) -> Option<StateObject> {
         let own = self.filter_state.as_deref().and_then(|state| state.get(key).cloned());

@@ -23,6 +23,11 @@ impl Slots {
         made
     }
 
+    /// Whether nothing is kept.
+    pub fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
     /// The value of a type, if there is one.
     pub fn get<T: 'static>(&self) -> Option<Rc<T>> {
         let slots = self.0.borrow();

@@ -18,7 +18,7 @@ pub enum EscapedSlashes {
 }
 
 /// What is to be done with the path.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathOptions {
     /// `normalize_path`
     pub normalize: bool,
@@ -45,6 +45,9 @@ pub enum Normalized {
 pub fn normalize(path: &[u8], options: PathOptions) -> Normalized {
     if path.contains(&b'#') {
         return Normalized::Reject(None);
+    }
+    if options == PathOptions::default() {
+        return Normalized::Same;
     }
     let query = path.iter().position(|c| *c == b'?').unwrap_or(path.len());
     let (original, query) = path.split_at(query);

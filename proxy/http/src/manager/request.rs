@@ -269,7 +269,7 @@ fn remote_address(
             append_xff(headers, connection);
         }
         if options.xff_num_trusted_hops == 0 || !headers.contains(HeaderId::X_FORWARDED_PROTO) {
-            headers.set(HeaderId::X_FORWARDED_PROTO, scheme);
+            headers.trusted(|h| h.set(HeaderId::X_FORWARDED_PROTO, scheme));
         }
         if options.append_x_forwarded_port
             && (options.xff_num_trusted_hops == 0 || !headers.contains(HeaderId::X_FORWARDED_PORT))
@@ -282,7 +282,7 @@ fn remote_address(
         trusted = may_be_internal;
     }
     if !headers.contains(HeaderId::X_FORWARDED_PROTO) {
-        headers.append(HeaderId::X_FORWARDED_PROTO, scheme);
+        headers.trusted(|h| h.append(HeaderId::X_FORWARDED_PROTO, scheme));
     }
     if options.append_x_forwarded_port
         && !headers.contains(HeaderId::X_FORWARDED_PORT)
@@ -294,7 +294,7 @@ fn remote_address(
     let internal = trusted && remote.as_ref().is_some_and(|a| is_internal(options, a));
     let edge = !internal && options.use_remote_address;
     if internal {
-        headers.append(HeaderId::X_ENVOY_INTERNAL, "true");
+        headers.trusted(|h| h.append(HeaderId::X_ENVOY_INTERNAL, "true"));
     } else {
         clean_internal(headers, edge, internal_only);
     }
@@ -303,8 +303,8 @@ fn remote_address(
 
 fn set_scheme(options: &RequestOptions, headers: &mut HeaderMap, tls: bool) {
     if let Some(scheme) = options.scheme {
-        headers.set(HeaderId::SCHEME, scheme);
-        headers.set(HeaderId::X_FORWARDED_PROTO, scheme);
+        headers.trusted(|h| h.set(HeaderId::SCHEME, scheme));
+        headers.trusted(|h| h.set(HeaderId::X_FORWARDED_PROTO, scheme));
     }
     match headers.get(HeaderId::SCHEME) {
         None => {
@@ -314,7 +314,7 @@ fn set_scheme(options: &RequestOptions, headers: &mut HeaderMap, tls: bool) {
                 _ if tls => "https",
                 _ => "http",
             };
-            headers.insert_first(HeaderId::SCHEME, scheme);
+            headers.trusted(|h| h.insert_first(HeaderId::SCHEME, scheme));
         }
         Some(scheme) if scheme.iter().any(u8::is_ascii_uppercase) => {
             let lower = scheme.to_ascii_lowercase();
@@ -341,11 +341,14 @@ pub fn append_ip(headers: &mut HeaderMap, ip: IpAddr) {
     // 46 bytes hold the longest address.
     let _ = write!(rest, "{ip}");
     let len = 46 - rest.len();
-    headers.append_to_value(HeaderId::X_FORWARDED_FOR, ",", &text[..len]);
+    headers.trusted(|h| h.append_to_value(HeaderId::X_FORWARDED_FOR, ",", &text[..len]));
 }
 
 /// The address `skip` places before the last of `x-forwarded-for`, and whether it is the only one.
 pub(super) fn last_from_xff(headers: &HeaderMap, skip: u32) -> Option<(Address, bool)> {
+    if !headers.contains(HeaderId::X_FORWARDED_FOR) {
+        return None;
+    }
     let value = match headers.joined(&HeaderName::Known(HeaderId::X_FORWARDED_FOR))? {
         Cow::Borrowed(v) => Cow::Borrowed(std::str::from_utf8(v).ok()?),
         Cow::Owned(v) => Cow::Owned(String::from_utf8(v).ok()?),
@@ -403,7 +406,7 @@ fn clean_internal(headers: &mut HeaderMap, edge: bool, internal_only: &[HeaderNa
 fn request_id(options: &RequestOptions, headers: &mut HeaderMap, edge: bool, random: impl Fn() -> u64) {
     let foreign = edge && !options.preserve_external_request_id;
     if foreign || !headers.contains(HeaderId::X_REQUEST_ID) {
-        headers.set(HeaderId::X_REQUEST_ID, uuid(random(), random()));
+        headers.trusted(|h| h.set(HeaderId::X_REQUEST_ID, uuid(random(), random())));
     } else if edge && options.pack_trace_reason {
         crate::tracing::forget_reason(headers);
     }
@@ -411,21 +414,32 @@ fn request_id(options: &RequestOptions, headers: &mut HeaderMap, edge: bool, ran
 
 /// A version 4 UUID; the 15th character is where Envoy packs the trace reason.
 pub(crate) fn uuid(high: u64, low: u64) -> [u8; 36] {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let bits = (u128::from(high) << 64) | u128::from(low);
-    let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    // All digits two by two, then in groups.
-    let mut digits = [0; 32];
-    for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(bits.to_be_bytes()) {
-        *pair = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 0xf)]];
-    }
+    let high = (high & !0xf000) | 0x4000;
+    let low = (low & !(0x3 << 62)) | (0x2 << 62);
+    let [first, second] = hex(high);
+    let [third, fourth] = hex(low);
     let mut out = [b'-'; 36];
-    out[..8].copy_from_slice(&digits[..8]);
-    out[9..13].copy_from_slice(&digits[8..12]);
-    out[14..18].copy_from_slice(&digits[12..16]);
-    out[19..23].copy_from_slice(&digits[16..20]);
-    out[24..].copy_from_slice(&digits[20..]);
+    out[..8].copy_from_slice(&first);
+    out[9..13].copy_from_slice(&second[..4]);
+    out[14..18].copy_from_slice(&second[4..]);
+    out[19..23].copy_from_slice(&third[..4]);
+    out[24..28].copy_from_slice(&third[4..]);
+    out[28..].copy_from_slice(&fourth);
     out
+}
+
+/// The hex digits of a number, all eight of each half at once.
+fn hex(number: u64) -> [[u8; 8]; 2] {
+    [number >> 32, number & 0xffff_ffff].map(|half| {
+        // A digit a byte.
+        let mut digits = (half | (half << 16)) & 0x0000_ffff_0000_ffff;
+        digits = (digits | (digits << 8)) & 0x00ff_00ff_00ff_00ff;
+        digits = (digits | (digits << 4)) & 0x0f0f_0f0f_0f0f_0f0f;
+        // One where it is a letter: six more makes it go beyond 15.
+        let letters = ((digits + 0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
+        let text = digits + 0x3030_3030_3030_3030 + letters * u64::from(b'a' - b'9' - 1);
+        text.to_be_bytes()
+    })
 }
 
 /// Whether the client asked to close behind this exchange.
@@ -456,6 +470,8 @@ mod tests {
     fn uuids_have_their_form() {
         let id = uuid(u64::MAX, u64::MAX);
         assert_eq!(&id, b"ffffffff-ffff-4fff-bfff-ffffffffffff");
+        let id = uuid(0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210);
+        assert_eq!(&id, b"01234567-89ab-4def-bedc-ba9876543210");
     }
 
     #[test]

@@ -174,13 +174,19 @@ impl HeaderMutations {
     }
 
     /// Applies them to a request.
+    #[inline]
     pub fn apply_to_request(&self, request: &mut HeaderMap, info: &StreamInfo) {
-        self.apply(request, None, info);
+        if !self.operations.is_empty() {
+            self.apply(request, None, info);
+        }
     }
 
     /// Applies them to a response.
+    #[inline]
     pub fn apply_to_response(&self, response: &mut HeaderMap, request: &HeaderMap, info: &StreamInfo) {
-        self.apply(response, Some(request), info);
+        if !self.operations.is_empty() {
+            self.apply(response, Some(request), info);
+        }
     }
 
     /// `request` is there where `headers` are a response's.
@@ -188,9 +194,6 @@ impl HeaderMutations {
     /// As in Envoy, values are made from the headers as they came; then what overwrites is put in place, at the end
     /// of the list, then what is added.
     fn apply(&self, headers: &mut HeaderMap, request: Option<&HeaderMap>, info: &StreamInfo) {
-        if self.operations.is_empty() {
-            return;
-        }
         let mut pending = Pending::default();
         for operation in &self.operations {
             match operation {

@@ -25,7 +25,7 @@ pub(super) enum Exchange {
     H2 {
         /// Boxed as what is large below: an exchange is handed on by value, and nearly all are of HTTP/1.
         stream: Box<ClientStream>,
-        lease: H2Lease,
+        lease: Box<H2Lease>,
         done: bool,
     },
     /// CONNECT that ends here: the host gets bytes, the client a 200 at once.

@@ -43,7 +43,8 @@ impl Forward<'_> {
         let took = clock::recent().duration_since(received).as_millis() as u64;
         if !config.suppress_envoy_headers && stream.info.last_downstream_rx.is_some() {
             let mut text = itoa::Buffer::new();
-            head.headers.set(HeaderId::X_ENVOY_UPSTREAM_SERVICE_TIME, text.format(took));
+            let text = text.format(took);
+            head.headers.trusted(|h| h.set(HeaderId::X_ENVOY_UPSTREAM_SERVICE_TIME, text));
         }
         for cookie in cookies.drain(..) {
             head.headers.append(HeaderId::SET_COOKIE, cookie);

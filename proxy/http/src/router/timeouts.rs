@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use sampan_core::clock;
-use sampan_core::header::{HeaderId, HeaderMap};
+use sampan_core::header::{HeaderId, HeaderMap, HeaderSet};
 
 use super::{Failure, RouterConfig};
 use crate::route::{ClusterAction, GrpcTimeout, StreamDuration};
@@ -106,6 +106,16 @@ impl GrpcTimeout {
     }
 }
 
+/// What a request may say of its time.
+const OVERRIDES: HeaderSet = HeaderSet::of(&[
+    HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS,
+    HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS,
+    HeaderId::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS,
+    HeaderId::X_ENVOY_UPSTREAM_STREAM_DURATION_MS,
+    HeaderId::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+    HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE,
+]);
+
 impl Timeouts {
     /// From the route and the request's headers, which are taken out.
     pub(super) fn new(action: &ClusterAction, stream: &mut Stream, config: &RouterConfig) -> Self {
@@ -122,31 +132,39 @@ impl Timeouts {
             per_try_idle: action.retry.per_try_idle_timeout,
             ..Self::default()
         };
-        let headers = &mut stream.request;
-        if config.respect_expected_timeout && headers.contains(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS) {
-            let expected = headers.get_str(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS);
-            if let Some(ms) = expected.and_then(|v| v.parse().ok()) {
-                timeouts.global = Some(Duration::from_millis(ms)).filter(|d| !d.is_zero());
-            }
-        } else if let Some(timeout) = take_milliseconds(headers, HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
-            timeouts.global = Some(timeout).filter(|d| !d.is_zero());
-        }
-        if let Some(t) = take_milliseconds(headers, HeaderId::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
-            timeouts.per_try = Some(t).filter(|d| !d.is_zero());
+        timeouts.hedging = action.hedge_on_per_try_timeout;
+        if stream.request.may_have(&OVERRIDES) {
+            timeouts.take_overrides(stream, config);
         }
         if timeouts.global.is_some_and(|global| timeouts.per_try.is_some_and(|per_try| per_try >= global)) {
             timeouts.per_try = None;
         }
+        timeouts
+    }
+
+    /// What the request's headers say instead.
+    fn take_overrides(&mut self, stream: &mut Stream, config: &RouterConfig) {
+        let headers = &mut stream.request;
+        if config.respect_expected_timeout && headers.contains(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS) {
+            let expected = headers.get_str(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS);
+            if let Some(ms) = expected.and_then(|v| v.parse().ok()) {
+                self.global = Some(Duration::from_millis(ms)).filter(|d| !d.is_zero());
+            }
+        } else if let Some(timeout) = take_milliseconds(headers, HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
+            self.global = Some(timeout).filter(|d| !d.is_zero());
+        }
+        if let Some(t) = take_milliseconds(headers, HeaderId::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
+            self.per_try = Some(t).filter(|d| !d.is_zero());
+        }
         if let Some(d) = take_milliseconds(headers, HeaderId::X_ENVOY_UPSTREAM_STREAM_DURATION_MS) {
             stream.timer.set_max_duration(Some(stream.info.start + d).filter(|_| !d.is_zero()));
         }
-        timeouts.hedging = match headers.get(HeaderId::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) {
-            Some(b"true") => true,
-            Some(b"false") => false,
-            _ => action.hedge_on_per_try_timeout,
-        };
-        timeouts.alternative_response = headers.remove(HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
-        timeouts
+        match headers.get(HeaderId::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) {
+            Some(b"true") => self.hedging = true,
+            Some(b"false") => self.hedging = false,
+            _ => {}
+        }
+        self.alternative_response = headers.remove(HeaderId::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
     }
 
     /// What the upstream is told that it has.
@@ -173,7 +191,8 @@ impl Timeouts {
         let Some(expected) = self.expected(clock::recent()) else { return };
         if header {
             let mut text = itoa::Buffer::new();
-            headers.set(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, text.format(expected.as_millis() as u64));
+            let text = text.format(expected.as_millis() as u64);
+            headers.trusted(|h| h.set(HeaderId::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, text));
         }
         if self.tell_grpc {
             set_grpc_timeout(headers, expected);

@@ -61,8 +61,8 @@ pub enum PoolError {
 pub enum HttpLease {
     /// A connection of its own.
     H1(H1Lease),
-    /// A stream's place.
-    H2(H2Lease),
+    /// A stream's place. Boxed, as what is large: a lease is handed on by value, and nearly all are of HTTP/1.
+    H2(Box<H2Lease>),
     /// Bytes: what CONNECT asks for, where the proxy ends it.
     Tcp(Box<TcpLease>),
 }
@@ -202,7 +202,7 @@ impl WorkerHost {
                 HttpProtocol::Auto => pools.speaks_h2.get(),
             };
             let lease = if h2 {
-                h2::acquire(self, &pools, priority).await.map(HttpLease::H2)
+                h2::acquire(self, &pools, priority).await.map(|lease| HttpLease::H2(Box::new(lease)))
             } else if let Some(lease) = h1::checkout(self, &pools, priority)? {
                 return Ok(HttpLease::H1(lease));
             } else {

@@ -1,21 +1,15 @@
 //! Heads as nearly all peers write them, read in one pass: origin form, HTTP/1.1, plain header lines. `None` for any
 //! other, and for what is to be refused: those are for the parser that knows the whole grammar and every error.
 
-use memchr::memmem::Finder;
 use sampan_core::header::{HeaderId, HeaderMap, Spelling, text_len};
 use sampan_core::stream_info::Protocol;
 
 use super::{Head, Limits, METHODS};
 
-/// How far the end of a head is looked for.
+/// The longest head that is read here.
 const MOST: usize = 4096;
 /// The longest known method and a space.
 const METHOD: usize = 16;
-const END_OF_HEAD: &[u8] = b"\r\n\r\n";
-
-thread_local! {
-    static END: Finder<'static> = Finder::new(END_OF_HEAD);
-}
 
 pub(super) fn request(bytes: &[u8], limits: &Limits) -> Option<Head> {
     let method = bytes.iter().take(METHOD).position(|b| *b == b' ')?;
@@ -28,9 +22,9 @@ pub(super) fn request(bytes: &[u8], limits: &Limits) -> Option<Head> {
     }
     let line_end = b" HTTP/1.1\r\n";
     rest.strip_prefix(line_end)?;
-    let id = (HeaderId::METHOD, (0, method));
     let first_line = at + len + line_end.len();
-    let (headers, end) = lines(bytes, limits, id, first_line)?;
+    let pseudo = [(HeaderId::PATH, (at, len)), (HeaderId::METHOD, (0, method))];
+    let (headers, end) = lines(bytes, limits, &pseudo, first_line)?;
     Some(Head { headers, protocol: Protocol::Http11, len: end, first_line, target: (at, len), status: 0 })
 }
 
@@ -44,28 +38,28 @@ pub(super) fn response(bytes: &[u8], limits: &Limits) -> Option<Head> {
     let reason = text_len(rest, b' ');
     rest[reason..].strip_prefix(b"\r\n")?;
     let first_line = "HTTP/1.1 200 ".len() + reason + 2;
-    let (headers, end) = lines(bytes, limits, (HeaderId::STATUS, (9, 3)), first_line)?;
+    let (headers, end) = lines(bytes, limits, &[(HeaderId::STATUS, (9, 3))], first_line)?;
     let status = digit(hundreds) * 100 + digit(tens) * 10 + digit(ones);
     Some(Head { headers, protocol: Protocol::Http11, len: end, first_line, target: (0, 0), status })
 }
 
-/// The lines from `start` on behind a pseudo header of the first line, and where they end.
+/// The lines from `start` on behind the pseudo headers of the first line, and where they end.
 fn lines(
     bytes: &[u8],
     limits: &Limits,
-    first: (HeaderId, (usize, usize)),
+    pseudo: &[(HeaderId, (usize, usize))],
     start: usize,
 ) -> Option<(HeaderMap, usize)> {
     if limits.spelling != Spelling::Unknown {
         return None;
     }
     let seen = &bytes[..bytes.len().min(MOST).min(limits.max_bytes)];
-    // What stands behind the head is not the list's to keep.
-    let seen = &seen[..END.with(|end| end.find(seen))? + END_OF_HEAD.len()];
-    let mut headers = HeaderMap::spare(seen.len() + 160, 24);
-    headers.load(seen);
-    headers.push_raw_known(first.0, first.1);
-    let end = headers.push_plain_lines(start, limits.max_headers)?;
+    let mut headers = HeaderMap::spare(seen.len().min(512) + 160, 24);
+    pseudo.iter().for_each(|(id, value)| headers.push_raw_known(*id, *value));
+    let Some(end) = headers.load_plain_lines(seen, start, limits.max_headers) else {
+        headers.recycle();
+        return None;
+    };
     Some((headers, end))
 }
 

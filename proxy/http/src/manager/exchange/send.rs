@@ -214,10 +214,12 @@ impl Exchange {
         let manager = &stream.manager;
         let headers = &mut response.headers;
         if !headers.contains(HeaderId::DATE) {
-            crate::manager::date::with(|date| headers.append(HeaderId::DATE, date));
+            crate::manager::date::with(|date| headers.trusted(|h| h.append(HeaderId::DATE, date)));
         }
         match manager.server_header {
-            ServerHeader::Overwrite => headers.set(HeaderId::SERVER, &manager.server_name),
+            ServerHeader::Overwrite => {
+                headers.trusted(|h| h.set(HeaderId::SERVER, &manager.server_name));
+            }
             ServerHeader::AppendIfAbsent if !headers.contains(HeaderId::SERVER) => {
                 headers.append(HeaderId::SERVER, &manager.server_name);
             }
