@@ -187,12 +187,18 @@ impl Timer {
     /// Ready once one of the exchange's deadlines has passed.
     pub fn poll_expired(&self, cx: &mut Context<'_>) -> Poll<Expired> {
         let idle_at = self.0.idle_timeout.get().map(|idle| self.0.last_activity.get() + idle);
-        let all = [
-            (self.0.request_at.get(), Expired::Request),
+        let mut first = idle_at.map(|at| (at, Expired::Idle));
+        // Of two at once the later one here counts.
+        for (at, what) in [
             (self.0.max_duration_at.get(), Expired::MaxDuration),
-            (idle_at, Expired::Idle),
-        ];
-        let first = all.into_iter().filter_map(|(at, what)| Some((at?, what))).min_by_key(|(at, _)| *at);
+            (self.0.request_at.get(), Expired::Request),
+        ] {
+            if let Some(at) = at
+                && first.is_none_or(|(earlier, _)| at <= earlier)
+            {
+                first = Some((at, what));
+            }
+        }
         match first {
             Some((at, what)) => self.poll(cx, Some(at)).map(|()| what),
             None => Poll::Pending,

@@ -406,7 +406,10 @@ impl HeaderMap {
 
     /// Gives a header one value: the first entry's value is replaced in its place, further ones go.
     pub fn set(&mut self, id: HeaderId, value: impl AsRef<[u8]>) {
-        self.set_name(&HeaderName::Known(id), value);
+        match self.present.contains(id) {
+            true => self.set_name(&HeaderName::Known(id), value),
+            false => self.append(id, value),
+        }
     }
 
     /// [`HeaderMap::set`] for any name.
@@ -468,7 +471,8 @@ impl HeaderMap {
     /// No parser lets such a value in; what filters and formats put into headers may come from anywhere.
     pub fn breaks_out(&self) -> Option<&[u8]> {
         // All that was made lies together, with what it replaced: one look suffices for nearly all lists.
-        if !breaks_out(&self.arena[self.parsed as usize..]) {
+        let made = &self.arena[self.parsed as usize..];
+        if made.is_empty() || !breaks_out(made) {
             return None;
         }
         let mut made = self.entries.iter().filter(|e| e.value >= self.parsed);

@@ -172,7 +172,9 @@ fn find_cluster(
 ) -> Option<Rc<WorkerCluster>> {
     let name = action.cluster_name(selected.weighted(), &stream.request)?;
     let cluster = stream.worker.clusters.get(&name)?;
-    stream.info.cluster = Some(name);
+    if !stream.info.cluster.as_ref().is_some_and(|noted| Arc::ptr_eq(noted, &name)) {
+        stream.info.cluster = Some(name);
+    }
     stream.info.cluster_observability = Some(cluster.cluster().observability_name().clone());
     stream.info.cluster_metadata = cluster.cluster().config().metadata.clone();
     Some(cluster)
