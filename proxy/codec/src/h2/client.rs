@@ -38,6 +38,7 @@ pub struct ClientStream {
     limits: HeadLimits,
     informational_done: bool,
     tunnel: Tunnel,
+    malformed: bool,
     link: Rc<Link>,
 }
 
@@ -133,6 +134,11 @@ impl Driver {
     pub fn wire_bytes(&self) -> (u64, u64) {
         self.link.bytes()
     }
+
+    /// Whether the peer has sent GOAWAY.
+    pub fn is_told_to_go(&self) -> bool {
+        self.link.wire.is_told_to_go()
+    }
 }
 
 impl ClientConnection {
@@ -172,6 +178,7 @@ impl ClientConnection {
             limits: self.limits,
             informational_done: false,
             tunnel,
+            malformed: false,
             link: self.link.clone(),
         })
     }
@@ -223,23 +230,39 @@ fn request(headers: &HeaderMap, upgrade: Option<&str>) -> Option<Request<()>> {
 impl ClientStream {
     /// The next head: informational ones first, each by itself.
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, BodyError>> {
-        let reset = |e: h2::Error| BodyError::Reset(convert::reset_reason(&e));
         if !self.informational_done {
             match self.response.poll_informational(cx) {
                 Poll::Ready(Some(Ok(informational))) => {
                     let (parts, ()) = informational.into_parts();
                     return Poll::Ready(self.head(parts.status, &parts.headers, true));
                 }
-                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(reset(e))),
+                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.reset_by(&e))),
                 Poll::Ready(None) => self.informational_done = true,
                 Poll::Pending => {}
             }
         }
-        let response = ready!(Pin::new(&mut self.response).poll(cx)).map_err(reset)?;
+        let response = ready!(Pin::new(&mut self.response).poll(cx)).map_err(|e| self.reset_by(&e))?;
         let (parts, body) = response.into_parts();
         let end = body.is_end_stream();
         self.receive = Some(Receive::new(body, self.limits, self.link.clone()));
         Poll::Ready(self.head(parts.status, &parts.headers, end))
+    }
+
+    /// Why there is no head. A host that resets for a breach of the protocol is taken at its word, as in Envoy.
+    fn reset_by(&mut self, error: &h2::Error) -> BodyError {
+        if error.is_reset() && error.is_library() {
+            self.link.wire.note_malformed(self.send.stream_id().as_u32());
+            self.malformed = true;
+        }
+        BodyError::Reset(match error.reason() {
+            Some(Reason::PROTOCOL_ERROR) if error.is_reset() => ResetReason::ProtocolError,
+            _ => convert::reset_reason(error),
+        })
+    }
+
+    /// Whether it was the response's head that was wrong, and not the connection.
+    pub fn is_malformed(&self) -> bool {
+        self.malformed
     }
 
     fn head(
@@ -250,9 +273,15 @@ impl ClientStream {
     ) -> Result<ResponseHead, BodyError> {
         let mut headers = HeaderMap::with_capacity(512, from.len() + 8);
         headers.append(HeaderId::STATUS, status.as_str());
-        if let Err(error) = convert::take_headers(&mut headers, from, &self.limits) {
+        let mut taken = convert::take_headers(&mut headers, from, &self.limits);
+        // RFC 9113 section 8.6: what follows would be taken for another protocol.
+        if status == http::StatusCode::SWITCHING_PROTOCOLS {
+            taken = Err(convert::INVALID);
+        }
+        if let Err(error) = taken {
             convert::count_refusal(&self.link, self.send.stream_id().as_u32(), &error);
             if convert::is_malformed(&error) {
+                self.malformed = true;
                 self.send.send_reset(Reason::PROTOCOL_ERROR);
                 return Err(BodyError::Reset(ResetReason::ProtocolError));
             }

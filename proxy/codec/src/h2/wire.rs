@@ -145,6 +145,7 @@ pub struct Wire {
     malformed: Cell<Option<u32>>,
     /// Those that the codec reset before it handed them out. Where it was the head that was wrong it never will.
     unseen: RefCell<Vec<u32>>,
+    told_to_go: Cell<bool>,
 }
 
 impl Wire {
@@ -160,6 +161,7 @@ impl Wire {
             frames: Cell::new(0),
             malformed: Cell::new(None),
             unseen: RefCell::default(),
+            told_to_go: Cell::default(),
         }
     }
 
@@ -177,6 +179,11 @@ impl Wire {
             self.close(*id);
         }
         unseen.len()
+    }
+
+    /// Whether the peer has sent GOAWAY.
+    pub(super) fn is_told_to_go(&self) -> bool {
+        self.told_to_go.get()
     }
 
     /// How many streams have come that nobody serves.
@@ -319,6 +326,10 @@ impl Wire {
                 state.window_updates += 1;
                 let per_data = u64::from(self.limits.window_updates_per_data) * state.data_sent;
                 (state.window_updates > 5 + 2 * (state.opened + per_data)).then_some(Flood::WindowUpdate)
+            }
+            kind::GOAWAY => {
+                self.told_to_go.set(true);
+                None
             }
             _ => None,
         };

@@ -162,7 +162,7 @@ impl Exchange {
             Self::H2 { stream, lease, done } => {
                 let head = ready!(stream.poll_head(cx));
                 if let Err(BodyError::Reset(reason)) = head {
-                    count_reset(lease, done, reason);
+                    count_reset(lease, stream, done, reason);
                 }
                 Poll::Ready(head)
             }
@@ -181,7 +181,7 @@ impl Exchange {
             Self::H2 { stream, lease, done } => {
                 let frame = ready!(stream.poll_frame(cx));
                 if let Some(Err(BodyError::Reset(reason))) = frame {
-                    count_reset(lease, done, reason);
+                    count_reset(lease, stream, done, reason);
                 }
                 Poll::Ready(frame)
             }
@@ -261,11 +261,17 @@ impl Exchange {
 }
 
 /// A stream ended before its end; each is counted, also one that is tried again.
-fn count_reset(lease: &H2Lease, done: &mut bool, reason: ResetReason) {
+fn count_reset(lease: &H2Lease, stream: &ClientStream, done: &mut bool, reason: ResetReason) {
     let stats = lease.host().cluster_stats();
     match reason {
         ResetReason::RemoteReset => stats.upstream_rq_rx_reset.inc(),
-        ResetReason::LocalReset | ResetReason::ProtocolError => stats.upstream_rq_tx_reset.inc(),
+        ResetReason::LocalReset | ResetReason::ProtocolError => {
+            stats.upstream_rq_tx_reset.inc();
+            // A connection that is broken counts itself.
+            if stream.is_malformed() {
+                stats.upstream_cx_protocol_error.inc();
+            }
+        }
         ResetReason::ConnectionTermination | ResetReason::ConnectionFailure => {
             stats.upstream_rq_pending_failure_eject.inc();
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use sampan_codec::{BodyError, CodecError, ResetReason};
 use sampan_core::header::{HeaderId, HeaderName};
-use sampan_core::stream_info::{Protocol, ResponseFlag};
+use sampan_core::stream_info::ResponseFlag;
 use sampan_upstream::{ConnectFailure, PoolError};
 
 use super::{End, Forward, codes};
@@ -110,7 +110,6 @@ impl Forward<'_> {
         {
             host.host.stats.rq_error.inc();
         }
-        let stats = self.cluster.stats().clone();
         let info = &mut self.stream.info;
         let (flag, transport) = match &failure {
             Failure::NoHost => return self.no_healthy_upstream(),
@@ -130,13 +129,7 @@ impl Forward<'_> {
             ),
             Failure::Refused => (ResponseFlag::UpstreamRemoteReset, None),
             Failure::Reset { reason, .. } => (reset_flag(*reason), None),
-            Failure::Protocol => {
-                // An HTTP/1 connection counts its own.
-                if info.upstream.as_ref().is_some_and(|u| u.protocol == Some(Protocol::Http2)) {
-                    stats.upstream_cx_protocol_error.inc();
-                }
-                (ResponseFlag::UpstreamProtocolError, None)
-            }
+            Failure::Protocol => (ResponseFlag::UpstreamProtocolError, None),
             Failure::Downstream(_) => return End::Reset,
         };
         info.flags.set(flag);

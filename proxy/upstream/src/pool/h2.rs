@@ -262,7 +262,13 @@ async fn drive(connection: Rc<Connection>, mut driver: Driver) {
         polled
     })
     .await;
+    let told_to_go = driver.is_told_to_go();
+    if told_to_go {
+        connection.guard.core().stats.upstream_cx_close_notify.inc();
+    }
     match end {
+        // The last of its streams is over, and we close.
+        DriverEnd::Done if told_to_go => {}
         // With our handle still there it was the peer who ended it.
         DriverEnd::Done if connection.handle.borrow().is_none() => {}
         DriverEnd::KeepaliveTimeout => {}

@@ -141,7 +141,9 @@ impl Exchange {
             BodyError::Protocol(CodecError { status: 0, details, .. }) => {
                 (ResponseFlag::DownstreamRemoteReset, details)
             }
-            BodyError::Protocol(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
+            BodyError::Protocol(_) | BodyError::Reset(ResetReason::ProtocolError) => {
+                (ResponseFlag::UpstreamProtocolError, "protocol_error")
+            }
             BodyError::Reset(ResetReason::RemoteReset) => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
             BodyError::Reset(reason) => (ResponseFlag::UpstreamConnectionTermination, reason.as_str()),
         };
