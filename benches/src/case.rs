@@ -74,8 +74,20 @@ pub mod rows {
     /// Resident memory with 2,000 clusters and virtual hosts.
     pub const IDLE_2000: &str = "idle-2000";
 
+    /// CPU for changes that a control plane sends one after the other.
+    pub const XDS_CHANGES: &str = "xds-changes";
+    /// CPU at 1,000 changes a second.
+    pub const XDS_RATE: &str = "xds-rate";
+    /// Time from a push to its effect.
+    pub const XDS_EFFECTS: &str = "xds-effects";
+    /// Memory of what is not used, and its first request.
+    pub const XDS_UNUSED: &str = "xds-unused";
+    /// Instructions for each change; not in a quick run, if not asked for.
+    pub const XDS_INSTRUCTIONS: &str = "xds-instructions";
+
     /// What a filter can select besides the cases: the run of the memory figures, the two of starts, and the control plane's.
-    pub const GROUPS: [&str; 4] = ["memory", START, START_2000, "xds"];
+    pub const GROUPS: [&str; 8] =
+        ["memory", START, START_2000, XDS_CHANGES, XDS_RATE, XDS_EFFECTS, XDS_UNUSED, XDS_INSTRUCTIONS];
 }
 
 /// What Sampan must reach, where something was promised.

@@ -43,7 +43,7 @@ pub async fn run(args: &Args) -> Result<Report> {
             starts(args, &lab, &subjects, name, front, &mut report);
         }
     }
-    if args.wants(Metric::Xds) && args.selects("xds") {
+    if args.wants(Metric::Xds) {
         xds::run(args, &lab, &subjects, &mut report, progress).await;
     }
     Ok(report)

@@ -7,10 +7,11 @@
 //! | `same-…` | the response carries all endpoint sets and none is another; the counters must say that nothing was rebuilt |
 //! | `…-clusters-…` | the same two with clusters instead of endpoint sets |
 //! | `rate-…` | 1,000 changes a second for five seconds |
-//! | `unused-…` | resident memory that N clusters with endpoints, and a virtual host for each, add, in KiB for each |
+//! | `unused-…` | resident memory that N clusters with endpoints, a virtual host for each, N route tables in scopes add, in KiB for each |
 //! | `bytes-…` | the same beyond the resources' own bytes |
 //! | `first-`, `second-request` | CPU of the first and the second request to a cluster |
 //! | `effect-…` | from the push to the first request that the new endpoint, the new route's cluster sees |
+//! | `effect-flood-…` | the same with an endpoint, while others change 1,000 times a second |
 //!
 //! CPU is the process's ([`cpu_ns`]) for all threads.
 //! Client, backends and control plane share this program's core; requests come one after the other, so that the
@@ -22,12 +23,16 @@ mod server;
 
 use std::time::{Duration, Instant};
 
-use tokio::time::{interval, sleep};
+use tokio::{
+    task::AbortHandle,
+    time::{interval, sleep},
+};
 use xds_client::{Variant, types};
 
 use self::scene::Scene;
 use crate::{
     args::Args,
+    case::rows,
     error::{BenchError, Result},
     lab::Lab,
     measure::callgrind,
@@ -59,21 +64,38 @@ pub async fn run(args: &Args, lab: &Lab, subjects: &[Subject], report: &mut Repo
         let mut run = Run { args, lab, subject, report };
         for (variant, name) in VARIANTS {
             progress(&format!("xDS, {name}: {}", subject.kind.name()));
-            for services in [100, 1000, MANY] {
-                run.changes(variant, services).await;
+            if args.selects(rows::XDS_CHANGES) {
+                for services in [100, 1000, MANY] {
+                    run.changes(variant, services).await;
+                }
             }
-            run.effects(variant).await;
+            if args.selects(rows::XDS_RATE) {
+                run.rate(variant).await;
+            }
+            if args.selects(rows::XDS_EFFECTS) {
+                run.effects(variant).await;
+            }
         }
-        progress(&format!("xDS, memory and first requests: {}", subject.kind.name()));
-        run.unused().await;
+        if args.selects(rows::XDS_UNUSED) {
+            progress(&format!("xDS, memory and first requests: {}", subject.kind.name()));
+            run.unused().await;
+        }
+        let asked_for = args.selects(rows::XDS_INSTRUCTIONS) && !(args.quick && args.filters.is_empty());
         // Envoy would take a quarter of an hour to start under valgrind.
-        if subject.kind == Kind::Sampan && !args.quick {
+        if subject.kind == Kind::Sampan && asked_for {
             for services in [100, 1000, MANY] {
                 progress(&format!("xDS, instructions with {services} clusters"));
                 run.instructions(services).await;
             }
         }
     }
+}
+
+/// Of a proxy and what it was sent, in KiB.
+#[derive(Clone, Copy)]
+struct Footprint {
+    resident: f64,
+    bytes: f64,
 }
 
 struct Run<'a> {
@@ -106,8 +128,6 @@ impl Run<'_> {
         let value = per_change(&scene, n).await;
         self.record(row, "µs CPU each", value);
         if services == MANY {
-            let value = rate(&scene).await;
-            self.record(row!("rate", variant), "% of a core", value);
             let n = if self.args.quick { 3 } else { 10 };
             for (row, kind, other) in [
                 (row!("change-all-10000", variant), types::ENDPOINTS, true),
@@ -121,14 +141,31 @@ impl Run<'_> {
         }
     }
 
+    async fn rate(&mut self, variant: Variant) {
+        let value = match self.scene(variant, MANY, ROUTED).await {
+            Ok(scene) => rate(&scene).await,
+            Err(error) => Err(error),
+        };
+        self.record(row!("rate", variant), "% of a core", value);
+    }
+
     async fn effects(&mut self, variant: Variant) {
         let n = if self.args.quick { 50 } else { 300 };
-        for (kind, half, most) in [
-            (types::ENDPOINTS, row!("effect-endpoint-p50", variant), row!("effect-endpoint-p99", variant)),
-            (types::ROUTES, row!("effect-route-p50", variant), row!("effect-route-p99", variant)),
+        for (kind, flood, half, most) in [
+            (
+                types::ENDPOINTS,
+                false,
+                row!("effect-endpoint-p50", variant),
+                row!("effect-endpoint-p99", variant),
+            ),
+            (types::ROUTES, false, row!("effect-route-p50", variant), row!("effect-route-p99", variant)),
+            (types::ENDPOINTS, true, row!("effect-flood-p50", variant), row!("effect-flood-p99", variant)),
         ] {
             let times = match self.scene(variant, MANY, ROUTED).await {
-                Ok(scene) => effect(&scene, kind, n).await,
+                Ok(scene) => {
+                    let _flood = flood.then(|| Flood::start(&scene));
+                    effect(&scene, kind, n).await
+                }
                 Err(error) => Err(error),
             };
             match times {
@@ -142,8 +179,14 @@ impl Run<'_> {
     }
 
     async fn unused(&mut self) {
-        const ROWS: [&str; 4] =
-            ["unused-cluster-10000", "bytes-cluster-10000", "unused-vhost-10000", "bytes-vhost-10000"];
+        const ROWS: [&str; 6] = [
+            "unused-cluster-10000",
+            "bytes-cluster-10000",
+            "unused-vhost-10000",
+            "bytes-vhost-10000",
+            "unused-table-10000",
+            "bytes-table-10000",
+        ];
         match self.memory().await {
             Ok(values) => {
                 ROWS.iter().zip(values).for_each(|(row, value)| self.record(row, "KiB each", Ok(value)))
@@ -163,22 +206,30 @@ impl Run<'_> {
         }
     }
 
-    /// KiB for each: clusters with endpoints and virtual hosts, all of it and beyond their bytes.
-    async fn memory(&self) -> Result<[f64; 4]> {
-        let mut rss = Vec::new();
-        let mut bytes = [0.0; 2];
-        for (services, routed) in [(ROUTED, 1), (MANY, 1), (MANY, MANY)] {
-            let scene = self.scene(Variant::Delta, services, routed).await?;
-            // What a great update leaves in the allocator is given back after some seconds.
-            sleep(Duration::from_secs(12)).await;
-            rss.push(rss_kib(scene.running.pid())? as f64);
-            let of =
-                |kind| scene.plane.all(kind).iter().map(|(_, any)| any.value.len()).sum::<usize>() as f64;
-            let each = |sum: f64| sum / 1024.0 / MANY as f64;
-            bytes = [each(of(types::CLUSTER) + of(types::ENDPOINTS)), each(of(types::ROUTES))];
-        }
-        let added = |from: usize| (rss[from + 1] - rss[from]) / MANY as f64;
-        Ok([added(0), added(0) - bytes[0], added(1), added(1) - bytes[1]])
+    /// KiB for each: clusters with endpoints, virtual hosts and route tables with their scopes, all of it and beyond their
+    /// bytes.
+    async fn memory(&self) -> Result<[f64; 6]> {
+        let few = self.settled(self.scene(Variant::Delta, ROUTED, 1).await?).await?;
+        let clusters = self.settled(self.scene(Variant::Delta, MANY, 1).await?).await?;
+        let hosts = self.settled(self.scene(Variant::Delta, MANY, MANY).await?).await?;
+        let scoped = |tables| Scene::scoped(self.lab, self.subject, Variant::Delta, tables);
+        let (one, tables) = (self.settled(scoped(1).await?).await?, self.settled(scoped(MANY).await?).await?);
+        let each = |more: Footprint, less: Footprint| {
+            let (resident, bytes) = (more.resident - less.resident, more.bytes - less.bytes);
+            [resident / MANY as f64, (resident - bytes) / MANY as f64]
+        };
+        let [[a, b], [c, d], [e, f]] = [each(clusters, few), each(hosts, clusters), each(tables, one)];
+        Ok([a, b, c, d, e, f])
+    }
+
+    async fn settled(&self, scene: Scene) -> Result<Footprint> {
+        // What a great update leaves in the allocator is given back after some seconds.
+        sleep(Duration::from_secs(12)).await;
+        let resident = rss_kib(scene.running.pid())? as f64;
+        let all = [types::CLUSTER, types::ENDPOINTS, types::ROUTES, types::SCOPED_ROUTES]
+            .map(|kind| scene.plane.all(kind));
+        let bytes: usize = all.iter().flatten().map(|(_, any)| any.value.len()).sum();
+        Ok(Footprint { resident, bytes: bytes as f64 / 1024.0 })
     }
 
     async fn instructions(&mut self, services: usize) {
@@ -296,6 +347,29 @@ async fn rate(scene: &Scene) -> Result<f64> {
     Ok(meter.spent()? / taken.as_micros() as f64 * 100.0)
 }
 
+/// 1,000 changes a second, until it is dropped.
+struct Flood(AbortHandle);
+
+impl Flood {
+    fn start(scene: &Scene) -> Self {
+        let (plane, port) = (scene.plane.clone(), scene.backend(0).port);
+        let flood = async move {
+            let mut tick = interval(Duration::from_millis(1));
+            for other in (0..MANY).cycle().filter(|i| !(CHANGED..=CHANGED + 1).contains(i)) {
+                tick.tick().await;
+                plane.push(&[resources::endpoints(other, port)]);
+            }
+        };
+        Self(tokio::spawn(flood).abort_handle())
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Milliseconds from pushes to the first request at the new place, in order of length.
 async fn effect(scene: &Scene, kind: &str, n: usize) -> Result<Vec<f64>> {
     // Routes lead to a service behind the one backend or to one behind the other.
@@ -325,7 +399,8 @@ async fn effect(scene: &Scene, kind: &str, n: usize) -> Result<Vec<f64>> {
             }
         };
         times.push((came - sent).as_secs_f64() * 1e3);
-        scene.plane.answered(kind, scene.limit).await?;
+        // One after the other, not one upon the other.
+        sleep(Duration::from_millis(30)).await;
     }
     times.sort_by(f64::total_cmp);
     Ok(times)

@@ -18,14 +18,24 @@ use envoy_types::pb::{
             endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint},
             listener::v3::{Filter, FilterChain, Listener, filter},
             route::v3::{
-                Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action,
-                route_match,
+                Route, RouteAction, RouteConfiguration, RouteMatch, ScopedRouteConfiguration, VirtualHost,
+                route, route_action, route_match,
+                scoped_route_configuration::{Key, key},
             },
         },
         extensions::filters::{
             http::router::v3::Router,
             network::http_connection_manager::v3::{
-                HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier, http_filter,
+                HttpConnectionManager, HttpFilter, Rds, ScopedRds, ScopedRoutes,
+                http_connection_manager::RouteSpecifier,
+                http_filter,
+                scoped_routes::{
+                    ConfigSpecifier, ScopeKeyBuilder,
+                    scope_key_builder::{
+                        FragmentBuilder,
+                        fragment_builder::{self, HeaderValueExtractor, header_value_extractor::ExtractType},
+                    },
+                },
             },
         },
     },
@@ -113,37 +123,79 @@ pub fn endpoints(i: usize, port: u16) -> Named {
 
 /// A virtual host for each service; `to` says to which service's cluster its requests go.
 pub fn routes(services: usize, to: impl Fn(usize) -> usize) -> Named {
-    let virtual_host = |i: usize| {
-        let action = RouteAction {
-            cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(name(to(i)))),
-            timeout: Some(Duration::default()),
-            ..Default::default()
-        };
-        let path_specifier = Some(route_match::PathSpecifier::Prefix("/".into()));
-        let route = Route {
-            r#match: Some(RouteMatch { path_specifier, ..Default::default() }),
-            action: Some(route::Action::Route(action)),
-            ..Default::default()
-        };
-        let domains = vec![host(i), format!("{}:80", host(i))];
-        VirtualHost { name: format!("{}:80", host(i)), domains, routes: vec![route], ..Default::default() }
+    table(TABLE.into(), (0..services).map(|i| virtual_host(i, to(i))).collect())
+}
+
+fn virtual_host(i: usize, to: usize) -> VirtualHost {
+    let action = RouteAction {
+        cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(name(to))),
+        timeout: Some(Duration::default()),
+        ..Default::default()
     };
-    let virtual_hosts = (0..services).map(virtual_host).collect();
-    let message = RouteConfiguration { name: TABLE.into(), virtual_hosts, ..Default::default() };
-    packed(TABLE.into(), types::ROUTES, &message)
+    let path_specifier = Some(route_match::PathSpecifier::Prefix("/".into()));
+    let route = Route {
+        r#match: Some(RouteMatch { path_specifier, ..Default::default() }),
+        action: Some(route::Action::Route(action)),
+        ..Default::default()
+    };
+    let domains = vec![host(i), format!("{}:80", host(i))];
+    VirtualHost { name: format!("{}:80", host(i)), domains, routes: vec![route], ..Default::default() }
+}
+
+fn table(name: String, virtual_hosts: Vec<VirtualHost>) -> Named {
+    let message = RouteConfiguration { name: name.clone(), virtual_hosts, ..Default::default() };
+    packed(name, types::ROUTES, &message)
+}
+
+/// A scope with a table of its own, which has one virtual host.
+pub fn scope(i: usize) -> [Named; 2] {
+    let (name, key) = (format!("scope-{i}"), key::fragment::Type::StringKey(i.to_string()));
+    let message = ScopedRouteConfiguration {
+        name: name.clone(),
+        route_configuration_name: format!("table-{i}"),
+        key: Some(Key { fragments: vec![key::Fragment { r#type: Some(key) }] }),
+        ..Default::default()
+    };
+    [packed(name, types::SCOPED_ROUTES, &message), table(format!("table-{i}"), vec![virtual_host(i, 0)])]
 }
 
 /// HTTP with the route table.
 pub fn listener(at: SocketAddr) -> Named {
+    let rds = Rds { route_config_name: TABLE.into(), config_source: ads() };
+    http(at, RouteSpecifier::Rds(rds))
+}
+
+/// HTTP with the scopes; a header says which.
+pub fn scoped_listener(at: SocketAddr) -> Named {
+    let header = HeaderValueExtractor {
+        name: "x-scope".into(),
+        extract_type: Some(ExtractType::Index(0)),
+        ..Default::default()
+    };
+    let fragment = fragment_builder::Type::HeaderValueExtractor(header);
+    let scopes = ScopedRoutes {
+        name: "scopes".into(),
+        scope_key_builder: Some(ScopeKeyBuilder {
+            fragments: vec![FragmentBuilder { r#type: Some(fragment) }],
+        }),
+        rds_config_source: ads(),
+        config_specifier: Some(ConfigSpecifier::ScopedRds(ScopedRds {
+            scoped_rds_config_source: ads(),
+            ..Default::default()
+        })),
+    };
+    http(at, RouteSpecifier::ScopedRoutes(scopes))
+}
+
+fn http(at: SocketAddr, routes: RouteSpecifier) -> Named {
     let router = HttpFilter {
         name: "envoy.filters.http.router".into(),
         config_type: Some(http_filter::ConfigType::TypedConfig(typed(&Router::default()))),
         ..Default::default()
     };
-    let rds = Rds { route_config_name: TABLE.into(), config_source: ads() };
     let manager = HttpConnectionManager {
         stat_prefix: "front".into(),
-        route_specifier: Some(RouteSpecifier::Rds(rds)),
+        route_specifier: Some(routes),
         http_filters: vec![router],
         ..Default::default()
     };

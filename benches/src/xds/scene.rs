@@ -54,13 +54,33 @@ impl Scene {
         (services, routed): (usize, usize),
         wrapper: &[String],
     ) -> Result<Self> {
+        let routes = |listen| [resources::routes(routed, |i| i), resources::listener(listen)].to_vec();
+        Self::with(lab, subject, variant, services, routes, wrapper).await
+    }
+
+    /// The same with `tables` route tables, in a scope each.
+    pub async fn scoped(lab: &Lab, subject: &Subject, variant: Variant, tables: usize) -> Result<Self> {
+        let routes = |listen| {
+            let scopes = (0..tables).flat_map(resources::scope);
+            scopes.chain([resources::scoped_listener(listen)]).collect()
+        };
+        Self::with(lab, subject, variant, 1, routes, &[]).await
+    }
+
+    async fn with(
+        lab: &Lab,
+        subject: &Subject,
+        variant: Variant,
+        services: usize,
+        routes: impl FnOnce(SocketAddr) -> Vec<Named>,
+        wrapper: &[String],
+    ) -> Result<Self> {
         let backends = [Backend::start().await?, Backend::start().await?];
         let port = backends[0].port;
         let mut all: Vec<Named> = (0..services).map(resources::cluster).collect();
         all.extend((0..services).map(|i| resources::endpoints(i, port)));
-        all.push(resources::routes(routed, |i| i));
         let mut setup = lab.setup(Front::Http1, Upstream::Http1)?;
-        all.push(resources::listener(setup.listen));
+        all.extend(routes(setup.listen));
         let plane = ControlPlane::start(all).await?;
         setup.front = Front::Xds { control_plane: plane.at, delta: variant == Variant::Delta };
         let limit = Duration::from_secs(if wrapper.is_empty() { 60 } else { 600 });

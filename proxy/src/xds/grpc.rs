@@ -15,7 +15,9 @@ use sampan_core::config_source::{Api, ApiSource, GrpcService};
 use sampan_core::header::HeaderName;
 use sampan_core::log::{Component, Level};
 use sampan_core::stats::{Counter, Gauge, Scope, TextReadout};
-use sampan_upstream::{ClusterManager, H2Lease, HttpLease, LbContext, PoolError, Priority, WorkerClusters};
+use sampan_upstream::{
+    ClusterManager, ConnectOptions, H2Lease, HttpLease, LbContext, PoolError, Priority, WorkerClusters,
+};
 use xds_client::{Call, Client, Config, End, LocalFuture, Observer, RateLimit, Transport, Variant};
 
 /// What the control thread needs to talk to control planes.
@@ -153,7 +155,8 @@ impl Transport for Grpc {
             })?;
             let host =
                 cluster.pick(&LbContext::default()).ok_or_else(|| End::unavailable("no healthy upstream"))?;
-            let mut lease = match host.http(Priority::Default, true, None).await {
+            let paced = ConnectOptions { paced: true, ..ConnectOptions::default() };
+            let mut lease = match host.http(Priority::Default, true, Some(&paced)).await {
                 Ok(HttpLease::H2(lease)) => lease,
                 Ok(_) => return Err(End::unavailable("the cluster does not speak HTTP/2")),
                 Err(error) => return Err(End::unavailable(reason(&error))),

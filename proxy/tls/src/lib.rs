@@ -12,6 +12,7 @@ mod context;
 mod data_source;
 mod failure;
 mod gate;
+mod paced;
 mod params;
 mod peers;
 mod san;
@@ -32,6 +33,7 @@ mod verifier;
 
 pub use client::ClientContext;
 pub use context::{ClientOptions, HandshakeError, LoadedCertificate};
+pub use paced::Paced;
 pub use secrets::{SecretKind, StaticSecrets};
 pub use server::ServerContext;
 pub use slot::{Commit, SecretUser, TlsContext, TlsSlot, WantedSecret};

@@ -13,9 +13,10 @@ use sampan_core::peer::{Exchange, PeerCell, PeerExchange};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::gate::{self, Gated};
 use tokio_rustls::{client, server};
 
+use crate::gate::{self, Gated};
+use crate::paced::Paced;
 use crate::tap::{Tap, Tapped};
 
 /// A byte stream within another protocol.
@@ -40,6 +41,8 @@ pub enum Transport {
     Gated(Box<Gated>),
     /// One of the others with somebody who looks at its bytes.
     Tapped(Box<Tapped>),
+    /// Plain TCP that is read seldom.
+    Paced(Box<Paced>),
     /// A stream of another protocol.
     Tunnel(Box<dyn Tunnel>),
     /// Nothing: the stream was taken out.
@@ -74,6 +77,10 @@ macro_rules! each {
                 $body
             }
             Transport::Tapped($stream) => {
+                let $stream = Pin::new($stream.as_mut());
+                $body
+            }
+            Transport::Paced($stream) => {
                 let $stream = Pin::new($stream.as_mut());
                 $body
             }
@@ -147,6 +154,7 @@ impl Transport {
             Self::Exchange(s) => s.inner().tcp(),
             Self::Tapped(s) => s.inner().tcp(),
             Self::Gated(s) => s.inner.tcp(),
+            Self::Paced(s) => Some(s.tcp()),
             Self::Tunnel(_) | Self::Taken => None,
         }
     }
@@ -158,7 +166,7 @@ impl Transport {
             Self::Exchange(s) => s.inner().is_tls(),
             Self::Tapped(s) => s.inner().is_tls(),
             Self::Gated(s) => s.inner.is_tls(),
-            Self::Tcp(_) | Self::Unix(_) | Self::Tunnel(_) | Self::Taken => false,
+            Self::Tcp(_) | Self::Unix(_) | Self::Paced(_) | Self::Tunnel(_) | Self::Taken => false,
         }
     }
 
@@ -177,6 +185,14 @@ impl Transport {
     pub fn tap(&mut self, tap: Box<dyn Tap>) {
         let inner = std::mem::replace(self, Self::Taken);
         *self = Self::Tapped(Box::new(Tapped::new(inner, tap)));
+    }
+
+    /// From now on a peer that sends little very often is read seldom ([`Paced`]). Only plain TCP can be.
+    pub fn pace(&mut self) {
+        *self = match std::mem::replace(self, Self::Taken) {
+            Self::Tcp(tcp) => Self::Paced(Box::new(Paced::new(tcp))),
+            other => other,
+        };
     }
 
     /// Begins Istio's metadata exchange on it, if ALPN has agreed on that.

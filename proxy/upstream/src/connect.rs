@@ -36,6 +36,8 @@ pub struct ConnectOptions {
     pub alpn: Arc<[Vec<u8>]>,
     /// What a PROXY header tells of the downstream connection.
     pub told: Option<Arc<Told>>,
+    /// What the peer sends may wait for some milliseconds, once it sends very often ([`sampan_tls::Paced`]).
+    pub paced: bool,
 }
 
 impl ConnectOptions {
@@ -58,6 +60,7 @@ impl ConnectOptions {
             verify_sans: sans.map(|sans| sans.iter().map(text).collect()).unwrap_or_default(),
             alpn: alpn.unwrap_or_default(),
             told: None,
+            paced: false,
         })
     }
 }
@@ -185,6 +188,9 @@ async fn connect_inner(
             return Err(ConnectFailure::immediate(&error, &remote));
         }
     };
+    if options.paced {
+        transport.pace();
+    }
     let connected = Instant::now();
     let socket = cluster.socket(host);
     let header =
