@@ -2,6 +2,8 @@
 //! ([`super::hosts`]), as may those of a connection manager's own table.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::rc::{Rc, Weak as RcWeak};
 use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,7 +15,9 @@ use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_http::filter::HttpFilterRegistry;
-use sampan_http::route::{HostsOnDemand, RouteContext, RouteSlot, RouteTable, WantedHosts, WantedRoutes};
+use sampan_http::route::{
+    HostsOnDemand, LazyTable, RouteContext, RouteSlot, RouteTable, WantedHosts, WantedRoutes,
+};
 use sampan_listener::{ListenerConfig, Server};
 use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
@@ -25,8 +29,8 @@ use super::{Context, Source, Subscriber, SubscriptionStats, hosts};
 /// All RDS subscriptions.
 pub struct Rds {
     context: Rc<Context>,
-    compiler: Rc<Compiler>,
-    all: Rc<RefCell<Vec<Subscription>>>,
+    compiler: Arc<Compiler>,
+    all: Rc<RefCell<Tables>>,
     /// Tables of connection managers whose hosts come on their own.
     inline: RefCell<Vec<Rc<Table>>>,
 }
@@ -35,6 +39,9 @@ struct Compiler {
     registry: HttpFilterRegistry,
     server: Arc<Server>,
 }
+
+/// By name; nearly always one each.
+type Tables = BTreeMap<Arc<str>, Vec<Subscription>>;
 
 struct Subscription {
     source: ConfigSource,
@@ -46,9 +53,9 @@ struct Subscription {
 pub(super) struct Table {
     this: RcWeak<Table>,
     /// Itself and the others: the first of them decodes for all.
-    all: RcWeak<RefCell<Vec<Subscription>>>,
+    all: RcWeak<RefCell<Tables>>,
     context: Rc<Context>,
-    compiler: Rc<Compiler>,
+    compiler: Arc<Compiler>,
     pub(super) name: Arc<str>,
     /// Below which the counters of its hosts stand, by its name.
     hosts_scope: Scope,
@@ -72,6 +79,9 @@ struct Stats {
     update_empty: Counter,
 }
 
+/// Tables above this are compiled when they come: no request is to wait for one.
+const AT_ONCE: usize = 64 * 1024;
+
 /// A table in force.
 #[derive(Clone)]
 pub struct Current {
@@ -81,14 +91,14 @@ pub struct Current {
     pub bytes: Bytes,
     /// When it came.
     pub updated: SystemTime,
-    compiled: Arc<RouteTable>,
+    compiled: Arc<LazyTable>,
 }
 
 impl Rds {
     pub(super) fn new(context: Rc<Context>, server: Arc<Server>) -> Self {
         let mut registry = HttpFilterRegistry::default();
         sampan_http::filters::register(&mut registry);
-        let compiler = Rc::new(Compiler { registry, server });
+        let compiler = Arc::new(Compiler { registry, server });
         Self { context, compiler, all: Rc::default(), inline: RefCell::default() }
     }
 
@@ -108,11 +118,8 @@ impl Rds {
 
     /// What of a listener's wants was not answered yet, in Envoy's words.
     pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
-        let all = self.all.borrow();
-        let answered = |wanted: &&WantedRoutes| {
-            let same = |s: &&Subscription| s.source == wanted.source && s.table.name == wanted.name;
-            all.iter().find(same).is_some_and(|s| *s.table.answered.borrow())
-        };
+        let answered =
+            |wanted: &&WantedRoutes| self.find(wanted).is_some_and(|table| *table.answered.borrow());
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedRoutes>());
         let names = wanted.filter(|wanted| !answered(wanted));
         let mut names: Vec<_> =
@@ -125,27 +132,24 @@ impl Rds {
         names
     }
 
-    /// Subscribes to one table; who gives up its slot ends it.
+    /// Subscribes to one table; who gives up its slot ends it with the next [`Self::tidy`].
     pub(super) fn follow_one(&self, wanted: &WantedRoutes) -> watch::Receiver<bool> {
-        self.tidy();
         self.subscribe(wanted).answered.subscribe()
     }
 
     /// Compiles a table that came with something else.
-    pub(super) fn compile(
-        &self,
-        message: &RouteConfiguration,
-        validate_clusters: bool,
-    ) -> Result<RouteTable, String> {
-        let Compiler { registry, server } = &*self.compiler;
-        let context = RouteContext { registry, clusters: &*server.clusters, validate_clusters };
-        RouteTable::from_proto(message, &context).map_err(|e| e.to_string())
+    pub(super) fn compile(&self, message: &RouteConfiguration) -> Result<RouteTable, String> {
+        RouteTable::from_proto(message, &self.compiler.context(true)).map_err(|e| e.to_string())
+    }
+
+    fn find(&self, wanted: &WantedRoutes) -> Option<Rc<Table>> {
+        let all = self.all.borrow();
+        let found = all.get(&wanted.name)?.iter().find(|s| s.source == wanted.source);
+        found.map(|s| s.table.clone())
     }
 
     fn subscribe(&self, wanted: &WantedRoutes) -> Rc<Table> {
-        let same = |s: &&Subscription| s.source == wanted.source && s.table.name == wanted.name;
-        let found = self.all.borrow().iter().find(same).map(|s| s.table.clone());
-        if let Some(table) = found {
+        if let Some(table) = self.find(wanted) {
             table.serve(wanted.slot.clone());
             return table;
         }
@@ -160,7 +164,12 @@ impl Rds {
         let stats = SubscriptionStats::new(&scope);
         let stream = Source::start(&self.context, &wanted.source, stats, table.clone());
         let source = wanted.source.clone();
-        self.all.borrow_mut().push(Subscription { source, table: table.clone(), _stream: stream });
+        let subscription = Subscription { source, table: table.clone(), _stream: stream };
+        match self.all.borrow_mut().entry(wanted.name.clone()) {
+            Entry::Occupied(same) => same.into_mut().push(subscription),
+            // A vector that grew by itself would have room for four.
+            Entry::Vacant(place) => drop(place.insert(vec![subscription])),
+        }
         table
     }
 
@@ -231,18 +240,49 @@ impl Rds {
     /// Ends what nobody uses any more.
     pub(super) fn tidy(&self) {
         self.inline.borrow_mut().retain(|table| table.is_used());
-        self.all.borrow_mut().retain(|s| s.table.is_used());
+        self.all.borrow_mut().retain(|_, same| {
+            same.retain(|s| s.table.is_used());
+            !same.is_empty()
+        });
     }
 
     /// The tables in force.
     pub fn current(&self) -> Vec<Current> {
-        self.all.borrow().iter().filter_map(|s| s.table.current.borrow().clone()).collect()
+        let all = self.all.borrow();
+        all.values().flatten().filter_map(|s| s.table.current.borrow().clone()).collect()
     }
 }
 
 /// The tables of a listener's own whose hosts come on their own.
 fn inlined(listener: &ListenerConfig) -> impl Iterator<Item = &WantedHosts> {
     listener.wants().iter().filter_map(|want| want.downcast_ref())
+}
+
+impl Compiler {
+    fn context(&self, validate_clusters: bool) -> RouteContext<'_> {
+        RouteContext { registry: &self.registry, clusters: &*self.server.clusters, validate_clusters }
+    }
+
+    fn compile(
+        &self,
+        message: &RouteConfiguration,
+        on_demand: Option<&HostsOnDemand>,
+    ) -> Result<RouteTable, String> {
+        let table = RouteTable::with_hosts_on_demand(message, &self.context(false), on_demand.cloned());
+        table.map_err(|e| e.to_string())
+    }
+
+    /// Compiles what was accepted. Clusters that are gone since then do not matter.
+    fn compile_again(&self, bytes: &Bytes) -> RouteTable {
+        let message = RouteConfiguration::decode(&**bytes).map_err(|e| e.to_string());
+        let table = message.and_then(|message| {
+            self.compile(&RouteConfiguration { validate_clusters: None, ..message }, None)
+        });
+        table.unwrap_or_else(|error| {
+            warn(&format!("a route table that was accepted does not compile: {error}"));
+            RouteTable::default()
+        })
+    }
 }
 
 impl Table {
@@ -277,13 +317,14 @@ impl Table {
         let message = resource.message()?;
         let next = match &message.vhds {
             None => {
-                let compiled = self.compile(&message, None)?;
+                let compiled = self.compiler.compile(&message, None)?;
+                let compiled = self.at_first_use(compiled, &bytes);
                 self.base.take();
                 Current {
                     version: version.into(),
                     bytes: bytes.clone(),
                     updated: SystemTime::now(),
-                    compiled,
+                    compiled: Arc::new(compiled),
                 }
             }
             Some(vhds) => self.take_with_hosts(&message, vhds, version)?,
@@ -315,7 +356,7 @@ impl Table {
         let same = self.base.borrow().as_ref().is_some_and(|(_, hosts)| hosts.is_of(vhds));
         if !same {
             // Whether it can be used is known before anybody is asked.
-            self.compile(message, None)?;
+            self.compiler.compile(message, None)?;
             let table = self.this.upgrade().ok_or("the route table is gone")?;
             let scope = &self.hosts_scope.scope(&self.name);
             let hosts = hosts::Subscription::start(&self.context, &source, vhds.clone(), scope, &table);
@@ -325,21 +366,20 @@ impl Table {
         let mut base = self.base.borrow_mut();
         let (base, hosts) = base.as_mut().ok_or("the route table has no hosts")?;
         let whole = hosts.complete(message);
-        let compiled = self.compile(&whole, Some(&hosts.on_demand))?;
+        let compiled = Arc::new(self.compiler.compile(&whole, Some(&hosts.on_demand))?.into());
         base.clone_from(message);
         let bytes = whole.encode_to_vec().into();
         Ok(Current { version: version.into(), bytes, updated: SystemTime::now(), compiled })
     }
 
-    fn compile(
-        &self,
-        message: &RouteConfiguration,
-        on_demand: Option<&HostsOnDemand>,
-    ) -> Result<Arc<RouteTable>, String> {
-        let Compiler { registry, server } = &*self.compiler;
-        let context = RouteContext { registry, clusters: &*server.clusters, validate_clusters: false };
-        let table = RouteTable::with_hosts_on_demand(message, &context, on_demand.cloned());
-        table.map(Arc::new).map_err(|e| e.to_string())
+    /// A table that nobody has asked for yet is let go until somebody does: its bytes are there.
+    fn at_first_use(&self, compiled: RouteTable, bytes: &Bytes) -> LazyTable {
+        let used = self.current.borrow().as_ref().is_some_and(|current| current.compiled.is_made());
+        if used || bytes.len() > AT_ONCE {
+            return compiled.into();
+        }
+        let (compiler, bytes) = (self.compiler.clone(), bytes.clone());
+        LazyTable::later(move || compiler.compile_again(&bytes))
     }
 
     /// Exchanges the hosts that came on their own.
@@ -351,7 +391,7 @@ impl Table {
         let base = self.base.borrow();
         let Some((base, hosts)) = &*base else { return Ok(()) };
         let whole = whole(base);
-        let compiled = self.compile(&whole, Some(&hosts.on_demand))?;
+        let compiled = Arc::new(self.compiler.compile(&whole, Some(&hosts.on_demand))?.into());
         let bytes = whole.encode_to_vec().into();
         let updated = SystemTime::now();
         self.first.take();
@@ -392,8 +432,9 @@ impl Subscriber for Table {
     fn decode(&self, resource: Resource) -> Result<Decoded, String> {
         decode_new::<RouteConfiguration>(&self.context, resource, |name, bytes| {
             let Some(all) = self.all.upgrade() else { return false };
-            let is = |table: &Table| *table.name == *name && table.given.borrow().as_deref() == Some(bytes);
-            all.borrow().iter().any(|subscription| is(&subscription.table))
+            let all = all.borrow();
+            let is = |s: &Subscription| s.table.given.borrow().as_deref() == Some(bytes);
+            all.get(name).is_some_and(|same| same.iter().any(is))
         })
     }
 

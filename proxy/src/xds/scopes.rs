@@ -14,7 +14,9 @@ use prost::bytes::Bytes;
 use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::{Counter, Gauge, Scope};
-use sampan_http::route::{RouteSlot, ScopeSlot, Scopes as Map, WantedRoutes, WantedScopes, scope_key};
+use sampan_http::route::{
+    RouteSlot, RouteTable, ScopeSlot, Scopes as Map, WantedRoutes, WantedScopes, scope_key,
+};
 use sampan_listener::ListenerConfig;
 use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
@@ -208,7 +210,10 @@ impl Scopes {
             };
             all.insert(name, held);
         }
+        // Scopes that went hold their tables no more.
+        drop(old);
         self.put(version, all, changed);
+        self.routes.tidy();
         Ok(())
     }
 
@@ -217,7 +222,7 @@ impl Scopes {
         // A copy of its own: a slice would keep the whole response.
         let (key, bytes) = (scope_key(message), one.bytes.to_vec().into());
         if let Some(routes) = &message.route_configuration {
-            let table = self.routes.compile(routes, true)?;
+            let table = self.routes.compile(routes)?;
             return Ok(Held { key, bytes, table: RouteSlot::new(table), answered: None });
         }
         if message.on_demand {
@@ -229,7 +234,7 @@ impl Scopes {
         let Some(source) = self.source.clone() else {
             return Err("rds_config_source: value is required".to_owned());
         };
-        let table = RouteSlot::new(self.routes.compile(&Default::default(), false)?);
+        let table = RouteSlot::new(RouteTable::default());
         let answered = self.routes.follow_one(&WantedRoutes {
             name: message.route_configuration_name.as_str().into(),
             source,

@@ -17,6 +17,7 @@ mod headers;
 mod host;
 mod index;
 mod internal_redirect;
+mod lazy;
 mod matching;
 mod mirror;
 mod mutations;
@@ -49,6 +50,7 @@ pub use forward::{ClusterAction, GrpcTimeout, StreamDuration};
 pub use hash::{Cookie, HashPolicies, MakeCookie};
 pub use headers::{HeaderMutations, Values, append as append_header, as_stored, is_inline};
 pub use internal_redirect::{InternalRedirects, RedirectStep, Redirected};
+pub use lazy::LazyTable;
 pub use mirror::Mirror;
 pub use on_demand::{Demand, HostsOnDemand, hosts_source};
 pub use per_filter::FilterConfigs;
@@ -72,7 +74,8 @@ pub(crate) use matching::{RouteMatch, without_query};
 use mutations::Mutations;
 use tree::{Lookup, Routes};
 
-/// A compiled `RouteConfiguration`.
+/// A compiled `RouteConfiguration`; without one it finds no route.
+#[derive(Default)]
 pub struct RouteTable {
     /// `name`
     pub name: Arc<str>,

@@ -143,8 +143,7 @@ impl Scoped {
             }
             None => return Err(ConfigError::missing("config_specifier")),
         }
-        let nothing = RouteContext { registry, clusters, validate_clusters: false };
-        let nothing = RouteSlot::new(RouteTable::from_proto(&Default::default(), &nothing)?);
+        let nothing = RouteSlot::new(RouteTable::default());
         Ok(Self { fragments, slot, nothing })
     }
 

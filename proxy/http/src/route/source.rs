@@ -17,8 +17,8 @@ use sampan_listener::{FactoryContext, KnownClusters};
 
 use super::scopes::Scoped;
 use super::{
-    Action, ClusterAction, Found, HostsOnDemand, Redirect, RequestView, Route, RouteTable, VirtualHost,
-    WeightedCluster, WorkerTable, hosts_source,
+    Action, ClusterAction, Found, HostsOnDemand, LazyTable, Redirect, RequestView, Route, RouteTable,
+    VirtualHost, WeightedCluster, WorkerTable, hosts_source,
 };
 use crate::filter::{HttpFilterRegistry, LocalReply, RouteConfig};
 use crate::filters::cors::Policy as CorsPolicy;
@@ -56,7 +56,7 @@ pub enum RouteSource {
 pub struct RouteSlot {
     /// Changes with the table: what a worker looks at for each request.
     version: AtomicU64,
-    table: ArcSwap<RouteTable>,
+    table: ArcSwap<LazyTable>,
 }
 
 /// What a manager wants of RDS; whoever makes listeners sees to it.
@@ -82,11 +82,11 @@ pub struct WantedHosts {
 impl RouteSlot {
     /// A slot with a table in it.
     pub fn new(table: RouteTable) -> Arc<Self> {
-        Arc::new(Self { version: AtomicU64::new(0), table: ArcSwap::from_pointee(table) })
+        Arc::new(Self { version: AtomicU64::new(0), table: ArcSwap::from_pointee(table.into()) })
     }
 
     /// Exchanges the table. Streams keep the one they began with.
-    pub fn publish(&self, table: Arc<RouteTable>) {
+    pub fn publish(&self, table: Arc<LazyTable>) {
         self.table.store(table);
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -116,7 +116,7 @@ impl RouteSource {
             Some(RouteSpecifier::RouteConfig(config)) => {
                 inline(config, context, registry).at("route_config")?
             }
-            Some(RouteSpecifier::Rds(rds)) => wanted(rds, scope, context, registry).at("rds")?,
+            Some(RouteSpecifier::Rds(rds)) => wanted(rds, scope, context).at("rds")?,
             Some(RouteSpecifier::ScopedRoutes(scoped)) => {
                 let scoped = Scoped::from_proto(scoped, scope, context, registry).at("scoped_routes")?;
                 return Ok(Self::Scoped(Box::new(scoped)));
@@ -137,7 +137,7 @@ impl RouteSource {
     /// Where hosts that the table in force does not have are asked for. As in Envoy the tables of scopes have no such.
     pub fn hosts_on_demand(&self) -> Option<HostsOnDemand> {
         match self {
-            Self::One(slot) => slot.table.load().on_demand.clone(),
+            Self::One(slot) => slot.table.load().hosts_on_demand(),
             Self::Scoped(_) => None,
         }
     }
@@ -188,17 +188,10 @@ fn inline(
 }
 
 /// A slot that finds no route until RDS has answered.
-fn wanted(
-    rds: &Rds,
-    scope: &Scope,
-    context: &FactoryContext,
-    registry: &HttpFilterRegistry,
-) -> ConfigResult<Arc<RouteSlot>> {
+fn wanted(rds: &Rds, scope: &Scope, context: &FactoryContext) -> ConfigResult<Arc<RouteSlot>> {
     let source = rds.config_source.as_ref().ok_or_else(|| ConfigError::missing("config_source"))?;
     let source = ConfigSource::from_proto(source).at("config_source")?;
-    let clusters = &*context.server.clusters;
-    let nothing = RouteContext { registry, clusters, validate_clusters: false };
-    let slot = RouteSlot::new(RouteTable::from_proto(&Default::default(), &nothing)?);
+    let slot = RouteSlot::new(RouteTable::default());
     context.want(WantedRoutes {
         name: rds.route_config_name.as_str().into(),
         source,
@@ -210,7 +203,7 @@ fn wanted(
 
 impl Cached {
     fn of(slot: &Arc<RouteSlot>, version: u64) -> Self {
-        Self { slot: Arc::downgrade(slot), version, table: Rc::new(slot.table.load_full()) }
+        Self { slot: Arc::downgrade(slot), version, table: Rc::new(slot.table.load().get().clone()) }
     }
 }
 
