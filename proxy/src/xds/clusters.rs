@@ -11,9 +11,9 @@ use sampan_config::last_good::KeptResource;
 use sampan_core::error::{ConfigError, ConfigResult};
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_upstream::{Cluster, ClusterConfig, Origin};
-use tokio::sync::watch;
 use xds_client::{Decoded, Pause, Resource, types};
 
+use super::answer::Answer;
 use super::endpoints::Eds;
 use super::resource::{Known, decode_new, known};
 use super::source::kept;
@@ -23,7 +23,7 @@ use super::{Context, Subscriber};
 pub struct Cds {
     changes: Changes,
     version: RefCell<Arc<str>>,
-    answered: watch::Sender<bool>,
+    answered: Answer,
     /// `config_reload`
     reloads: Counter,
     /// `config_reload_time_ms`
@@ -53,7 +53,7 @@ impl Cds {
         Self {
             changes: Changes::new(context, eds, false),
             version: RefCell::new("".into()),
-            answered: watch::Sender::new(false),
+            answered: Answer::default(),
             reloads: scope.counter("config_reload"),
             reloaded_at: scope.gauge("config_reload_time_ms"),
         }
@@ -66,8 +66,7 @@ impl Cds {
 
     /// Returns when the first answer has come, or is known not to.
     pub(super) async fn answered(&self) {
-        // The sender lives in self, so that waiting cannot fail.
-        let _ = self.answered.subscribe().wait_for(|done| *done).await;
+        self.answered.awaited().settled().await;
     }
 
     pub(super) fn serving(&self) {
@@ -81,7 +80,7 @@ impl Cds {
             self.reloads.inc();
             self.reloaded_at.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         }
-        self.answered.send_replace(true);
+        self.answered.settle();
         Ok(())
     }
 }
@@ -219,7 +218,7 @@ impl Subscriber for Cds {
     }
 
     fn failed(&self) {
-        self.answered.send_replace(true);
+        self.answered.settle();
     }
 
     fn in_force(&self) -> Vec<KeptResource> {

@@ -15,9 +15,9 @@ use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
 use sampan_core::stats::Counter;
 use sampan_listener::{ExtensionUser, ListenerConfig, Stage, WantedExtension};
-use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
+use super::answer::{Answer, Awaited};
 use super::resource::{Checked, checked, decode};
 use super::source::kept;
 use super::{Context, Source, Subscriber, SubscriptionStats};
@@ -41,7 +41,7 @@ struct Extension {
     name: Arc<str>,
     users: RefCell<Vec<Weak<dyn ExtensionUser>>>,
     current: RefCell<Option<CurrentExtension>>,
-    answered: watch::Sender<bool>,
+    answered: Answer,
     config_reload: Counter,
     config_fail: Counter,
     config_conflict: Counter,
@@ -71,15 +71,9 @@ impl Extensions {
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedExtension>());
         let answers = wanted.filter_map(|wanted| {
             let extension = self.subscribe(wanted);
-            wanted.warms.then(|| extension.answered.subscribe())
+            wanted.warms.then(|| extension.answered.awaited())
         });
-        let answers: Vec<_> = answers.collect();
-        async move {
-            for mut answer in answers {
-                // A subscription that ended is awaited by nobody.
-                let _ = answer.wait_for(|done| *done).await;
-            }
-        }
+        Awaited::all(answers.collect())
     }
 
     /// What of a listener's wants was not answered yet, in Envoy's words.
@@ -89,7 +83,7 @@ impl Extensions {
             let same = |s: &&Subscription| {
                 s.stage == wanted.stage && s.source == wanted.source && s.extension.name == wanted.name
             };
-            all.iter().find(same).is_some_and(|s| *s.extension.answered.borrow())
+            all.iter().find(same).is_some_and(|s| s.extension.answered.is_settled())
         };
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedExtension>());
         let names = wanted.filter(|wanted| wanted.warms && !answered(wanted));
@@ -112,7 +106,7 @@ impl Extensions {
             name: wanted.name.clone(),
             users: RefCell::new(vec![wanted.user.clone()]),
             current: RefCell::default(),
-            answered: watch::Sender::new(false),
+            answered: Answer::default(),
             config_reload: scope.counter("config_reload"),
             config_fail: scope.counter("config_fail"),
             config_conflict: scope.counter("config_conflict"),
@@ -208,7 +202,7 @@ impl Subscriber for Extension {
                 return Err(format!("Unexpected number of resources in ExtensionConfigDS response: {count}"));
             }
         }
-        self.answered.send_replace(true);
+        self.answered.settle();
         Ok(())
     }
 
@@ -227,7 +221,7 @@ impl Subscriber for Extension {
 
     fn failed(&self) {
         self.config_fail.inc();
-        self.answered.send_replace(true);
+        self.answered.settle();
     }
 
     fn in_force(&self) -> Vec<KeptResource> {

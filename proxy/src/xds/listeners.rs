@@ -11,9 +11,9 @@ use envoy_types::pb::envoy::config::listener::v3::Listener as Message;
 use envoy_types::pb::google::protobuf::{Any, Timestamp};
 use sampan_config::last_good::KeptResource;
 use sampan_upstream::Origin;
-use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
+use super::answer::Answer;
 use super::resource::{Known, decode_new, known};
 use super::source::kept;
 use super::{Context, Dependencies, Subscriber};
@@ -25,12 +25,12 @@ pub struct Lds {
     listeners: Rc<ListenerManager>,
     warm: Dependencies,
     version: RefCell<Arc<str>>,
-    answered: watch::Sender<bool>,
+    answered: Answer,
 }
 
 impl Lds {
     pub(super) fn new(context: Rc<Context>, listeners: Rc<ListenerManager>, warm: Dependencies) -> Self {
-        let answered = watch::Sender::new(false);
+        let answered = Answer::default();
         Self { context, listeners, warm, version: RefCell::new("".into()), answered }
     }
 
@@ -41,8 +41,7 @@ impl Lds {
 
     /// Returns when the first answer has come, or is known not to.
     pub(super) async fn answered(&self) {
-        // The sender lives in self, so that waiting cannot fail.
-        let _ = self.answered.subscribe().wait_for(|done| *done).await;
+        self.answered.awaited().settled().await;
     }
 
     fn remove_others(&self, resources: &[Known<'_, Message>]) {
@@ -93,7 +92,7 @@ impl Lds {
         if !wrong.is_empty() {
             return Err(format!("Error adding/updating listener(s) {}", wrong.join(", ")));
         }
-        self.answered.send_replace(true);
+        self.answered.settle();
         Ok(())
     }
 
@@ -130,7 +129,7 @@ impl Subscriber for Lds {
     }
 
     fn failed(&self) {
-        self.answered.send_replace(true);
+        self.answered.settle();
     }
 
     fn in_force(&self) -> Vec<KeptResource> {

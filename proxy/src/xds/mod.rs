@@ -33,6 +33,7 @@
 //! Runtime layers, static clusters, then CDS and its clusters' endpoints, then listeners. Afterwards a new or changed cluster whose
 //! endpoints or secrets must come first waits aside ([`sampan_upstream::ClusterManager`]) until the first answer, good or bad.
 
+mod answer;
 mod clusters;
 mod demands;
 mod endpoints;

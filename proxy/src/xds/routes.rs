@@ -19,9 +19,9 @@ use sampan_http::route::{
     HostsOnDemand, LazyTable, RouteContext, RouteSlot, RouteTable, WantedHosts, WantedRoutes,
 };
 use sampan_listener::{ListenerConfig, Server};
-use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
+use super::answer::{Answer, Awaited};
 use super::resource::{Known, decode_new, known};
 use super::source::{kept, warn};
 use super::{Context, Source, Subscriber, SubscriptionStats, hosts};
@@ -67,7 +67,7 @@ pub(super) struct Table {
     first: RefCell<Option<Current>>,
     users: RefCell<Vec<Weak<RouteSlot>>>,
     current: RefCell<Option<Current>>,
-    answered: watch::Sender<bool>,
+    answered: Answer,
     /// None where it is a connection manager's own.
     stats: Option<Stats>,
 }
@@ -107,34 +107,28 @@ impl Rds {
         self.tidy();
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedRoutes>());
         let tables = wanted.map(|wanted| self.subscribe(wanted)).chain(self.grow(listener));
-        let answers: Vec<_> = tables.map(|table| table.answered.subscribe()).collect();
-        async move {
-            for mut answer in answers {
-                // A subscription that ended is awaited by nobody.
-                let _ = answer.wait_for(|done| *done).await;
-            }
-        }
+        Awaited::all(tables.map(|table| table.answered.awaited()).collect())
     }
 
     /// What of a listener's wants was not answered yet, in Envoy's words.
     pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
         let answered =
-            |wanted: &&WantedRoutes| self.find(wanted).is_some_and(|table| *table.answered.borrow());
+            |wanted: &&WantedRoutes| self.find(wanted).is_some_and(|table| table.answered.is_settled());
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedRoutes>());
         let names = wanted.filter(|wanted| !answered(wanted));
         let mut names: Vec<_> =
             names.map(|w| format!("shared target RdsRouteConfigSubscription RDS init {}", w.name)).collect();
         let inline = self.inline.borrow();
         let waits =
-            |table: &&Rc<Table>| inlined(listener).any(|w| table.is_of(w)) && !*table.answered.borrow();
+            |table: &&Rc<Table>| inlined(listener).any(|w| table.is_of(w)) && !table.answered.is_settled();
         let own = inline.iter().filter(waits);
         names.extend(own.map(|t| format!("target StaticRouteConfigProvider local-init-target {}", t.name)));
         names
     }
 
     /// Subscribes to one table; who gives up its slot ends it with the next [`Self::tidy`].
-    pub(super) fn follow_one(&self, wanted: &WantedRoutes) -> watch::Receiver<bool> {
-        self.subscribe(wanted).answered.subscribe()
+    pub(super) fn follow_one(&self, wanted: &WantedRoutes) -> Awaited {
+        self.subscribe(wanted).answered.awaited()
     }
 
     /// Compiles a table that came with something else.
@@ -192,7 +186,7 @@ impl Rds {
             first: RefCell::default(),
             users: RefCell::new(vec![user.clone()]),
             current: RefCell::default(),
-            answered: watch::Sender::new(false),
+            answered: Answer::default(),
             stats,
         })
     }
@@ -220,7 +214,7 @@ impl Rds {
                     }
                     Err(error) => {
                         warn(&error);
-                        table.answered.send_replace(true);
+                        table.answered.settle();
                     }
                 }
             }
@@ -404,7 +398,7 @@ impl Table {
         if let Some(first) = self.first.take() {
             self.publish(first);
         }
-        self.answered.send_replace(true);
+        self.answered.settle();
     }
 
     fn publish(&self, next: Current) {
@@ -445,13 +439,13 @@ impl Subscriber for Table {
             more => return Err(format!("Unexpected RDS resource length: {}", more.len())),
         }
         if self.first.borrow().is_none() {
-            self.answered.send_replace(true);
+            self.answered.settle();
         }
         Ok(())
     }
 
     fn failed(&self) {
-        self.answered.send_replace(true);
+        self.answered.settle();
     }
 
     /// As it was given: hosts that came on their own are kept on their own.

@@ -8,9 +8,9 @@ use envoy_types::pb::google::protobuf::Struct;
 use prost::bytes::Bytes;
 use sampan_config::last_good::KeptResource;
 use sampan_core::runtime::{Runtime, WantedLayer};
-use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
+use super::answer::{Answer, Awaited};
 use super::file::Watch;
 use super::resource::{checked, decode};
 use super::source::kept;
@@ -27,7 +27,7 @@ struct Layer {
     context: Rc<Context>,
     runtime: Runtime,
     wanted: WantedLayer,
-    answered: watch::Sender<bool>,
+    answered: Answer,
     /// The message in force.
     current: RefCell<Option<Bytes>>,
 }
@@ -40,8 +40,8 @@ impl Rtds {
         let mut answers = Vec::new();
         for wanted in runtime.wanted() {
             let source = wanted.source.clone();
-            let answered = watch::Sender::new(false);
-            answers.push(answered.subscribe());
+            let answered = Answer::default();
+            answers.push(answered.awaited());
             let (context, runtime) = (context.clone(), runtime.clone());
             let layer = Rc::new(Layer {
                 context: context.clone(),
@@ -52,10 +52,7 @@ impl Rtds {
             });
             layers.push(Source::start(&context, &source, SubscriptionStats::new(&scope), layer));
         }
-        for mut answer in answers {
-            // The subscription lives in what is returned.
-            let _ = answer.wait_for(|done| *done).await;
-        }
+        Awaited::all(answers).await;
         Self { _layers: layers, _roots: roots(context, runtime) }
     }
 }
@@ -75,7 +72,7 @@ fn roots(context: &Context, runtime: &Runtime) -> Vec<Watch> {
 impl Layer {
     fn set(&self, values: Option<&Struct>) -> Result<(), String> {
         self.runtime.set_layer(self.wanted.index, values).map_err(|e| e.to_string())?;
-        self.answered.send_replace(true);
+        self.answered.settle();
         Ok(())
     }
 }
@@ -123,7 +120,7 @@ impl Subscriber for Layer {
     }
 
     fn failed(&self) {
-        self.answered.send_replace(true);
+        self.answered.settle();
     }
 
     fn in_force(&self) -> Vec<KeptResource> {

@@ -18,9 +18,9 @@ use sampan_http::route::{
     RouteSlot, RouteTable, ScopeSlot, Scopes as Map, WantedRoutes, WantedScopes, scope_key,
 };
 use sampan_listener::ListenerConfig;
-use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
+use super::answer::{Answer, Awaited};
 use super::resource::{Checked, checked, decode};
 use super::source::kept;
 use super::{Context, Routes, Source, Subscriber, SubscriptionStats};
@@ -49,7 +49,7 @@ struct Scopes {
     all: RefCell<BTreeMap<String, Held>>,
     map: RefCell<Arc<Map>>,
     current: RefCell<Option<(Arc<str>, SystemTime)>>,
-    answered: watch::Sender<bool>,
+    answered: Answer,
     config_reload: Counter,
     config_reload_time_ms: Gauge,
     all_scopes: Gauge,
@@ -63,7 +63,7 @@ struct Held {
     bytes: Bytes,
     table: Arc<RouteSlot>,
     /// Of RDS, where the table comes from there.
-    answered: Option<watch::Receiver<bool>>,
+    answered: Option<Awaited>,
 }
 
 /// A set of scopes in force.
@@ -90,14 +90,9 @@ impl Srds {
         let all: Vec<_> = wanted.map(|wanted| self.subscribe(wanted)).collect();
         async move {
             for scopes in all {
-                let mut answered = scopes.answered.subscribe();
-                // A subscription that ended is awaited by nobody.
-                let _ = answered.wait_for(|done| *done).await;
-                let tables: Vec<_> =
-                    scopes.all.borrow().values().filter_map(|s| s.answered.clone()).collect();
-                for mut table in tables {
-                    let _ = table.wait_for(|done| *done).await;
-                }
+                scopes.answered.awaited().settled().await;
+                let tables = scopes.all.borrow().values().filter_map(|s| s.answered.clone()).collect();
+                Awaited::all(tables).await;
             }
         }
     }
@@ -105,10 +100,10 @@ impl Srds {
     /// What of a listener's wants was not answered yet, in Envoy's words.
     pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
         let all = self.all.borrow();
-        let table = |held: &Held| held.answered.as_ref().is_none_or(|answered| *answered.borrow());
+        let table = |held: &Held| held.answered.as_ref().is_none_or(Awaited::is_settled);
         let answered = |wanted: &&WantedScopes| {
             let found = all.iter().find(|s| s.source == wanted.source);
-            found.is_some_and(|s| *s.scopes.answered.borrow() && s.scopes.all.borrow().values().all(table))
+            found.is_some_and(|s| s.scopes.answered.is_settled() && s.scopes.all.borrow().values().all(table))
         };
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedScopes>());
         let names = wanted.filter(|wanted| !answered(wanted));
@@ -137,7 +132,7 @@ impl Srds {
             all: RefCell::default(),
             map: RefCell::default(),
             current: RefCell::default(),
-            answered: watch::Sender::new(false),
+            answered: Answer::default(),
             config_reload: scope.counter("config_reload"),
             config_reload_time_ms: scope.gauge("config_reload_time_ms"),
             all_scopes: scope.gauge("all_scopes"),
@@ -265,7 +260,7 @@ impl Scopes {
         self.config_reload.inc();
         let now = updated.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.config_reload_time_ms.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        self.answered.send_replace(true);
+        self.answered.settle();
     }
 }
 
@@ -287,7 +282,7 @@ impl Subscriber for Scopes {
     }
 
     fn failed(&self) {
-        self.answered.send_replace(true);
+        self.answered.settle();
     }
 
     fn in_force(&self) -> Vec<KeptResource> {

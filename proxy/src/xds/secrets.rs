@@ -22,9 +22,9 @@ use sampan_core::stats::Counter;
 use sampan_listener::ListenerConfig;
 use sampan_tls::{SecretKind, SecretUser, WantedSecret};
 use sampan_upstream::Cluster;
-use tokio::sync::watch;
 use xds_client::{Decoded, Resource, types};
 
+use super::answer::{Answer, Awaited};
 use super::file::Watch;
 use super::resource::{Checked, checked, decode};
 use super::source::kept;
@@ -53,7 +53,7 @@ struct Slot {
     /// Of the files that the secret in force names.
     files: Cell<u64>,
     watches: RefCell<Vec<Watch>>,
-    answered: watch::Sender<bool>,
+    answered: Answer,
     key_rotation_failed: Counter,
 }
 
@@ -80,7 +80,7 @@ impl Secrets {
     pub fn follow(&self, listener: &ListenerConfig) -> impl Future<Output = ()> + use<> {
         self.tidy();
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedSecret>());
-        all(wanted.map(|wanted| self.subscribe(wanted).answered.subscribe()).collect())
+        Awaited::all(wanted.map(|wanted| self.subscribe(wanted).answered.awaited()).collect())
     }
 
     /// Subscribes to what a cluster wants. Files answer at once; what is awaited then returns when the rest has been
@@ -91,16 +91,16 @@ impl Secrets {
             return None;
         }
         self.tidy();
-        let answers = wants.iter().map(|wanted| self.subscribe(wanted).answered.subscribe());
-        let missing: Vec<_> = answers.filter(|answer| !*answer.borrow()).collect();
-        (!missing.is_empty()).then(|| all(missing))
+        let answers = wants.iter().map(|wanted| self.subscribe(wanted).answered.awaited());
+        let missing: Vec<_> = answers.filter(|answer| !answer.is_settled()).collect();
+        (!missing.is_empty()).then(|| Awaited::all(missing))
     }
 
     /// What of a listener's wants was not answered yet, in Envoy's words.
     pub fn unready(&self, listener: &ListenerConfig) -> Vec<String> {
         let all = self.all.borrow();
         let answered = |wanted: &&WantedSecret| {
-            all.iter().find(|s| s.is(wanted)).is_some_and(|s| *s.secret.answered.borrow())
+            all.iter().find(|s| s.is(wanted)).is_some_and(|s| s.secret.answered.is_settled())
         };
         let wanted = listener.wants().iter().filter_map(|want| want.downcast_ref::<WantedSecret>());
         wanted
@@ -125,7 +125,7 @@ impl Secrets {
             current: RefCell::default(),
             files: Cell::default(),
             watches: RefCell::default(),
-            answered: watch::Sender::new(false),
+            answered: Answer::default(),
             key_rotation_failed: scope.counter("key_rotation_failed"),
         });
         let stats = SubscriptionStats::new(&scope);
@@ -152,14 +152,6 @@ impl Secrets {
         let here = all.iter().filter_map(|s| s.secret.current.borrow().clone()).collect();
         let missing = all.iter().filter(|s| s.secret.current.borrow().is_none());
         (here, missing.map(|s| s.secret.name.clone()).collect())
-    }
-}
-
-/// Returns when all of it has been answered.
-async fn all(answers: Vec<watch::Receiver<bool>>) {
-    for mut answer in answers {
-        // A subscription that ended is awaited by nobody.
-        let _ = answer.wait_for(|done| *done).await;
     }
 }
 
@@ -271,12 +263,12 @@ impl Subscriber for Slot {
                 ));
             }
         }
-        self.answered.send_replace(true);
+        self.answered.settle();
         Ok(())
     }
 
     fn failed(&self) {
-        self.answered.send_replace(true);
+        self.answered.settle();
     }
 
     /// No key is written to a disk: certificates are kept whose key is a file's name, and what peers are verified with.
