@@ -2,7 +2,7 @@
 //!
 //! | Row | What is done |
 //! |---|---|
-//! | `change-…-N` | one endpoint set of N clusters changes, again and again, each change after the answer to the last |
+//! | `change-…-N` | one endpoint set of N clusters changes, again and again, each change some time after the answer to the last, so that it finds cold caches |
 //! | `change-all-…` | the same, but the response carries all endpoint sets and one of them is another |
 //! | `same-…` | the response carries all endpoint sets and none is another; the counters must say that nothing was rebuilt |
 //! | `…-clusters-…` | the same two with clusters instead of endpoint sets |
@@ -45,6 +45,8 @@ const VARIANTS: [(Variant, &str); 2] = [(Variant::StateOfTheWorld, "sotw"), (Var
 const MANY: usize = 10_000;
 /// The service whose endpoints change.
 const CHANGED: usize = 7;
+/// Between two changes that come one after the other.
+const APART: Duration = Duration::from_millis(30);
 /// Services with a virtual host where nothing else is said.
 const ROUTED: usize = 10;
 
@@ -124,7 +126,7 @@ impl Run<'_> {
             Ok(scene) => scene,
             Err(error) => return self.record(row, "µs CPU each", Err(error)),
         };
-        let n = if self.args.quick { 100 } else { 500 };
+        let n = if self.args.quick { 100 } else { 200 };
         let value = per_change(&scene, n).await;
         self.record(row, "µs CPU each", value);
         if services == MANY {
@@ -264,6 +266,7 @@ async fn change(scene: &Scene, n: usize) -> Result<()> {
         let port = scene.backend(i).port;
         scene.plane.push(&[resources::endpoints(CHANGED, port)]);
         scene.plane.answered(types::ENDPOINTS, scene.limit).await?;
+        sleep(APART).await;
     }
     Ok(())
 }
@@ -399,8 +402,7 @@ async fn effect(scene: &Scene, kind: &str, n: usize) -> Result<Vec<f64>> {
             }
         };
         times.push((came - sent).as_secs_f64() * 1e3);
-        // One after the other, not one upon the other.
-        sleep(Duration::from_millis(30)).await;
+        sleep(APART).await;
     }
     times.sort_by(f64::total_cmp);
     Ok(times)
