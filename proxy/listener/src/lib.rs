@@ -33,8 +33,8 @@ pub use context::{FactoryContext, KnownClusters, NodeInfo, Server, TrafficDirect
 pub use discovered::{ExtensionSlot, ExtensionUser, Stage, WantedExtension};
 pub use filters::{fuzz_http_inspector, fuzz_proxy_protocol, fuzz_tls_inspector};
 pub use network::{
-    ConnectionFilter, Downstream, Findings, Held, NetworkFilter, NetworkFilterFactory, NetworkFilterRegistry,
-    Observer, TerminalFilter, Verdict,
+    ConnectionFilter, ConnectionMetadata, Downstream, Findings, Held, NetworkFilter, NetworkFilterFactory,
+    NetworkFilterRegistry, Observer, TerminalFilter, Verdict,
 };
 pub use rbac::Refusal;
 pub use socket::{BindError, Bound, ListenSockets};

@@ -54,6 +54,9 @@ impl Downstream {
     }
 }
 
+/// What listener filters have set, for what serves the connection's requests: kept in the connection's slots.
+pub struct ConnectionMetadata(pub Box<Metadata>);
+
 /// What filters find out about a connection when its client speaks, too late for [`Downstream`]; kept in the connection's
 /// slots for whoever serves it.
 #[derive(Default)]

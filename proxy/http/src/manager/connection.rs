@@ -13,7 +13,7 @@ use sampan_core::clock;
 use sampan_core::drain::Signal;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::{ConnectionInfo, Protocol, ResponseFlag, StreamInfo};
-use sampan_listener::{Downstream, Held, Refusal, Worker};
+use sampan_listener::{ConnectionMetadata, Downstream, Held, Refusal, Worker};
 use sampan_tls::Transport;
 
 use super::config::{Codec, Manager, codec_options};
@@ -100,7 +100,10 @@ impl Drop for Counted<'_> {
 
 /// Serves a connection to its end.
 pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Worker>) {
-    let Downstream { transport, info, drain, held, refusal, .. } = downstream;
+    let Downstream { transport, info, drain, held, refusal, metadata, .. } = downstream;
+    if let Some(metadata) = metadata {
+        info.slots.get_or_insert_with(|| ConnectionMetadata(metadata));
+    }
     let mut counted = Counted::new(&manager, info.tls.is_some());
     let ends_at = manager.limits.connection_duration(|| worker.random()).map(|time| counted.start + time);
     if let Some(refusal) = refusal {

@@ -10,6 +10,7 @@ use sampan_core::Address;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::matcher::StringMatcher;
 use sampan_core::stream_info::{CertInfo, ConnectionInfo, Metadata, Protocol, StreamInfo};
+use sampan_listener::ConnectionMetadata;
 
 /// Tells the server whether the body that it sees is all of it.
 pub(super) const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
@@ -66,7 +67,7 @@ impl Told {
         if let (Some(name), Some(destination)) = (name, &mut attributes.destination) {
             destination.service = sanitized(name.as_bytes());
         }
-        attributes.metadata_context = Some(picked(&self.metadata, info.dynamic_metadata.as_deref()));
+        attributes.metadata_context = Some(picked(&self.metadata, &[info.dynamic_metadata.as_deref()]));
         CheckRequest { attributes: Some(attributes) }
     }
 
@@ -117,9 +118,12 @@ impl ToldOfRequest {
             http: Some(self.http(headers, info, body)),
         });
         attributes.context_extensions = extensions;
-        attributes.metadata_context = Some(picked(&told.metadata, info.dynamic_metadata.as_deref()));
+        let connection = info.connection.slots.get::<ConnectionMetadata>();
+        let connection = connection.as_deref().map(|metadata| &*metadata.0);
+        attributes.metadata_context =
+            Some(picked(&told.metadata, &[info.dynamic_metadata.as_deref(), connection]));
         attributes.route_metadata_context =
-            Some(picked(&self.route_metadata, info.route_metadata.as_deref()));
+            Some(picked(&self.route_metadata, &[info.route_metadata.as_deref()]));
         CheckRequest { attributes: Some(attributes) }
     }
 
@@ -210,11 +214,11 @@ fn proto(address: &Address) -> core::Address {
     core::Address { address: Some(address) }
 }
 
-/// The namespaces of these that are there.
-fn picked(namespaces: &[String], source: Option<&Metadata>) -> core::Metadata {
+/// The namespaces of these that are there, each from the first source that has it.
+fn picked(namespaces: &[String], sources: &[Option<&Metadata>]) -> core::Metadata {
     let mut found = core::Metadata::default();
     for name in namespaces {
-        if let Some(fields) = source.and_then(|source| source.get(name)) {
+        if let Some(fields) = sources.iter().flatten().find_map(|source| source.get(name)) {
             found.filter_metadata.insert(name.clone(), fields.clone());
         }
     }
