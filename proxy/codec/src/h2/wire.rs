@@ -5,7 +5,7 @@
 //! ([`super::guard`]) and keeps Envoy's books:
 //!
 //! - **Floods.** Envoy's `ProtocolConstraints`: frames without payload in a row, PRIORITY frames per stream opened,
-//!   WINDOW_UPDATE frames per DATA frame sent. The frame that breaks a limit is not given to the codec any more;
+//!   WINDOW_UPDATE frames per DATA frame sent; and the codec's own, settings per SETTINGS frame. The frame that breaks a limit is not given to the codec any more;
 //!   whoever drives the connection asks for [`Wire::flood`] and ends it. Queues of outbound frames
 //!   (`max_outbound_frames`, `max_outbound_control_frames`) need no limit: the crate reads nothing while it cannot
 //!   write, so that a peer who does not read its answers cannot ask for more of them.
@@ -21,6 +21,9 @@ use super::stats::CodecStats;
 use crate::error::ResetReason;
 
 const REFUSED_STREAM: u32 = 7;
+/// How many settings a frame may hold, and their size (`nghttp2`'s limit).
+const MAX_SETTINGS: u32 = 32;
+const SETTING: u32 = 6;
 /// How many streams may come before those that came are served: else a client that opens and resets them could make
 /// the crate hold thousands at once.
 const MAX_FRESH: u32 = 64;
@@ -51,6 +54,8 @@ pub enum Flood {
     Priority,
     /// WINDOW_UPDATE.
     WindowUpdate,
+    /// Settings of one frame.
+    Settings,
 }
 
 impl Flood {
@@ -60,6 +65,7 @@ impl Flood {
             Self::EmptyFrames => "http2.inbound_empty_frames_flood",
             Self::Priority => "codec_error:Too_many_PRIORITY_frames",
             Self::WindowUpdate => "codec_error:Too_many_WINDOW_UPDATE_frames",
+            Self::Settings => "codec_error:The_user_callback_function_failed",
         }
     }
 }
@@ -327,6 +333,7 @@ impl Wire {
                 let per_data = u64::from(self.limits.window_updates_per_data) * state.data_sent;
                 (state.window_updates > 5 + 2 * (state.opened + per_data)).then_some(Flood::WindowUpdate)
             }
+            kind::SETTINGS => (head.length > MAX_SETTINGS * SETTING).then_some(Flood::Settings),
             kind::GOAWAY => {
                 self.told_to_go.set(true);
                 None
@@ -338,6 +345,8 @@ impl Wire {
                 Flood::EmptyFrames => self.stats.inbound_empty_frames_flood.inc(),
                 Flood::Priority => self.stats.inbound_priority_frames_flood.inc(),
                 Flood::WindowUpdate => self.stats.inbound_window_update_frames_flood.inc(),
+                // It is no flood of Envoy's own.
+                Flood::Settings => {}
             }
             self.flood.set(Some(flood));
             return false;

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use sampan_codec::h2::{self, Accepted, End};
+use sampan_codec::h2::{self, Accepted, End, Flood};
 use sampan_codec::{Body, ResetReason};
 use sampan_core::header::HeaderMap;
 use sampan_core::stream_info::{Protocol, ResponseFlag};
@@ -383,7 +383,12 @@ async fn finish(shared: &Shared, codec: &mut h2::ServerConnection, event: Event)
                 "codec_error:The_user_callback_function_failed",
             ))
         }
-        Event::End(End::Flood(flood)) => Some((Some(ResponseFlag::DownstreamProtocolError), flood.details())),
+        Event::End(End::Flood(flood)) => {
+            if flood == Flood::Settings {
+                stats.downstream_cx_protocol_error.inc();
+            }
+            Some((Some(ResponseFlag::DownstreamProtocolError), flood.details()))
+        }
         Event::End(End::KeepaliveTimeout) => Some((
             Some(ResponseFlag::DownstreamConnectionTermination),
             "downstream_local_disconnect(http2_ping_timeout)",
