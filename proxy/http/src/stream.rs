@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use sampan_codec::Body;
 use sampan_core::header::{HeaderId, HeaderMap};
-use sampan_core::stream_info::StreamInfo;
+use sampan_core::stream_info::{Protocol, StreamInfo};
 use sampan_listener::Worker;
 
 use crate::filter::RouteConfig;
@@ -58,6 +58,16 @@ impl Stream {
     pub fn filter_disabled(&self, named: &NamedFilter) -> bool {
         let by_route = self.route.as_ref().and_then(|route| route.filter_disabled(&named.name));
         by_route.unwrap_or(named.disabled)
+    }
+
+    /// How much of a body filters may hold back, and of a request be kept to be sent again: over HTTP/2 a stream's window,
+    /// as in Envoy.
+    pub fn buffer_limit(&self) -> usize {
+        let limit = match self.info.protocol {
+            Some(Protocol::Http2) => self.manager.h2.stream_window,
+            _ => self.manager.buffer_limit,
+        };
+        limit as usize
     }
 
     /// Picks the route anew; for filters that changed what routes match on.

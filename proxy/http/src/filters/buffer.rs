@@ -99,7 +99,7 @@ async fn buffer(stream: &mut Stream, max: usize) -> Outcome {
 /// Takes what has come of a body that nobody will read: where that is all of it, the connection can serve on.
 pub(super) fn discard_ready(stream: &mut Stream) {
     let mut received = 0;
-    while received < stream.manager.buffer_limit as usize {
+    while received < stream.buffer_limit() {
         match stream.body.frame().now_or_never() {
             Some(Some(Ok(Frame::Data(data)))) => {
                 received += data.len();
@@ -133,7 +133,7 @@ pub(super) fn broken(error: BodyError) -> Outcome {
 /// Reads a request's body before it goes on; it stays the stream's. One of more than `max` bytes is refused, or where
 /// a part is enough no more is read than what has come by then.
 pub(super) async fn read_ahead(stream: &mut Stream, max: usize, partial: bool) -> Result<Bytes, Outcome> {
-    let limit = if partial { stream.manager.buffer_limit as usize } else { max };
+    let limit = if partial { stream.buffer_limit() } else { max };
     let mut data = BytesMut::new();
     let mut trailers = None;
     let mut complete = true;

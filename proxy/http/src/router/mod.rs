@@ -349,8 +349,7 @@ impl<'s> Forward<'s> {
 
     fn retry_buffer_limit(&self) -> usize {
         let by_route = self.selected.route().and_then(|r| r.buffer_limit);
-        let limit = by_route.unwrap_or(u64::from(self.stream.manager.buffer_limit));
-        usize::try_from(limit).unwrap_or(usize::MAX)
+        by_route.map_or(self.stream.buffer_limit(), |limit| usize::try_from(limit).unwrap_or(usize::MAX))
     }
 
     /// Server name and subject names that follow the request's host.

@@ -194,6 +194,11 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        // What the script made of a body is held back no less than what came.
+        let made = self.live().body.as_ref().map_or(0, Bytes::len);
+        if made > self.stream.buffer_limit() {
+            return self.grown();
+        }
         self.settle();
         Outcome::Continue
     }
@@ -217,13 +222,14 @@ impl<'a> Run<'a> {
             Some(Ok(Frame::Data(more))) => {
                 clock::tick();
                 self.stream.timer.touch();
-                if data.len() + more.len() > self.stream.manager.buffer_limit as usize {
+                let length = data.len() + more.len();
+                if request {
+                    self.stream.timer.set_received(length as u64);
+                }
+                if length > self.stream.buffer_limit() {
                     return Err(if request { too_large(self.stream) } else { self.response_too_large() });
                 }
                 data.extend_from_slice(&more);
-                if request {
-                    self.stream.timer.set_received(data.len() as u64);
-                }
                 self.live().saw_body = true;
                 false
             }
@@ -243,6 +249,15 @@ impl<'a> Run<'a> {
             }
         }
         Ok(end)
+    }
+
+    /// What a message ends with of which the script made too much.
+    fn grown(&self) -> Outcome {
+        if self.response.is_some() {
+            return self.response_too_large();
+        }
+        self.stream.manager.stats.downstream_rq_too_large.inc();
+        LocalReply::new(413, "request_payload_too_large").body("Payload Too Large").outcome()
     }
 
     fn response_too_large(&self) -> Outcome {
