@@ -1,5 +1,6 @@
 //! Real handshakes between our own two sides over sockets.
 
+mod advisories;
 mod config;
 mod handshake;
 mod support;

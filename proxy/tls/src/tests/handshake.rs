@@ -26,14 +26,14 @@ async fn client_accepted(leaf: &Leaf, validation: &CertificateValidationContext)
     outcomes
 }
 
-async fn assert_accepted(leaf: &Leaf, validation: &CertificateValidationContext) {
+pub(super) async fn assert_accepted(leaf: &Leaf, validation: &CertificateValidationContext) {
     for (server, client) in client_accepted(leaf, validation).await {
         assert!(server.unwrap().peer_validated);
         client.unwrap();
     }
 }
 
-async fn assert_refused(leaf: &Leaf, validation: &CertificateValidationContext, reason: &str) {
+pub(super) async fn assert_refused(leaf: &Leaf, validation: &CertificateValidationContext, reason: &str) {
     for (server, client) in client_accepted(leaf, validation).await {
         let text = server.unwrap_err();
         assert!(text.contains(reason), "{text}");
@@ -193,6 +193,7 @@ async fn names_are_matched_by_kind() {
     }
 }
 
+/// CVE-2026-47778
 #[tokio::test]
 async fn a_name_with_a_nul_matches_nothing() {
     let authority = ca("authority");
@@ -366,6 +367,7 @@ async fn a_lowest_version_above_the_highest() {
     );
 }
 
+/// One with a NUL is none (CVE-2025-66220).
 #[tokio::test]
 async fn other_names_by_their_oid() {
     let authority = ca("authority");

@@ -26,6 +26,7 @@ use crate::{ClientContext, ClientOptions, ServerContext, StaticSecrets, Transpor
 /// An authority.
 pub(super) struct Ca {
     pub(super) pem: String,
+    params: CertificateParams,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -44,7 +45,7 @@ pub(super) fn ca(name: &str) -> Ca {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
-    Ca { pem: certificate.pem(), issuer: Issuer::new(params, key) }
+    Ca { pem: certificate.pem(), params: params.clone(), issuer: Issuer::new(params, key) }
 }
 
 pub(super) fn dns(name: &str) -> RcgenSan {
@@ -76,11 +77,20 @@ impl Ca {
     }
 
     pub(super) fn crl(&self, revoked: &[u64]) -> String {
-        rcgen::CertificateRevocationListParams {
+        self.crl_of(revoked, None).0
+    }
+
+    /// The list of a distribution point, for users' certificates, as PEM and DER.
+    pub(super) fn crl_of(&self, revoked: &[u64], point: Option<&str>) -> (String, Vec<u8>) {
+        let point = point.map(|url| rcgen::CrlIssuingDistributionPoint {
+            distribution_point: rcgen::CrlDistributionPoint { uris: vec![url.to_owned()] },
+            scope: Some(rcgen::CrlScope::UserCertsOnly),
+        });
+        let list = rcgen::CertificateRevocationListParams {
             this_update: rcgen::date_time_ymd(2020, 1, 1),
             next_update: rcgen::date_time_ymd(2099, 1, 1),
             crl_number: rcgen::SerialNumber::from(1),
-            issuing_distribution_point: None,
+            issuing_distribution_point: point,
             revoked_certs: revoked
                 .iter()
                 .map(|serial| rcgen::RevokedCertParams {
@@ -93,9 +103,13 @@ impl Ca {
             key_identifier_method: rcgen::KeyIdMethod::Sha256,
         }
         .signed_by(&self.issuer)
-        .unwrap()
-        .pem()
-        .unwrap()
+        .unwrap();
+        (list.pem().unwrap(), list.der().to_vec())
+    }
+
+    /// A certificate of another authority's key by this one, as PEM.
+    pub(super) fn cross(&self, other: &Ca) -> String {
+        other.params.signed_by(other.issuer.key(), &self.issuer).unwrap().pem()
     }
 }
 
@@ -235,7 +249,13 @@ impl Ca {
     pub(super) fn intermediate(&self, params: CertificateParams, sans: &[RcgenSan]) -> (String, Leaf) {
         let key = KeyPair::generate().unwrap();
         let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
-        let middle = Ca { pem: pem.clone(), issuer: Issuer::new(params, key) };
+        let middle = Ca { pem: pem.clone(), params: params.clone(), issuer: Issuer::new(params, key) };
         (pem, middle.leaf(sans))
     }
+}
+
+/// A revocation list as PEM.
+pub(super) fn crl_pem(der: &[u8]) -> String {
+    let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+    format!("-----BEGIN X509 CRL-----\n{text}\n-----END X509 CRL-----\n")
 }
