@@ -162,8 +162,9 @@ pub(super) fn server_name(
 ) -> bool {
     let host = || {
         let request = context.request?;
-        let get = |wanted: bool, id| if wanted { request.get(id).filter(|v| !v.is_empty()) } else { None };
-        get(original, HeaderId::X_ENVOY_ORIGINAL_HOST).or_else(|| get(current, HeaderId::AUTHORITY))
+        let get = |wanted: bool, id| if wanted { request.get(id) } else { None };
+        let before = get(original, HeaderId::X_ENVOY_ORIGINAL_HOST).filter(|host| !host.is_empty());
+        before.or_else(|| get(current, HeaderId::AUTHORITY))
     };
     let sni = context.info.connection.requested_server_name.as_deref().filter(|n| !n.is_empty());
     if order == NameOrder::HostFirst
