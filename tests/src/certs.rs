@@ -10,7 +10,10 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -41,6 +44,8 @@ impl Certs {
         certs.leaf("other", &["other.test"], None, &ca)?;
         certs.leaf("client", &["client.test"], Some("spiffe://td/ns/a/sa/client"), &ca)?;
         certs.leaf("upstream", &["upstream.test"], Some("spiffe://td/ns/b/sa/up"), &ca)?;
+        certs.of_purpose("server-only", ExtendedKeyUsagePurpose::ServerAuth, &ca)?;
+        certs.of_purpose("client-only", ExtendedKeyUsagePurpose::ClientAuth, &ca)?;
         certs.svid("svid", "spiffe://td/ns/a/sa/svid", &ca)?;
         certs.svid("svid-b", "spiffe://td/ns/b/sa/svid", &ca)?;
         certs.svid("svid-mesh", "spiffe://cluster.local/ns/vmns/sa/hello", &ca)?;
@@ -91,6 +96,22 @@ impl Certs {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.distinguished_name.push(DnType::OrganizationName, "Test, Inc");
+        let certificate = params.signed_by(&key, ca).map_err(tls_error)?;
+        self.write(name, certificate.pem(), &key)
+    }
+
+    /// A certificate that says what it may be used for.
+    fn of_purpose(
+        &self,
+        name: &str,
+        purpose: ExtendedKeyUsagePurpose,
+        ca: &Issuer<'_, KeyPair>,
+    ) -> Result<()> {
+        let key = KeyPair::generate().map_err(tls_error)?;
+        let mut params = CertificateParams::new(vec!["both.test".to_owned()]).map_err(tls_error)?;
+        params.extended_key_usages = vec![purpose];
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, ca).map_err(tls_error)?;
         self.write(name, certificate.pem(), &key)
     }

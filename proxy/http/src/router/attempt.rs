@@ -305,10 +305,14 @@ pub(super) fn poll_upload(
             // An answer may lie behind the failed write: the reader decides.
             Poll::Ready(Err(_)) | Poll::Pending => return Poll::Pending,
         }
+        let before = (upload.received, upload.is_received());
         match upload.poll_piece(cx) {
             Poll::Ready(Ok(piece)) => {
                 clock::tick();
-                timer.touch();
+                // What is sent again is no sign of life of the client.
+                if before != (upload.received, upload.is_received()) {
+                    timer.touch();
+                }
                 let end = piece.end && !tunnel;
                 if piece.frame.is_some() || end {
                     let _ = exchange.send_frame(piece.frame, end);

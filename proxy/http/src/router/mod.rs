@@ -410,6 +410,8 @@ impl<'s> Forward<'s> {
         let until = clock::tick() + delay;
         let timer = self.stream.timer.clone();
         let timeouts = &mut self.timeouts;
+        // The attempt that failed may have a second deadline of its own, which is nobody's now (CVE-2024-23322).
+        timeouts.attempt_over();
         let waited = poll_fn(|cx| match timer.poll(cx, Some(until)) {
             Poll::Ready(()) => Poll::Ready(Ok(())),
             Poll::Pending => timeouts.poll(&timer, cx).map(Err),
