@@ -113,7 +113,7 @@ impl ConnectionFilter for Rbac {
         };
         let headers = HeaderMap::new();
         let details = downstream.with_stream_info(|info| {
-            let facts = Facts { headers: &headers, info, route: false };
+            let facts = Facts { headers: &headers, info, route: false, bare_path: None };
             let shadow = self.shadow.as_ref().map(|rules| rules.decide(facts));
             let enforced = self.rules.as_ref().map(|rules| rules.decide(facts));
             if let Some(decision) = shadow {

@@ -25,7 +25,7 @@ use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use self::rule::Rule;
 use self::tree::Tree;
 use crate::error::{AtField, ConfigError, ConfigResult};
-use crate::header::HeaderMap;
+use crate::header::{HeaderId, HeaderMap};
 use crate::stream_info::StreamInfo;
 
 /// A test of a path; how `uri_template` is asked.
@@ -43,6 +43,15 @@ pub struct Facts<'a> {
     pub info: &'a StreamInfo,
     /// Whether there is a route; its metadata is in `info`.
     pub route: bool,
+    /// The path without parameters, where the route was found without them (CVE-2026-73553).
+    pub bare_path: Option<&'a [u8]>,
+}
+
+impl<'a> Facts<'a> {
+    /// The path as rules compare it.
+    fn path(&self) -> Option<&'a [u8]> {
+        self.bare_path.or_else(|| self.headers.get(HeaderId::PATH))
+    }
 }
 
 /// What a set of rules says.

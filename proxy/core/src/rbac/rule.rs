@@ -150,15 +150,15 @@ impl Rule {
     }
 
     pub(super) fn matches(&self, facts: Facts<'_>) -> bool {
-        let Facts { headers, info, route } = facts;
+        let Facts { headers, info, route, .. } = facts;
         match self {
             Self::Any => true,
             Self::All(rules) => rules.iter().all(|rule| rule.matches(facts)),
             Self::OneOf(rules) => rules.iter().any(|rule| rule.matches(facts)),
             Self::Not(rule) => !rule.matches(facts),
             Self::Header(matcher) => matcher.matches(headers),
-            Self::Path(matcher) => headers.get(HeaderId::PATH).is_some_and(|path| matcher.matches(path)),
-            Self::Template(test) => test(headers.get(HeaderId::PATH).unwrap_or_default()),
+            Self::Path(matcher) => facts.path().is_some_and(|path| matcher.matches(path)),
+            Self::Template(test) => test(facts.path().unwrap_or_default()),
             Self::Ip(side, range) => side.of(facts).ip().is_some_and(|ip| range.contains(ip)),
             Self::Ports(range) => {
                 info.connection.local.port().is_some_and(|port| range.contains(&u32::from(port)))

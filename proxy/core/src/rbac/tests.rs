@@ -38,7 +38,7 @@ fn rules(action: pb::rbac::Action, policies: &[(&str, pb::Policy)]) -> Rules {
 }
 
 fn decide<'a>(rules: &'a Rules, info: &StreamInfo, headers: &HeaderMap) -> Decision<'a> {
-    rules.decide(Facts { headers, info, route: false })
+    rules.decide(Facts { headers, info, route: false, bare_path: None })
 }
 
 fn principal_matches(principal: Principal, connection: ConnectionInfo) -> bool {

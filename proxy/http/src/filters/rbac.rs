@@ -143,7 +143,9 @@ impl HttpFilter for Rbac {
         };
         let route = stream.route.is_some();
         // Both see the stream as it came: what is noted of the one is not there yet for the other.
-        let facts = Facts { headers: &stream.request, info: &stream.info, route };
+        let bare_path = stream.route.as_ref().and_then(|route| route.bare_path(&stream.request));
+        let facts =
+            Facts { headers: &stream.request, info: &stream.info, route, bare_path: bare_path.as_deref() };
         let shadow = config.shadow.as_ref().map(|rules| rules.decide(facts));
         if let Some(decision) = shadow {
             self.shadow.count(decision, config.per_rule);

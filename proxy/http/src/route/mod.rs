@@ -35,6 +35,7 @@ mod tree;
 mod vcluster;
 mod weighted;
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -320,11 +321,15 @@ impl VirtualHost {
         }
     }
 
+    /// The path without query and parameters, where routes are looked for so.
+    fn bare_path<'p>(&self, path: &'p [u8]) -> Option<Cow<'p, [u8]>> {
+        self.ignore_parameters.then(|| matching::without_parameters(matching::without_query(path)))
+    }
+
     fn find(&self, request: &RequestView<'_>) -> Option<u32> {
         let path = request.headers.get(HeaderId::PATH).unwrap_or_default();
-        let path = matching::without_query(path);
-        let bare = self.ignore_parameters.then(|| matching::without_parameters(path));
-        let path = bare.as_deref().unwrap_or(path);
+        let bare = self.bare_path(path);
+        let path = bare.as_deref().unwrap_or(matching::without_query(path));
         self.lookup.find(path, request, |i| self.routes[i as usize].matching.matches(path, request))
     }
 }

@@ -1,5 +1,6 @@
 //! Where a connection manager's routes come from, and how a stream holds what it found.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -258,6 +259,11 @@ impl Selected {
     /// The route; none for the redirect of `require_tls`.
     pub fn route(&self) -> Option<&Route> {
         self.table.0.levels(self.found).1
+    }
+
+    /// The path as the route was looked for, where that was without parameters (`;x` of each segment).
+    pub fn bare_path<'h>(&self, headers: &'h HeaderMap) -> Option<Cow<'h, [u8]>> {
+        self.virtual_host().bare_path(headers.get(HeaderId::PATH)?)
     }
 
     /// The route's name; empty where it has none.

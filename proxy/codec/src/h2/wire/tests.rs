@@ -60,6 +60,15 @@ fn padding_is_no_payload() {
     assert!(peer.receive(&padded) && !peer.receive(&padded));
 }
 
+/// CVE-2020-11080
+#[test]
+fn more_settings_than_a_frame_may_hold() {
+    let mut peer = Peer::new(FrameLimits::default());
+    assert!(peer.receive(&frame(kind::SETTINGS, 0, 0, &[0; 32 * 6])));
+    assert!(!peer.receive(&frame(kind::SETTINGS, 0, 0, &[0; 33 * 6])));
+    assert_eq!(peer.wire.flood(), Some(Flood::Settings));
+}
+
 #[test]
 fn priorities_and_window_updates_have_budgets_that_streams_raise() {
     let limits = FrameLimits { priority_per_stream: 2, ..FrameLimits::default() };
