@@ -11,7 +11,6 @@ use pb::principal::Identifier as Principal;
 use super::{Facts, ParseTemplate, PathTest};
 use crate::Address;
 use crate::error::{AtField, ConfigError, ConfigResult};
-use crate::header::HeaderId;
 use crate::matcher::{
     CidrRange, FilterStateMatcher, HeaderMatcher, MetadataMatcher, PathMatcher, StringMatcher,
 };
