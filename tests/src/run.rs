@@ -307,6 +307,10 @@ impl World {
         if running.stop().await && !exited {
             return Err(Error::Subject(format!("{} ended during the traffic:\n{said}", subject.name)));
         }
+        // A panic ends its own stream and nothing else: only what was said tells of it.
+        if said.contains(" panicked at ") {
+            return Err(Error::Subject(format!("{} panicked:\n{said}", subject.name)));
+        }
         tree.insert("upstream".into(), requests.into());
         if let Some(log) = log {
             tree.insert("log".into(), log);
