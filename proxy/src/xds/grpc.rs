@@ -1,8 +1,10 @@
 //! Streams to control planes through our own clusters: their balancing, pools, TLS and counters serve here too.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use prost::Message;
@@ -19,6 +21,8 @@ use sampan_upstream::{
     ClusterManager, ConnectOptions, H2Lease, HttpLease, LbContext, PoolError, Priority, WorkerClusters,
 };
 use xds_client::{Call, Client, Config, End, LocalFuture, Observer, RateLimit, Transport, Variant};
+
+use super::source::warn;
 
 /// What the control thread needs to talk to control planes.
 pub struct ControlPlanes {
@@ -53,7 +57,7 @@ impl ControlPlanes {
             backoff: service.backoff,
             rate_limit: source.rate_limit.map(|(max_tokens, fill_rate)| RateLimit { max_tokens, fill_rate }),
         };
-        let observer = Rc::new(ControlPlaneStats::new(scope, path, service));
+        let observer = Rc::new(ControlPlaneStats::new(scope, path, service, *delta));
         Some(Client::new(config, self.transport(service), observer))
     }
 
@@ -92,10 +96,20 @@ struct ControlPlaneStats {
     rate_limit_enforced: Counter,
     /// For the log.
     call: String,
+    delta: bool,
+    closed: RefCell<Option<Closed>>,
+    /// The longest wait before the next stream.
+    patience: Duration,
+}
+
+/// How the streams end since a message came.
+struct Closed {
+    end: End,
+    since: Instant,
 }
 
 impl ControlPlaneStats {
-    fn new(scope: &Scope, path: &str, service: &GrpcService) -> Self {
+    fn new(scope: &Scope, path: &str, service: &GrpcService, delta: bool) -> Self {
         let scope = scope.scope("control_plane");
         let method = path.rsplit('/').next().unwrap_or(path);
         Self {
@@ -104,7 +118,39 @@ impl ControlPlaneStats {
             pending_requests: scope.gauge("pending_requests"),
             rate_limit_enforced: scope.counter("rate_limit_enforced"),
             call: format!("{method} gRPC config stream to {}", service.cluster),
+            delta,
+            closed: RefCell::default(),
+            patience: service.backoff.1,
         }
+    }
+
+    /// What may pass by itself is worth a warning only when it lasts or changes, as in Envoy.
+    fn ended(&self, end: &End) -> (Level, String) {
+        const PASSING: [u16; 3] = [4, 8, 14];
+        let call = &self.call;
+        let plain = format!("{call} closed: {end}");
+        if end.code == 0 {
+            return (Level::Debug, plain);
+        }
+        if !PASSING.contains(&end.code) {
+            return (Level::Warn, plain);
+        }
+        let mut closed = self.closed.borrow_mut();
+        let Some(last) = closed.as_mut() else {
+            *closed = Some(Closed { end: end.clone(), since: Instant::now() });
+            return (Level::Debug, plain);
+        };
+        let seconds = last.since.elapsed().as_secs();
+        if last.end.code != end.code {
+            let told = format!("{plain} (previously {} since {seconds}s ago)", last.end);
+            *last = Closed { end: end.clone(), since: Instant::now() };
+            return (Level::Warn, told);
+        }
+        last.end.message.clone_from(&end.message);
+        if last.since.elapsed() > self.patience {
+            return (Level::Warn, format!("{call} closed since {seconds}s ago: {end}"));
+        }
+        (Level::Debug, plain)
     }
 }
 
@@ -114,8 +160,12 @@ impl Observer for ControlPlaneStats {
     }
 
     fn closed(&self, end: &End) {
-        let level = if end.code == 0 { Level::Debug } else { Level::Warn };
-        sampan_core::log!(Component::Config, level, "{} closed: {end}", self.call);
+        let (level, told) = self.ended(end);
+        sampan_core::log!(Component::Config, level, "{told}");
+    }
+
+    fn received(&self) {
+        self.closed.take();
     }
 
     fn identifier(&self, identifier: &str) {
@@ -130,12 +180,21 @@ impl Observer for ControlPlaneStats {
         self.rate_limit_enforced.inc();
     }
 
-    fn unwanted(&self, type_url: &str) {
-        sampan_core::log!(
-            Component::Config,
-            Level::Warn,
-            "Ignoring the message for type URL {type_url} as it has no current subscribers."
-        );
+    fn unwanted(&self, type_url: &str, version: &str) {
+        if self.delta {
+            warn(&format!(
+                "Dropping received DeltaDiscoveryResponse (with version {version}) for non-existent subscription \
+                 {type_url}."
+            ));
+        } else {
+            warn(&format!("Ignoring the message for type URL {type_url} as it has no current subscribers."));
+        }
+    }
+
+    fn refused(&self, type_url: &str, reason: &str) {
+        if self.delta {
+            warn(&format!("delta config for {type_url} rejected: {reason}"));
+        }
     }
 }
 
@@ -153,13 +212,14 @@ impl Transport for Grpc {
             let cluster = self.clusters.get(&service.cluster).ok_or_else(|| {
                 End::unavailable(format!("gRPC client cluster '{}' does not exist", service.cluster))
             })?;
-            let host =
-                cluster.pick(&LbContext::default()).ok_or_else(|| End::unavailable("no healthy upstream"))?;
+            let host = cluster
+                .pick(&LbContext::default())
+                .ok_or_else(|| End::unavailable("no healthy upstream{no_healthy_upstream}"))?;
             let paced = ConnectOptions { paced: true, ..ConnectOptions::default() };
             let mut lease = match host.http(Priority::Default, true, Some(&paced)).await {
                 Ok(HttpLease::H2(lease)) => lease,
                 Ok(_) => return Err(End::unavailable("the cluster does not speak HTTP/2")),
-                Err(error) => return Err(End::unavailable(reason(&error))),
+                Err(error) => return Err(unconnected(&error)),
             };
             let headers = self.service.stream_head(path, lease.info().tls.is_some());
             let stream = lease.start(&headers, false).map_err(reset)?;
@@ -168,22 +228,39 @@ impl Transport for Grpc {
     }
 }
 
-fn reason(error: &PoolError) -> String {
+/// Envoy's words for a call that ended before its response began; `more` is what the transport said.
+fn failed(reason: &str, more: &str) -> End {
+    let (told, bar) = (reason.replace('_', " "), if more.is_empty() { "" } else { "|" });
+    let more = more.replace(' ', "_");
+    End::unavailable(format!(
+        "upstream connect error or disconnect/reset before headers. reset reason: \
+         {told}{{upstream_reset_before_response_started{{{reason}{bar}{more}}}}}"
+    ))
+}
+
+fn unconnected(error: &PoolError) -> End {
     match error {
-        PoolError::Connect(failure) => failure.reason.to_string(),
-        error => error.to_string(),
+        PoolError::Connect(failure) => failed(failure.reset_reason(), &failure.reason),
+        error => failed(&error.to_string(), ""),
     }
 }
 
 fn reset(reason: ResetReason) -> End {
-    End::unavailable(format!("upstream reset: {}", reason.as_str()))
+    failed(reason.as_str(), "")
 }
 
-fn broken(error: BodyError) -> End {
+fn without_head(error: BodyError) -> End {
     match error {
         BodyError::Reset(reason) => reset(reason),
         error => End::internal(error.to_string()),
     }
+}
+
+fn broken(error: BodyError) -> End {
+    End::internal(match error {
+        BodyError::Reset(reason) => format!("upstream_reset_after_response_started{{{}}}", reason.as_str()),
+        error => error.to_string(),
+    })
 }
 
 /// An open call.
@@ -202,7 +279,7 @@ impl Exchange {
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         while !self.answered {
-            let head = ready!(self.stream.poll_head(cx)).map_err(broken)?;
+            let head = ready!(self.stream.poll_head(cx)).map_err(without_head)?;
             if head.status < 200 {
                 continue;
             }

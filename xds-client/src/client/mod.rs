@@ -73,6 +73,8 @@ pub trait Observer {
     fn connected(&self, _connected: bool) {}
     /// Why the last one is gone.
     fn closed(&self, _end: &End) {}
+    /// A message came.
+    fn received(&self) {}
     /// What the control plane calls itself.
     fn identifier(&self, _identifier: &str) {}
     /// How many types have a request that the rate limit holds back.
@@ -80,7 +82,9 @@ pub trait Observer {
     /// The rate limit held a request back.
     fn rate_limited(&self) {}
     /// A response of a type that was never asked for; it is not answered.
-    fn unwanted(&self, _type_url: &str) {}
+    fn unwanted(&self, _type_url: &str, _version: &str) {}
+    /// A response was refused.
+    fn refused(&self, _type_url: &str, _reason: &str) {}
 }
 
 /// A client. Clones share; the stream ends with the last of them and of their watches.
@@ -113,6 +117,8 @@ struct Type {
     url: Box<str>,
     machine: RefCell<Machine>,
     watches: RefCell<Watches>,
+    /// It was watched once, and not only paused.
+    watched: Cell<bool>,
 }
 
 enum Machine {
@@ -210,6 +216,7 @@ impl Client {
         initial_fetch_timeout: Option<Duration>,
     ) -> Watch {
         let of = self.of_type(type_url);
+        of.watched.set(true);
         let id = self.0.inner.next_id.replace(self.0.inner.next_id.get() + 1);
         let entry = Rc::new(Entry::new(id, namespace, watcher));
         let new = of.watches.borrow_mut().add(&entry, names);
@@ -247,7 +254,8 @@ impl Client {
             Variant::StateOfTheWorld => Machine::World(sotw::Subscription::new(url)),
             Variant::Delta => Machine::Delta(delta::Subscription::new(url)),
         };
-        let of = Rc::new(Type { url: url.into(), machine: machine.into(), watches: RefCell::default() });
+        let (machine, watches) = (machine.into(), RefCell::default());
+        let of = Rc::new(Type { url: url.into(), machine, watches, watched: Cell::default() });
         if self.0.inner.open.get() {
             machine!(of, machine => machine.stream_opened());
         }

@@ -58,6 +58,7 @@ async fn session(inner: &Rc<Inner>, backoff: &mut Backoff, tokens: &mut Option<T
             match deframer.pop() {
                 Ok(Some(message)) => {
                     backoff.reset();
+                    inner.observer.received();
                     if let Err(end) = inner.receive(message) {
                         return end;
                     }
@@ -177,22 +178,33 @@ impl Inner {
         match self.config.variant {
             Variant::StateOfTheWorld => {
                 let response = DiscoveryResponse::decode(message).map_err(broken)?;
-                if let Some(of) = self.recipient(&response.type_url, response.control_plane.as_ref()) {
-                    of.receive_world(response);
+                let (version, from) = (&response.version_info, response.control_plane.as_ref());
+                if let Some(of) = self.recipient(&response.type_url, version, from) {
+                    self.told(&of, of.receive_world(response));
                 }
             }
             Variant::Delta => {
                 let response = DeltaDiscoveryResponse::decode(message).map_err(broken)?;
-                if let Some(of) = self.recipient(&response.type_url, response.control_plane.as_ref()) {
-                    of.receive_delta(response);
+                let (version, from) = (&response.system_version_info, response.control_plane.as_ref());
+                if let Some(of) = self.recipient(&response.type_url, version, from) {
+                    self.told(&of, of.receive_delta(response));
                 }
             }
         }
         Ok(())
     }
 
-    fn recipient(&self, type_url: &str, from: Option<&ControlPlane>) -> Option<Rc<Type>> {
-        let of = self.types.borrow().iter().find(|of| &*of.url == type_url).cloned();
+    fn told(&self, of: &Type, refused: Option<String>) {
+        if let Some(reason) = refused {
+            self.observer.refused(&of.url, &reason);
+        }
+    }
+
+    fn recipient(&self, type_url: &str, version: &str, from: Option<&ControlPlane>) -> Option<Rc<Type>> {
+        let delta = self.config.variant == Variant::Delta;
+        // In the state of the world Envoy answers also for a type that it only paused.
+        let is = |of: &&Rc<Type>| &*of.url == type_url && (of.watched.get() || !delta);
+        let of = self.types.borrow().iter().find(is).cloned();
         match &of {
             Some(_) => {
                 if let Some(from) = from {
@@ -200,7 +212,7 @@ impl Inner {
                 }
                 self.last.borrow_mut().clone_from(&of);
             }
-            None => self.observer.unwanted(type_url),
+            None => self.observer.unwanted(type_url, version),
         }
         of
     }
@@ -211,44 +223,55 @@ impl Inner {
             let dead = machine!(of, machine => machine.expire(now));
             if !dead.is_empty() {
                 // Nobody is answered, so that a refusal has no one to go to.
-                let _ = give(&of.watches, "", &[], &dead, true);
+                let _ = give(&of.watches, "", &[], &dead, (true, false));
             }
         }
     }
 }
 
 impl Type {
-    fn receive_world(&self, mut response: DiscoveryResponse) {
+    /// Gives the reason of a refusal.
+    fn receive_world(&self, mut response: DiscoveryResponse) -> Option<String> {
         let now = Instant::now();
         if self.watches.borrow().is_empty() {
             if let Machine::World(machine) = &mut *self.machine.borrow_mut() {
                 machine.unwatched(response);
             }
-            return;
+            return None;
         }
+        let empty = response.resources.is_empty();
         // What the watchers do in between may touch this machine: it is not borrowed meanwhile.
         let opened = match &mut *self.machine.borrow_mut() {
             Machine::World(machine) => {
                 machine.take_apart(std::mem::take(&mut response.resources), &response.version_info, now)
             }
-            Machine::Delta(_) => return,
+            Machine::Delta(_) => return None,
         };
-        let outcome = self.take(opened, &response.version_info, false);
+        let outcome = match opened {
+            // Heart-beats alone say nothing of what else there is: who wants everything is told nothing.
+            Ok(batch) if batch.resources.is_empty() && !empty => Ok(Vec::new()),
+            opened => self.take(opened, &response.version_info, false),
+        };
+        let refused = outcome.as_ref().err().map(|refusal| refusal.reason.clone());
         if let Machine::World(machine) = &mut *self.machine.borrow_mut() {
             machine.answer(response, outcome, now);
         }
+        refused
     }
 
-    fn receive_delta(&self, response: DeltaDiscoveryResponse) {
+    /// Gives the reason of a refusal.
+    fn receive_delta(&self, response: DeltaDiscoveryResponse) -> Option<String> {
         let now = Instant::now();
         let opened = match &*self.machine.borrow() {
             Machine::Delta(machine) => machine.take_apart(&response),
-            Machine::World(_) => return,
+            Machine::World(_) => return None,
         };
         let outcome = self.take(opened, &response.system_version_info, true).map(drop);
+        let refused = outcome.as_ref().err().map(|refusal| refusal.reason.clone());
         if let Machine::Delta(machine) = &mut *self.machine.borrow_mut() {
             machine.answer(response, outcome, now);
         }
+        refused
     }
 
     /// Decodes all, then hands out. Gives the names that were taken, with their times to live.
@@ -260,9 +283,15 @@ impl Type {
     ) -> Result<Vec<(String, Option<Duration>)>, Refusal> {
         let mut lives = Vec::new();
         let whole = |reason: String| Refusal { name: String::new(), reason };
-        let taken = opened.and_then(|batch| {
+        let taken = opened.and_then(|mut batch| {
+            let empty = batch.resources.is_empty() && batch.removed.is_empty();
+            if delta {
+                // As in Envoy what nobody asked for is not looked at, so that it refuses nothing.
+                let watches = self.watches.borrow();
+                batch.resources.retain(|one| watches.is_wanted(&one.name, &one.aliases));
+            }
             let decoded = self.decode(batch.resources, &mut lives).map_err(whole)?;
-            give(&self.watches, version, &decoded, &batch.removed, delta).map_err(whole)
+            give(&self.watches, version, &decoded, &batch.removed, (delta, !delta || empty)).map_err(whole)
         });
         if let Err(refusal) = &taken {
             self.failed(Failure::Rejected(&refusal.reason));

@@ -364,6 +364,15 @@ fn delta_gives_each_watcher_its_changes() {
             (&*clusters.log.borrow(), &*endpoints.log.borrow()),
             (&vec!["x,y-z".to_owned()], &vec!["a-".to_owned()])
         );
+        // What nobody asked for is not even decoded; of a type that was only paused nobody answers.
+        server.push(Ok(grpc::framed(&change(types::ENDPOINTS, &["garbage"], &[]))));
+        let _pause = client.pause(&[types::ROUTES]);
+        let asked = server.requests.borrow().len();
+        server.push(Ok(grpc::framed(&change(types::ROUTES, &["r"], &[]))));
+        settle().await;
+        let answer = server.requests.borrow().last().cloned().unwrap();
+        assert_eq!(DeltaDiscoveryRequest::decode(answer.slice(5..)).unwrap().error_detail, None);
+        assert_eq!(server.requests.borrow().len(), asked + 1);
         eds.update(&["b"]);
         settle().await;
         let last = server.requests.borrow().last().cloned().unwrap();
@@ -377,5 +386,36 @@ fn delta_gives_each_watcher_its_changes() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         settle().await;
         assert_eq!(clusters.log.borrow()[1], "-x,y");
+    });
+}
+
+#[test]
+fn heart_beats_alone_say_nothing_to_who_wants_everything() {
+    run(async {
+        let (client, server, _) = client(config(Variant::StateOfTheWorld));
+        let (_cds, clusters) = watch(&client, types::CLUSTER, &[]);
+        settle().await;
+        server.world(types::CLUSTER, "1", &["a"]);
+        settle().await;
+        let beat = |seconds| {
+            let ttl = Some(wire::Duration { seconds, nanos: 0 });
+            let beat = wire::Resource { name: "a".into(), ttl, ..wire::Resource::default() };
+            let type_url = "type.googleapis.com/envoy.service.discovery.v3.Resource".to_owned();
+            let value = beat.encode_to_vec().into();
+            grpc::framed(&DiscoveryResponse {
+                version_info: "1".into(),
+                resources: vec![Any { type_url, value }],
+                type_url: types::CLUSTER.into(),
+                nonce: "beat".into(),
+                control_plane: None,
+            })
+        };
+        server.said();
+        server.push(Ok(beat(10)));
+        settle().await;
+        assert_eq!((clusters.log.borrow().len(), server.said()), (1, vec!["Cluster: @1/beat".to_owned()]));
+        server.push(Ok(beat(-1)));
+        settle().await;
+        assert!(server.said()[0].contains("!a: ttl: Invalid duration"));
     });
 }

@@ -171,6 +171,12 @@ impl Watches {
         self.all.values().next().cloned()
     }
 
+    /// Whether anybody has to do with a resource of these names.
+    pub(super) fn is_wanted(&self, name: &str, aliases: &[String]) -> bool {
+        let mut names = std::iter::once(name).chain(aliases.iter().map(String::as_str));
+        names.any(|name| self.interested(name).next().is_some())
+    }
+
     fn interested(&self, name: &str) -> impl Iterator<Item = &Rc<Entry>> {
         let named = self.by_name.get(name).into_iter().flatten();
         let above = name.rsplit_once('/').and_then(|(namespace, _)| self.by_namespace.get(namespace));
@@ -217,15 +223,14 @@ impl Watches {
 }
 
 /// Gives a response to those who have to do with it. As in Envoy the first refusal ends it: who comes later keeps what
-/// it has.
+/// it has. `whole`: who wants everything is told whatever is in it.
 pub(super) fn give(
     watches: &RefCell<Watches>,
     version: &str,
     resources: &[Rc<Decoded>],
     removed: &[String],
-    delta: bool,
+    (delta, whole): (bool, bool),
 ) -> Result<(), String> {
-    let whole = !delta || (resources.is_empty() && removed.is_empty());
     let shares = watches.borrow().shares(resources, removed, whole);
     for (entry, share) in shares.iter().filter(|(entry, _)| entry.is_alive()) {
         if !entry.is_alive() {

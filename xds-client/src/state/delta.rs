@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::{Batch, Lives, Name, WILDCARD, detail, refusal, ttl};
+use super::{Batch, Lives, Name, WILDCARD, check_ttl, detail, refusal, ttl};
 use crate::handler::{Refusal, Resource};
 use crate::types;
 use crate::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -165,6 +165,7 @@ impl Subscription {
                 let reason = format!("duplicate name {} found among added/updated resources", resource.name);
                 return Err(refusal("", reason));
             }
+            check_ttl(resource)?;
             let answers_alias = resource.resource.is_none() && !resource.aliases.is_empty();
             if self.is_heart_beat(resource) || answers_alias {
                 continue;

@@ -92,6 +92,14 @@ fn ttl(of: Option<wire::Duration>) -> Option<Duration> {
     Some(Duration::new(u64::try_from(of.seconds).ok()?, nanos))
 }
 
+/// A time to live below zero refuses the response.
+fn check_ttl(resource: &wire::Resource) -> Result<(), Refusal> {
+    if resource.ttl.is_some() && ttl(resource.ttl).is_none() {
+        return Err(refusal(&resource.name, "ttl: Invalid duration: Expected positive duration"));
+    }
+    Ok(())
+}
+
 /// The error detail of a NACK.
 fn detail(refusal: Refusal) -> wire::Status {
     let mut message = match refusal.name.as_str() {

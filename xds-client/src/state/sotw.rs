@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Batch, Lives, Name, WILDCARD, detail, refusal, ttl};
+use super::{Batch, Lives, Name, WILDCARD, check_ttl, detail, refusal, ttl};
 use crate::grpc::framed_with;
 use crate::handler::{Refusal, Resource};
 use crate::wire::{self, Any, DiscoveryRequest, DiscoveryResponse};
@@ -180,6 +180,7 @@ impl Subscription {
             }
             let wrapped = wire::Resource::decode(any.value)
                 .map_err(|error| refusal("", format!("a wrapped resource: {error}")))?;
+            check_ttl(&wrapped)?;
             // A heart-beat prolongs the life of what is there and changes nothing. Its version, and that of any wrapped
             // resource, is the response's (Envoy 1.40).
             if wrapped.resource.is_none() && version == self.version {
