@@ -150,6 +150,14 @@ impl Book {
     }
 }
 
+fn assignment_of(message: &ClusterLoadAssignment, of: &Cluster) -> Result<LoadAssignment, String> {
+    let assignment = LoadAssignment::from_proto(message, false).map_err(|e| e.to_string())?;
+    if of.config().lb.hashes() {
+        assignment.check_weights().map_err(|e| e.to_string())?;
+    }
+    Ok(assignment.with_each_host_once())
+}
+
 fn hash(bytes: &Bytes) -> u64 {
     FixedState::default().hash_one(bytes)
 }
@@ -183,7 +191,7 @@ impl Endpoints {
                 self.name, message.cluster_name
             ));
         }
-        let assignment = LoadAssignment::from_proto(message, false).map_err(|e| e.to_string())?;
+        let assignment = assignment_of(message, cluster)?;
         if cluster.set_assignment(&assignment) == Rebuild::Nothing {
             cluster.stats().update_no_rebuild.inc();
         }
@@ -275,7 +283,7 @@ impl Subscriber for Endpoints {
         if self.hash.get().is_none()
             && let Some(bytes) = &*self.last.borrow()
             && let Ok(message) = ClusterLoadAssignment::decode(&**bytes)
-            && let Ok(assignment) = LoadAssignment::from_proto(&message, false)
+            && let Ok(assignment) = assignment_of(&message, &cluster)
         {
             cluster.set_assignment(&assignment);
         }

@@ -1,5 +1,6 @@
 //! `load_assignment`: the hosts of a cluster, by priority and locality.
 
+use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -109,6 +110,31 @@ impl LoadAssignment {
         })
     }
 
+    /// What balancers that hash refuse, as in Envoy; others take any weights.
+    pub fn check_weights(&self) -> ConfigResult<()> {
+        for (i, locality) in self.localities.iter().enumerate() {
+            let sum: u64 = locality.endpoints.iter().map(|e| u64::from(e.weight)).sum();
+            if sum > u64::from(u32::MAX) {
+                let reason = "The sum of weights of all upstream hosts in a locality exceeds 4294967295";
+                return Err(ConfigError::new(reason)).at_index("endpoints", i);
+            }
+        }
+        Ok(())
+    }
+
+    /// Of hosts with the same address the first counts, as in Envoy's EDS.
+    #[must_use]
+    pub fn with_each_host_once(mut self) -> Self {
+        let mut seen = HashSet::new();
+        for locality in &mut self.localities {
+            locality.endpoints.retain(|endpoint| match &endpoint.target {
+                EndpointTarget::Address(address) => seen.insert(address.clone()),
+                EndpointTarget::Name(..) => true,
+            });
+        }
+        self
+    }
+
     pub(super) fn is_single(&self) -> bool {
         matches!(self.localities.as_slice(), [one] if one.endpoints.len() == 1)
     }
@@ -164,11 +190,6 @@ impl LocalityConfig {
             .enumerate()
             .map(|(i, m)| EndpointConfig::from_proto(m, names).at_index("lb_endpoints", i))
             .collect::<ConfigResult<Vec<_>>>()?;
-        if endpoints.iter().map(|e| u64::from(e.weight)).sum::<u64>() > u64::from(u32::MAX) {
-            return Err(ConfigError::new(
-                "The sum of weights of all upstream hosts in a locality exceeds 4294967295",
-            ));
-        }
         let locality = message.locality.as_ref();
         let part = |get: fn(&core::Locality) -> &str| locality.map(get).unwrap_or_default();
         Ok(Self {

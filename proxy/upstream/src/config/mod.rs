@@ -190,6 +190,9 @@ impl ClusterConfig {
             load_assignment,
         };
         config.check_alpn()?;
+        if config.lb.hashes() {
+            config.load_assignment.check_weights().at("load_assignment")?;
+        }
         Ok(config)
     }
 
