@@ -2,8 +2,8 @@
 //! ([`super::hosts`]), as may those of a connection manager's own table.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::rc::{Rc, Weak as RcWeak};
 use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -229,6 +229,18 @@ impl Rds {
         let inline = self.inline.borrow();
         let table = inline.iter().find(|table| &*table.name == name)?;
         table.current.borrow().as_ref().map(|current| current.bytes.clone())
+    }
+
+    /// Who has these slots gives them up, although workers may hold them for a while.
+    pub(super) fn give_up(&self, slots: &[Arc<RouteSlot>]) {
+        if slots.is_empty() {
+            return;
+        }
+        let slots: HashSet<_> = slots.iter().map(Arc::as_ptr).collect();
+        for subscription in self.all.borrow().values().flatten() {
+            subscription.table.users.borrow_mut().retain(|user| !slots.contains(&user.as_ptr()));
+        }
+        self.tidy();
     }
 
     /// Ends what nobody uses any more.

@@ -208,7 +208,6 @@ impl Scopes {
         // Scopes that went hold their tables no more.
         drop(old);
         self.put(version, all, changed);
-        self.routes.tidy();
         Ok(())
     }
 
@@ -250,7 +249,14 @@ impl Scopes {
         }
         self.all_scopes.set(all.len() as u64);
         self.active_scopes.set(all.values().filter(|held| held.answered.is_some()).count() as u64);
-        self.all.replace(all);
+        let old = self.all.replace(all);
+        let all = self.all.borrow();
+        let stays =
+            |name: &str, held: &Held| all.get(name).is_some_and(|now| Arc::ptr_eq(&now.table, &held.table));
+        let gone = old.into_iter().filter(|(name, held)| !stays(name, held));
+        let gone: Vec<_> = gone.map(|(_, held)| held.table).collect();
+        drop(all);
+        self.routes.give_up(&gone);
         let updated = SystemTime::now();
         if changed {
             self.current.replace(Some((version.into(), updated)));
