@@ -5,6 +5,7 @@
 //! control plane goes, so that what is said of it is what the control plane would read in the NACK.
 //!
 //! Clusters that routes name are looked for in all files together; where no file has one, every name is taken.
+//! A folder stands for the files in it whose names say what they are, `-` for the standard input.
 //! What `/config_dump` has redacted cannot be checked beyond its message: its keys are not there.
 
 mod dump;
@@ -65,10 +66,14 @@ pub struct Verdict {
 }
 
 const USAGE: &str =
-    "usage: sampan check [--reject-unknown-dynamic-fields] [--allow-unknown-static-fields] FILE...";
+    "usage: sampan check [--reject-unknown-dynamic-fields] [--allow-unknown-static-fields] FILE|FOLDER|-...";
 
 /// Does what stands behind `check`; a closed pipe is nobody's error.
 pub fn main(arguments: &[String]) -> ExitCode {
+    if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
+        let _ = writeln!(std::io::stdout(), "{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let Some(request) = Request::parse(arguments) else {
         let _ = writeln!(std::io::stderr(), "{USAGE}");
         return ExitCode::from(2);
@@ -86,7 +91,7 @@ impl Request {
             match argument.as_str() {
                 "--reject-unknown-dynamic-fields" => out.reject_unknown = true,
                 "--allow-unknown-static-fields" => out.allow_unknown_static = true,
-                flag if flag.starts_with("--") => return None,
+                flag if flag.starts_with('-') && flag != read::STDIN => return None,
                 file => out.files.push(file.into()),
             }
         }
@@ -95,9 +100,10 @@ impl Request {
 
     /// Checks all files.
     pub fn run(&self) -> Verdict {
-        let contents: Vec<_> = self.files.iter().map(|file| (file, read(file))).collect();
-        let resources = contents.iter().filter_map(|(_, content)| match content {
-            Ok(Content::Resources(resources)) => Some(resources),
+        let files = self.files.iter().flat_map(|file| files(file));
+        let contents: Vec<_> = files.map(|file| (read(&file), file)).collect();
+        let resources = contents.iter().filter_map(|(content, _)| match content {
+            Ok(Content::Resources(resources) | Content::Response(resources)) => Some(resources),
             _ => None,
         });
         let mut clusters = HashSet::new();
@@ -109,10 +115,15 @@ impl Request {
             }
         }
         let mut verdict = Verdict { good: true, ..Verdict::default() };
-        for (file, content) in contents {
+        for (content, file) in contents {
             let wrong = match content {
-                Ok(Content::Bootstrap) => self.bootstrap(file).err().into_iter().collect(),
+                Ok(Content::Bootstrap(text)) => self.bootstrap(&file, text).err().into_iter().collect(),
                 Ok(Content::Resources(all)) => self.resources(&all, &clusters),
+                Ok(Content::Response(all)) => {
+                    let mut wrong = self.resources(&all, &clusters);
+                    wrong.extend(twice(&all));
+                    wrong
+                }
                 Err(reason) => vec![reason],
             };
             verdict.good &= wrong.is_empty();
@@ -128,9 +139,10 @@ impl Request {
         verdict
     }
 
-    fn bootstrap(&self, file: &Path) -> Result<(), String> {
+    fn bootstrap(&self, file: &Path, text: Option<String>) -> Result<(), String> {
         let options = Options {
-            config_path: Some(file.to_path_buf()),
+            config_path: text.is_none().then(|| file.to_path_buf()),
+            config_yaml: text,
             mode: Mode::Validate,
             allow_unknown_static: self.allow_unknown_static,
             ..Options::default()
@@ -145,6 +157,42 @@ impl Request {
             all.iter().filter_map(|any| checker.any(any).err()).collect()
         })
     }
+}
+
+/// A folder's files, by name.
+fn files(path: &Path) -> Vec<PathBuf> {
+    const KNOWN: [&str; 5] = ["json", "pb", "pb_text", "yaml", "yml"];
+    let Ok(folder) = std::fs::read_dir(path) else { return vec![path.to_path_buf()] };
+    let all = folder.filter_map(|entry| Some(entry.ok()?.path()));
+    let known = |path: &PathBuf| path.extension().is_some_and(|of| KNOWN.iter().any(|known| of == *known));
+    let mut all: Vec<_> = all.filter(|path| known(path) && path.is_file()).collect();
+    if all.is_empty() {
+        // To be told that it cannot be read.
+        all.push(path.to_path_buf());
+    }
+    all.sort();
+    all
+}
+
+/// What stands more than once in a response.
+fn twice(all: &[Any]) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let again = |any: &Any| {
+        let (what, name) = match name_of(any) {
+            of if of == Cluster::full_name() => ("cluster", Cluster::decode(any.value.as_slice()).ok()?.name),
+            of if of == Listener::full_name() => {
+                ("listener", Listener::decode(any.value.as_slice()).ok()?.name)
+            }
+            of if of == ScopedRouteConfiguration::full_name() => {
+                let scope = ScopedRouteConfiguration::decode(any.value.as_slice()).ok()?;
+                ("scoped route configuration", scope.name)
+            }
+            _ => return None,
+        };
+        let told = format!("{what} '{name}': duplicate {what} {name} found");
+        (!seen.insert((what, name))).then_some(told)
+    };
+    all.iter().filter_map(again).collect()
 }
 
 fn name_of(any: &Any) -> &str {
@@ -182,9 +230,17 @@ impl Checker {
         macro_rules! by_type {
             ($($message:ty: $what:literal $check:ident),* $(,)?) => {
                 $(if name == <$message>::full_name() {
-                    let (message, _) = unpack::<$message>(&any.value, self.reject_unknown)?;
-                    let named = message.resource_name();
-                    return self.$check(&message).map_err(|reason| format!("{} '{named}': {reason}", $what));
+                    let unpacked = unpack::<$message>(&any.value, self.reject_unknown);
+                    let checked = unpacked.and_then(|(message, _)| self.$check(&message));
+                    return checked.map_err(|reason| {
+                        // What breaks a constraint can still say who it is.
+                        match <$message>::decode(any.value.as_slice()) {
+                            Ok(message) if !message.resource_name().is_empty() => {
+                                format!("{} '{}': {reason}", $what, message.resource_name())
+                            }
+                            _ => reason,
+                        }
+                    });
                 })*
             };
         }

@@ -1,6 +1,7 @@
 //! What a file holds, told by the members at its top; what is binary, by what it decodes as.
 
 use std::path::Path;
+use std::time::Instant;
 
 use envoy_types::pb::envoy::admin::v3 as admin;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
@@ -9,27 +10,46 @@ use envoy_types::pb::google::protobuf::{Any, Struct, Value};
 use prost::Message;
 use sampan_config::{Format, LoadOptions, UnknownFields, load_text};
 use xds_client::state::delta::Subscription;
+use xds_client::state::sotw::Subscription as World;
 use xds_client::wire;
 
 use super::{dump, name_of};
 
 /// What a file holds.
 pub(super) enum Content {
-    Bootstrap,
+    /// With its text where that is in no file.
+    Bootstrap(Option<String>),
+    /// Of a response, where names may stand once.
+    Response(Vec<Any>),
     Resources(Vec<Any>),
 }
+
+/// What stands for the standard input.
+pub(super) const STDIN: &str = "-";
 
 /// Reads a file.
 ///
 /// # Errors
 /// What is not even one of these, and what refuses a response as a whole.
 pub(super) fn read(file: &Path) -> Result<Content, String> {
-    let bytes = std::fs::read(file).map_err(|e| format!("cannot be read: {e}"))?;
+    let unread = |e: std::io::Error| format!("cannot be read: {e}");
+    if file.as_os_str() == STDIN {
+        let text = std::io::read_to_string(std::io::stdin()).map_err(unread)?;
+        let format = if text.trim_start().starts_with(['{', '[']) { Format::Json } else { Format::Yaml };
+        return match content(format, text.clone())? {
+            Content::Bootstrap(_) => Ok(Content::Bootstrap(Some(text))),
+            content => Ok(content),
+        };
+    }
+    let bytes = std::fs::read(file).map_err(unread)?;
     let format = Format::of_file(file);
     if format == Format::Binary {
         return binary(&bytes);
     }
-    let text = String::from_utf8(bytes).map_err(|e| e.to_string())?;
+    content(format, String::from_utf8(bytes).map_err(|e| e.to_string())?)
+}
+
+fn content(format: Format, text: String) -> Result<Content, String> {
     let options = LoadOptions { unknown: UnknownFields::Warn, skip_any: true, ..LoadOptions::default() };
     let start = text.trim_start();
     if start.starts_with('[') || start.starts_with("- ") {
@@ -41,7 +61,7 @@ pub(super) fn read(file: &Path) -> Result<Content, String> {
         return response(format, &text, &options);
     }
     match kind(&text) {
-        Kind::Bootstrap => Ok(Content::Bootstrap),
+        Kind::Bootstrap => Ok(Content::Bootstrap(None)),
         Kind::Response => response(format, &text, &options),
         Kind::Resource => {
             let any = load_text::<Any>(format, &text, &options).and_then(|any| any.decode());
@@ -58,14 +78,14 @@ pub(super) fn read(file: &Path) -> Result<Content, String> {
 /// response make the other: where the one has a resource's type, the other has a version or a name.
 fn binary(bytes: &[u8]) -> Result<Content, String> {
     let typed = |any: &Any| any.type_url.contains('/') && name_of(any).starts_with("envoy.");
-    let world = DiscoveryResponse::decode(bytes).map(|r| r.resources).unwrap_or_default();
-    if world.iter().any(typed) {
-        return Ok(Content::Resources(world));
+    let response = DiscoveryResponse::decode(bytes).unwrap_or_default();
+    if response.resources.iter().any(typed) {
+        return world(response);
     }
     match DeltaDiscoveryResponse::decode(bytes) {
         Ok(delta) if delta.resources.iter().filter_map(|r| r.resource.as_ref()).any(typed) => changes(delta),
-        _ if world.iter().any(|any| any.type_url.contains('/')) => Ok(Content::Resources(world)),
-        _ => Ok(Content::Bootstrap),
+        _ if response.resources.iter().any(|any| any.type_url.contains('/')) => world(response),
+        _ => Ok(Content::Bootstrap(None)),
     }
 }
 
@@ -87,8 +107,20 @@ fn response(format: Format, text: &str, options: &LoadOptions<'_>) -> Result<Con
         let delta = load_text::<DeltaDiscoveryResponse>(format, text, options).and_then(|r| r.decode());
         return delta.map_err(|e| e.to_string()).and_then(changes);
     }
-    let world = load_text::<DiscoveryResponse>(format, text, options).and_then(|r| r.decode());
-    world.map(|r| Content::Resources(r.resources)).map_err(|e| e.to_string())
+    let response = load_text::<DiscoveryResponse>(format, text, options).and_then(|r| r.decode());
+    response.map_err(|e| e.to_string()).and_then(world)
+}
+
+/// What a stream would refuse as a whole is refused here in its words. A file need not name its type.
+fn world(response: DiscoveryResponse) -> Result<Content, String> {
+    let whole = wire::DiscoveryResponse::decode(response.encode_to_vec().as_slice());
+    let whole = whole.map_err(|e| e.to_string())?;
+    if !whole.type_url.is_empty() {
+        let (mut stream, now) = (World::new(&whole.type_url), Instant::now());
+        let opened = stream.take_apart(whole.resources, &whole.version_info, now);
+        opened.map_err(|refusal| refusal.reason)?;
+    }
+    Ok(Content::Response(response.resources))
 }
 
 /// What a stream would refuse as a whole is refused here in its words. What was removed is a name and no more, and a
@@ -104,7 +136,7 @@ fn changes(mut delta: DeltaDiscoveryResponse) -> Result<Content, String> {
     let whole = wire::DeltaDiscoveryResponse::decode(delta.encode_to_vec().as_slice());
     let whole = whole.map_err(|e| e.to_string())?;
     Subscription::new(&whole.type_url).take_apart(&whole).map_err(|refusal| refusal.reason)?;
-    Ok(Content::Resources(delta.resources.into_iter().filter_map(|r| r.resource).collect()))
+    Ok(Content::Response(delta.resources.into_iter().filter_map(|r| r.resource).collect()))
 }
 
 #[derive(Debug, PartialEq, Eq)]

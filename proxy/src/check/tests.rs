@@ -85,7 +85,7 @@ fn what_is_wrong_is_said_of_each_resource() {
         "bad.json: secret 's': ",
         "bad.json: runtime layer 't': Invalid runtime entry value for a",
         "bad.json: envoy.admin.v3.Memory: no such resource is known",
-        "part.json: connect_timeout: value must be greater than 0s",
+        "part.json: cluster 'c': connect_timeout: value must be greater than 0s",
         "broken.json: ",
         "none: cannot be read: ",
     ];
@@ -178,6 +178,26 @@ fn what_changed_is_checked_as_what_there_is() {
         "other.json: type URL type.googleapis.com/envoy.config.route.v3.VirtualHost embedded in an individual Any",
         "untyped.json: 1:16: resources[0]: expected \"@type\"",
     ];
+    assert_eq!(text.lines().count(), begins.len(), "{text}");
+    for (line, begin) in text.lines().zip(begins) {
+        assert!(line.starts_with(begin), "{line:?} should begin with {begin:?}");
+    }
+}
+
+#[test]
+fn a_folder_is_its_files_and_a_response_names_each_once() {
+    let folder = Folder::new("folder");
+    let cluster = r#"{"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "c"}"#;
+    folder.file("b.json", format!(r#"{{"resources": [{cluster}, {ROUTES}, {cluster}]}}"#));
+    let typed = r#""type_url": "type.googleapis.com/envoy.config.cluster.v3.Cluster""#;
+    folder.file("a.json", format!(r#"{{{typed}, "resources": [{cluster}, {ROUTES}]}}"#));
+    folder.file("notes.md", "# none");
+    let (good, text) = check(&folder, &[folder.0.display().to_string()]);
+    let begins = [
+        "a.json: type.googleapis.com/envoy.config.route.v3.RouteConfiguration does not match the message-wide type URL",
+        "b.json: cluster 'c': duplicate cluster c found",
+    ];
+    assert!(!good);
     assert_eq!(text.lines().count(), begins.len(), "{text}");
     for (line, begin) in text.lines().zip(begins) {
         assert!(line.starts_with(begin), "{line:?} should begin with {begin:?}");
