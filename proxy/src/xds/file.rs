@@ -113,7 +113,8 @@ async fn run(inner: Rc<Inner>) {
             Err(error) => return super::log_error(&format!("inotify: {error}")),
         };
         drop(ready);
-        for event in events {
+        // That a folder is gone is told, too.
+        for event in events.iter().filter(|event| event.mask.contains(AddWatchFlags::IN_MOVED_TO)) {
             let moved: Vec<Moved> = {
                 let folders = inner.folders.borrow();
                 let entries = folders.get(&event.wd).map(Vec::as_slice).unwrap_or_default();
