@@ -61,7 +61,7 @@ struct All {
     active: Vec<Rc<Entry>>,
     warming: Vec<Rc<Entry>>,
     draining: Vec<Rc<Entry>>,
-    failures: Vec<(String, UpdateFailureState)>,
+    failures: Vec<Failure>,
     stopped: Vec<Arc<str>>,
 }
 
@@ -82,6 +82,15 @@ impl Entry {
     fn is_inbound(&self) -> bool {
         self.config.traffic_direction == TrafficDirection::Inbound
     }
+}
+
+/// A listener that was refused.
+#[derive(Clone)]
+pub struct Failure {
+    /// Under which its state is shown, besides the one that has no name.
+    pub name: Option<String>,
+    /// What was refused, and why.
+    pub state: UpdateFailureState,
 }
 
 /// What became of a listener.
@@ -160,6 +169,14 @@ impl ListenerManager {
             Some(Some(now)) if now.bytes == origin.bytes => return Ok(Taken::Same),
             _ => {}
         }
+        let is = |entry: &Rc<Entry>| entry.origin.as_ref().is_some_and(|now| now.bytes == origin.bytes);
+        if active.as_ref().is_some_and(is) {
+            // What warms is not wanted any more, and what serves is what is wanted.
+            self.all.borrow_mut().warming.retain(|e| &*e.config.name != name);
+            self.stats.modified.inc();
+            self.show();
+            return Ok(Taken::New);
+        }
         let entry = Rc::new(
             self.make(message, origin, active.as_deref())
                 .map_err(|reason| format!("error adding listener '{}': {reason}", address_of(message)))?,
@@ -203,7 +220,10 @@ impl ListenerManager {
         let (bound, addresses) = match active.filter(|active| config.fits_sockets_of(&active.config)) {
             Some(active) => (None, active.addresses.clone()),
             None => {
-                let bound = Bound::bind(config.clone(), self.sockets).map_err(|e| e.to_string())?;
+                let bound = Bound::bind(config.clone(), self.sockets).map_err(|e| {
+                    self.stats.create_failure.inc();
+                    e.to_string()
+                })?;
                 let addresses = bound.addresses.clone();
                 (Some(bound), addresses)
             }
@@ -279,8 +299,8 @@ impl ListenerManager {
         self.show();
     }
 
-    /// Removes what LDS has no more.
-    pub fn remove(self: &Rc<Self>, name: &str) {
+    /// Removes what LDS has no more. Says whether it was there.
+    pub fn remove(self: &Rc<Self>, name: &str) -> bool {
         let mut all = self.all.borrow_mut();
         let is = |e: &Rc<Entry>| &*e.config.name == name && e.origin.is_some();
         let before = all.warming.len();
@@ -289,9 +309,8 @@ impl ListenerManager {
         let at = all.active.iter().position(is);
         let old = at.map(|at| all.active.remove(at));
         drop(all);
-        if waited || old.is_some() {
-            self.stats.removed.inc();
-        }
+        let removed = waited || old.is_some();
+        self.stats.removed.add(u64::from(removed));
         if let Some(old) = old {
             for worker in self.workers.borrow().iter() {
                 worker.order(Order::StopListening(vec![old.config.name.clone()]));
@@ -299,6 +318,7 @@ impl ListenerManager {
             self.drain(old, None);
         }
         self.show();
+        removed
     }
 
     fn drain(self: &Rc<Self>, old: Rc<Entry>, new: Option<&Rc<Entry>>) {
@@ -387,13 +407,13 @@ impl ListenerManager {
         }
     }
 
-    /// What was refused of the last response, by name.
-    pub fn set_failures(&self, failures: Vec<(String, UpdateFailureState)>) {
+    /// What was refused of the last response.
+    pub fn set_failures(&self, failures: Vec<Failure>) {
         self.all.borrow_mut().failures = failures;
     }
 
-    /// What was refused of the last response, by name.
-    pub fn failures(&self) -> Vec<(String, UpdateFailureState)> {
+    /// What was refused of the last response.
+    pub fn failures(&self) -> Vec<Failure> {
         self.all.borrow().failures.clone()
     }
 

@@ -489,9 +489,17 @@ impl View {
                 *place(named(&mut out, &entry.config.name)) = Some(state(origin));
             }
         }
-        for (name, failure) in listeners.failures() {
-            named(&mut out, &name).error_state = Some(failure);
+        let failures = listeners.failures();
+        for failure in &failures {
+            if let Some(name) = &failure.name {
+                named(&mut out, name).error_state = Some(failure.state.clone());
+            }
         }
+        // As in Envoy each stands there a second time, without name and time.
+        out.extend(failures.into_iter().map(|failure| DynamicListener {
+            error_state: Some(pb::UpdateFailureState { last_update_attempt: None, ..failure.state }),
+            ..Default::default()
+        }));
         out
     }
 

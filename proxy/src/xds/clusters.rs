@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as Message;
 use sampan_config::last_good::KeptResource;
 use sampan_core::error::{ConfigError, ConfigResult};
+use sampan_core::log::{Component, Level};
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_upstream::{Cluster, ClusterConfig, Origin};
 use xds_client::{Decoded, Pause, Resource, types};
@@ -59,7 +60,7 @@ impl Cds {
         }
     }
 
-    /// The version of the last response, refused clusters or not.
+    /// The version of the last response that changed something, refused clusters or not.
     pub fn version(&self) -> Arc<str> {
         self.version.borrow().clone()
     }
@@ -71,6 +72,12 @@ impl Cds {
 
     pub(super) fn serving(&self) {
         self.changes.serving.set(true);
+    }
+
+    fn applied(&self, version: &str, changes: usize) {
+        if changes > 0 {
+            *self.version.borrow_mut() = version.into();
+        }
     }
 
     fn done(&self, wrong: &[String], new: usize) -> Result<(), String> {
@@ -131,13 +138,19 @@ impl Changes {
         for resource in resources {
             let name = resource.name;
             if !names.insert(name) {
-                wrong.push(format!("{name}: duplicate cluster {name} found"));
+                let reason = format!("{name}: duplicate cluster {name} found");
+                rejected(name, &reason);
+                wrong.push(reason);
                 continue;
             }
             match self.take(resource) {
                 Ok(Taken::Same) => {}
                 Ok(Taken::New) => new += 1,
-                Err(error) => wrong.push(format!("{name}: {error}")),
+                Err(error) => {
+                    let reason = error.to_string();
+                    rejected(name, &reason);
+                    wrong.push(format!("{name}: {reason}"));
+                }
             }
         }
         (wrong, new)
@@ -152,13 +165,12 @@ impl Changes {
         removed
     }
 
-    fn remove_others(&self, resources: &[Known<'_, Message>]) {
+    /// Says how many there were.
+    fn remove_others(&self, resources: &[Known<'_, Message>]) -> usize {
         let names: HashSet<_> = resources.iter().map(|r| r.name).collect();
         let clusters = &self.context.clusters;
         let all = clusters.clusters().all().into_iter().chain(clusters.waiting());
-        for cluster in all.filter(|c| !names.contains(&**c.name())) {
-            self.remove(cluster.name());
-        }
+        all.filter(|c| !names.contains(&**c.name())).filter(|c| self.remove(c.name())).count()
     }
 
     /// What the control plane is told of reasons like these.
@@ -186,6 +198,10 @@ impl Changes {
     }
 }
 
+fn rejected(name: &str, reason: &str) {
+    sampan_core::log!(Component::Upstream, Level::Warn, "cds: cluster '{name}' config rejected: {reason}");
+}
+
 impl Subscriber for Cds {
     fn type_url(&self) -> &'static str {
         types::CLUSTER
@@ -202,8 +218,8 @@ impl Subscriber for Cds {
         let _together = self.changes.together();
         let resources = known(resources);
         let (wrong, new) = self.changes.take_all(&resources);
-        self.changes.remove_others(&resources);
-        *self.version.borrow_mut() = version.into();
+        let removed = self.changes.remove_others(&resources);
+        self.applied(version, new + removed);
         self.done(&wrong, new)
     }
 
@@ -211,9 +227,7 @@ impl Subscriber for Cds {
         let _together = self.changes.together();
         let (wrong, new) = self.changes.take_all(&known(added));
         let removed = removed.iter().filter(|name| self.changes.remove(name)).count();
-        if new + removed > 0 {
-            *self.version.borrow_mut() = version.into();
-        }
+        self.applied(version, new + removed);
         self.done(&wrong, new)
     }
 

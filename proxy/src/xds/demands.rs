@@ -23,7 +23,7 @@ use xds_client::{Decoded, Resource, types};
 
 use super::clusters::Changes;
 use super::endpoints::Eds;
-use super::resource::{decode, known};
+use super::resource::{decode_new, known};
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
 /// Names of a source that have no cluster, and names that are waited for.
@@ -239,7 +239,7 @@ impl Subscriber for Names {
     }
 
     fn decode(&self, resource: Resource) -> Result<Decoded, String> {
-        decode::<Message>(&self.context, resource)
+        decode_new::<Message>(&self.context, resource, |_, _| false)
     }
 
     fn update(&self, version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {

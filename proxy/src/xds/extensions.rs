@@ -18,7 +18,7 @@ use sampan_listener::{ExtensionUser, ListenerConfig, Stage, WantedExtension};
 use xds_client::{Decoded, Resource, types};
 
 use super::answer::{Answer, Awaited};
-use super::resource::{Checked, checked, decode};
+use super::resource::{Known, decode_new, known};
 use super::source::kept;
 use super::{Context, Source, Subscriber, SubscriptionStats};
 
@@ -152,11 +152,12 @@ impl Extension {
         self.users.borrow_mut().push(user);
     }
 
-    fn take(&self, resource: &Checked<'_, TypedExtensionConfig>) -> Result<(), String> {
-        let Checked { message, bytes, version } = *resource;
-        if message.name != *self.name {
-            return Err(format!("Unexpected resource name in ExtensionConfigDS response: {}", message.name));
+    fn take(&self, resource: &Known<'_, TypedExtensionConfig>) -> Result<(), String> {
+        let Known { name, bytes, version, .. } = *resource;
+        if *name != *self.name {
+            return Err(format!("Unexpected resource name in ExtensionConfigDS response: {name}"));
         }
+        let message = resource.message()?;
         let given = message.typed_config.clone().unwrap_or_default();
         let (type_url, value) =
             sampan_config::any::resolve(&given.type_url, &given.value).map_err(|e| e.to_string())?;
@@ -191,11 +192,11 @@ impl Subscriber for Extension {
     }
 
     fn decode(&self, resource: Resource) -> Result<Decoded, String> {
-        decode::<TypedExtensionConfig>(&self.context, resource)
+        decode_new::<TypedExtensionConfig>(&self.context, resource, |_, _| false)
     }
 
     fn update(&self, _version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
-        match checked(resources).as_slice() {
+        match known(resources).as_slice() {
             [one] => self.take(one)?,
             more => {
                 let count = more.len();

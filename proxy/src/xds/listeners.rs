@@ -9,7 +9,9 @@ use std::time::SystemTime;
 use envoy_types::pb::envoy::admin::v3::UpdateFailureState;
 use envoy_types::pb::envoy::config::listener::v3::Listener as Message;
 use envoy_types::pb::google::protobuf::{Any, Timestamp};
+use prost::Message as _;
 use sampan_config::last_good::KeptResource;
+use sampan_core::log::{Component, Level};
 use sampan_upstream::Origin;
 use xds_client::{Decoded, Resource, types};
 
@@ -17,7 +19,7 @@ use super::answer::Answer;
 use super::resource::{Known, decode_new, known};
 use super::source::kept;
 use super::{Context, Dependencies, Subscriber};
-use crate::listeners::ListenerManager;
+use crate::listeners::{Failure, ListenerManager, Taken};
 
 /// The subscriber of `dynamic_resources.lds_config`.
 pub struct Lds {
@@ -34,7 +36,7 @@ impl Lds {
         Self { context, listeners, warm, version: RefCell::new("".into()), answered }
     }
 
-    /// The version of the last response, refused listeners or not.
+    /// The version of the last response that changed something, refused listeners or not.
     pub fn version(&self) -> Arc<str> {
         self.version.borrow().clone()
     }
@@ -44,14 +46,13 @@ impl Lds {
         self.answered.awaited().settled().await;
     }
 
-    fn remove_others(&self, resources: &[Known<'_, Message>]) {
+    /// Says how many there were.
+    fn remove_others(&self, resources: &[Known<'_, Message>]) -> usize {
         let names: HashSet<_> = resources.iter().map(|r| r.name).collect();
         let listeners = &self.listeners;
-        for entry in listeners.active().into_iter().chain(listeners.warming()) {
-            if entry.origin.is_some() && !names.contains(&*entry.config.name) {
-                listeners.remove(&entry.config.name);
-            }
-        }
+        let all = listeners.active().into_iter().chain(listeners.warming());
+        let gone = all.filter(|entry| entry.origin.is_some() && !names.contains(&*entry.config.name));
+        gone.filter(|entry| listeners.remove(&entry.config.name)).count()
     }
 
     fn is_in_force(&self, name: &str, bytes: &[u8]) -> bool {
@@ -59,9 +60,9 @@ impl Lds {
         newest.is_some_and(|entry| entry.origin.as_ref().is_some_and(|origin| *origin.bytes == *bytes))
     }
 
-    fn take(&self, resource: &Known<'_, Message>) -> Result<(), String> {
+    fn take(&self, resource: &Known<'_, Message>) -> Result<Taken, String> {
         if self.is_in_force(resource.name, resource.bytes) {
-            return Ok(());
+            return Ok(Taken::Same);
         }
         let origin = Origin {
             version: resource.version.into(),
@@ -69,26 +70,43 @@ impl Lds {
             bytes: resource.bytes.to_vec().into(),
             updated: SystemTime::now(),
         };
-        self.listeners.update(&*resource.message()?, origin, &self.warm).map(drop)
+        self.listeners.update(&*resource.message()?, origin, &self.warm)
     }
 
-    fn take_all(&self, resources: &[Known<'_, Message>]) -> Result<(), String> {
+    /// Takes what is new; `removed`: how many went before.
+    fn take_all(
+        &self,
+        version: &str,
+        resources: &[Known<'_, Message>],
+        removed: usize,
+    ) -> Result<(), String> {
         let mut names = HashSet::new();
         let mut wrong = Vec::new();
         let mut failures = Vec::new();
+        let mut changes = removed;
         for resource in resources {
             let name = resource.name;
-            let taken = if names.insert(name) {
-                self.take(resource)
-            } else {
-                Err(format!("duplicate listener {name} found"))
-            };
-            if let Err(reason) = taken {
-                wrong.push(format!("{name}: {reason}"));
-                failures.push((name.to_owned(), failure(resource.bytes, reason)));
+            let first = names.insert(name);
+            let taken =
+                if first { self.take(resource) } else { Err(format!("duplicate listener {name} found")) };
+            match taken {
+                Ok(Taken::Same) => {}
+                Ok(Taken::New) => changes += 1,
+                Err(reason) => {
+                    sampan_core::log!(
+                        Component::Upstream,
+                        Level::Warn,
+                        "lds: listener '{name}' config rejected: {reason}"
+                    );
+                    wrong.push(format!("{name}: {reason}"));
+                    failures.push(failure(resource, first, reason));
+                }
             }
         }
         self.listeners.set_failures(failures);
+        if changes > 0 {
+            *self.version.borrow_mut() = version.into();
+        }
         if !wrong.is_empty() {
             return Err(format!("Error adding/updating listener(s) {}", wrong.join(", ")));
         }
@@ -114,18 +132,14 @@ impl Subscriber for Lds {
     fn update(&self, version: &str, resources: &[Rc<Decoded>]) -> Result<(), String> {
         let _together = self.together();
         let resources = known(resources);
-        self.remove_others(&resources);
-        *self.version.borrow_mut() = version.into();
-        self.take_all(&resources)
+        let removed = self.remove_others(&resources);
+        self.take_all(version, &resources, removed)
     }
 
     fn change(&self, version: &str, added: &[Rc<Decoded>], removed: &[String]) -> Result<(), String> {
         let _together = self.together();
-        removed.iter().for_each(|name| self.listeners.remove(name));
-        if !(added.is_empty() && removed.is_empty()) {
-            *self.version.borrow_mut() = version.into();
-        }
-        self.take_all(&known(added))
+        let removed = removed.iter().filter(|name| self.listeners.remove(name)).count();
+        self.take_all(version, &known(added), removed)
     }
 
     fn failed(&self) {
@@ -141,12 +155,15 @@ impl Subscriber for Lds {
     }
 }
 
-fn failure(bytes: &[u8], details: String) -> UpdateFailureState {
+/// As in Envoy the state stands under the listener's name only where the listener had an address and its name once.
+fn failure(resource: &Known<'_, Message>, first: bool, details: String) -> Failure {
+    let message = Message::decode(&**resource.bytes).unwrap_or_default();
+    let name = (first && message.address.is_some()).then(|| resource.name.to_owned());
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UpdateFailureState {
+    let state = UpdateFailureState {
         failed_configuration: Some(Any {
             type_url: "type.googleapis.com/envoy.config.listener.v3.Listener".to_owned(),
-            value: bytes.to_vec(),
+            value: resource.bytes.to_vec(),
         }),
         last_update_attempt: Some(Timestamp {
             seconds: since.as_secs() as i64,
@@ -154,5 +171,6 @@ fn failure(bytes: &[u8], details: String) -> UpdateFailureState {
         }),
         details,
         ..Default::default()
-    }
+    };
+    Failure { name, state }
 }

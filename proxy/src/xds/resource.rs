@@ -57,16 +57,31 @@ pub struct Checked<'a, M> {
 
 /// Decodes and checks a resource.
 pub fn decode<M: Named + 'static>(context: &Context, resource: Resource) -> Result<Decoded, String> {
+    let own = resource.name.clone();
+    let (decoded, wrong) = decode_alone::<M>(context, resource)?;
+    match wrong {
+        Some(reason) if own.is_empty() => Err(format!("{}: {reason}", decoded.name)),
+        Some(reason) => Err(format!("{own}: {reason}")),
+        None => Ok(decoded),
+    }
+}
+
+/// The same, where what is wrong in an `Any` of the message is the affair of who uses that: it comes beside the message.
+fn decode_alone<M: Named + 'static>(
+    context: &Context,
+    resource: Resource,
+) -> Result<(Decoded, Option<String>), String> {
     let Resource { name, version, type_url, value, aliases, .. } = resource;
     let value = value.unwrap_or_default();
-    let (message, bytes) = one::<M>(context, &type_url, value.clone()).map_err(|reason| {
-        // What breaks a constraint can still say who it is.
-        let named = M::decode(value).ok().filter(|_| name.is_empty());
-        let name = named.map_or_else(|| name.clone(), |message| message.resource_name().to_owned());
-        if name.is_empty() { reason } else { format!("{name}: {reason}") }
-    })?;
+    let Unpacked { message, bytes, wrong } =
+        one::<M>(context, &type_url, value.clone()).map_err(|reason| {
+            // What breaks a constraint can still say who it is.
+            let named = M::decode(value).ok().filter(|_| name.is_empty());
+            let name = named.map_or_else(|| name.clone(), |message| message.resource_name().to_owned());
+            if name.is_empty() { reason } else { format!("{name}: {reason}") }
+        })?;
     let name = if name.is_empty() { message.resource_name().to_owned() } else { name };
-    Ok(Decoded { name, version, aliases, bytes, message: Box::new(message) })
+    Ok((Decoded { name, version, aliases, bytes, message: Box::new(message) }, wrong))
 }
 
 /// The resources as what [`decode`] made of them. One of another type cannot be among them.
@@ -84,6 +99,12 @@ impl<'a, M: 'static> Checked<'a, M> {
 /// In place of a message whose bytes are in force: its name.
 struct InForce(Box<str>);
 
+/// In place of a message of which an `Any` is wrong: its name, and what is wrong.
+struct Wrong {
+    name: Box<str>,
+    reason: String,
+}
+
 /// A resource that was decoded and checked, or whose bytes are in force.
 pub struct Known<'a, M> {
     /// What its message calls it.
@@ -92,12 +113,14 @@ pub struct Known<'a, M> {
     pub bytes: &'a Bytes,
     /// The resource's own version; the response's where it has none.
     pub version: &'a str,
-    /// The message; none: its bytes were in force when it came.
+    /// The message; none: its bytes were in force when it came, or it is wrong.
     pub decoded: Option<&'a M>,
+    /// What is wrong in an `Any` of it. As in Envoy that refuses this resource and not those beside it.
+    wrong: Option<&'a str>,
 }
 
 /// Decodes and checks a resource if `in_force` says that its name and bytes are not in force. Of messages whose field 1 is
-/// their name.
+/// their name. What is wrong in an `Any` of it [`Known::message`] says.
 pub fn decode_new<M: Named + 'static>(
     context: &Context,
     resource: Resource,
@@ -108,7 +131,13 @@ pub fn decode_new<M: Named + 'static>(
         let name = name_of(&bytes).filter(|name| in_force(name, &bytes))?;
         Some((Box::<str>::from(name), bytes.clone()))
     });
-    let Some((own, bytes)) = known else { return decode::<M>(context, resource) };
+    let Some((own, bytes)) = known else {
+        let (decoded, wrong) = decode_alone::<M>(context, resource)?;
+        let Some(reason) = wrong else { return Ok(decoded) };
+        let own = decoded.message.downcast_ref::<M>().map_or(&*decoded.name, M::resource_name);
+        let message = Box::new(Wrong { name: own.into(), reason });
+        return Ok(Decoded { message, ..decoded });
+    };
     let Resource { name, version, aliases, .. } = resource;
     let name = if name.is_empty() { own.to_string() } else { name };
     Ok(Decoded { name, version, aliases, bytes, message: Box::new(InForce(own)) })
@@ -132,10 +161,13 @@ impl<'a, M: Named + 'static> Known<'a, M> {
     fn of(resource: &'a Decoded) -> Option<Self> {
         let Decoded { bytes, version, message, .. } = resource;
         if let Some(InForce(name)) = message.downcast_ref() {
-            return Some(Self { name, bytes, version, decoded: None });
+            return Some(Self { name, bytes, version, decoded: None, wrong: None });
+        }
+        if let Some(Wrong { name, reason }) = message.downcast_ref() {
+            return Some(Self { name, bytes, version, decoded: None, wrong: Some(reason) });
         }
         let message: &M = message.downcast_ref()?;
-        Some(Self { name: message.resource_name(), bytes, version, decoded: Some(message) })
+        Some(Self { name: message.resource_name(), bytes, version, decoded: Some(message), wrong: None })
     }
 
     /// The message; decoded now where it was in force, but not for who asks.
@@ -143,6 +175,9 @@ impl<'a, M: Named + 'static> Known<'a, M> {
     where
         M: Clone,
     {
+        if let Some(reason) = self.wrong {
+            return Err(reason.to_owned());
+        }
         match self.decoded {
             Some(message) => Ok(Cow::Borrowed(message)),
             None => M::decode(&**self.bytes).map(Cow::Owned).map_err(|e| e.to_string()),
@@ -155,7 +190,15 @@ fn message_name(type_url: &str) -> &str {
     type_url.rsplit_once('/').map_or(type_url, |(_, name)| name)
 }
 
-fn one<M: Named>(context: &Context, type_url: &str, value: Bytes) -> Result<(M, Bytes), String> {
+/// A message whose own fields keep its constraints.
+struct Unpacked<M> {
+    message: M,
+    bytes: Bytes,
+    /// What is wrong in an `Any` of it.
+    wrong: Option<String>,
+}
+
+fn one<M: Named>(context: &Context, type_url: &str, value: Bytes) -> Result<Unpacked<M>, String> {
     let message = message_name(type_url);
     if message == Wrapper::full_name() {
         let wrapper = Wrapper::decode(&*value).map_err(|e| format!("Unable to unpack as {message}: {e}"))?;
@@ -166,19 +209,38 @@ fn one<M: Named>(context: &Context, type_url: &str, value: Bytes) -> Result<(M, 
     if message != name {
         return Err(format!("Unable to unpack as {name}: the resource is of type {type_url}"));
     }
-    let (message, unknown) = unpack(&value, context.reject_unknown)?;
+    let (message, unknown, wrong) = match unpack(&value, context.reject_unknown) {
+        Ok((message, unknown)) => (message, unknown, None),
+        Err(reason) => {
+            let (message, unknown) = unpack_outside(&value, context.reject_unknown)?;
+            (message, unknown, Some(reason))
+        }
+    };
     if unknown > 0 {
         context.root.scope("server").counter("dynamic_unknown_fields").add(unknown as u64);
     }
-    Ok((message, value))
+    Ok(Unpacked { message, bytes: value, wrong })
 }
 
 /// Checks a resource's bytes against its type's constraints and decodes them; the number is that of its unknown fields.
 pub fn unpack<M: Named>(value: &[u8], reject_unknown: bool) -> Result<(M, usize), String> {
+    unpack_with(value, reject_unknown, true)
+}
+
+/// The same without a look at what stands in an `Any`.
+fn unpack_outside<M: Named>(value: &[u8], reject_unknown: bool) -> Result<(M, usize), String> {
+    unpack_with(value, reject_unknown, false)
+}
+
+fn unpack_with<M: Named>(
+    value: &[u8],
+    reject_unknown: bool,
+    recurse_any: bool,
+) -> Result<(M, usize), String> {
     let name = M::full_name();
     let schema = Schema::find(&name).ok_or_else(|| format!("unknown message type {name}"))?;
     let unknown = if reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
-    let options = CheckOptions { unknown, ..CheckOptions::default() };
+    let options = CheckOptions { unknown, recurse_any, ..CheckOptions::default() };
     let report = check(schema, value, &options).map_err(|e| e.to_string())?;
     let message = M::decode(value).map_err(|e| format!("Unable to unpack as {name}: {e}"))?;
     Ok((message, report.unknown.len()))
