@@ -357,16 +357,19 @@ fn write(path: &Path, form: &Form) -> io::Result<()> {
     }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // Two processes that share the file do not write into each other's.
     let mut aside = path.as_os_str().to_owned();
-    aside.push(".new");
+    aside.push(format!(".new.{}", std::process::id()));
     // One that was left behind could belong to others.
     match std::fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&aside, path)?;
+    let written = file.write_all(&bytes).and_then(|()| file.sync_all());
+    written.and_then(|()| std::fs::rename(&aside, path)).inspect_err(|_| {
+        // What a full disk has of it helps nobody. That it could not be written is what is told.
+        let _ = std::fs::remove_file(&aside);
+    })?;
     File::open(folder)?.sync_all()
 }
