@@ -31,6 +31,7 @@ use envoy_types::pb::envoy::service::discovery::v3::Resource as Wrapper;
 use envoy_types::pb::envoy::service::runtime::v3::Runtime as RuntimeLayer;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
+use sampan_config::UnknownFields;
 use sampan_core::runtime::Runtime;
 use sampan_core::stats::Store;
 use sampan_http::filter::{HttpFilterContext, HttpFilterRegistry};
@@ -153,7 +154,9 @@ impl Request {
     fn resources(&self, all: &[Any], clusters: &HashSet<String>) -> Vec<String> {
         let Ok(runtime) = LocalRuntime::new() else { return vec!["no runtime".to_owned()] };
         runtime.block_on(async {
-            let checker = Checker::new(self.reject_unknown, clusters.clone());
+            let reject = self.reject_unknown;
+            let unknown = if reject { UnknownFields::Reject } else { UnknownFields::Ignore };
+            let checker = Checker::new(unknown, clusters.clone());
             all.iter().filter_map(|any| checker.any(any).err()).collect()
         })
     }
@@ -201,7 +204,7 @@ fn name_of(any: &Any) -> &str {
 
 /// What resources are checked with.
 struct Checker {
-    reject_unknown: bool,
+    unknown: UnknownFields,
     server: Arc<Server>,
     clusters: ClusterManager,
     http: HttpFilterRegistry,
@@ -209,7 +212,7 @@ struct Checker {
 }
 
 impl Checker {
-    fn new(reject_unknown: bool, known: HashSet<String>) -> Self {
+    fn new(unknown: UnknownFields, known: HashSet<String>) -> Self {
         let stats = Store::new();
         let clusters = ClusterManager::new(&stats.root(), StaticSecrets::default());
         let has = Arc::new(move |name: &str| known.is_empty() || known.contains(name));
@@ -217,7 +220,7 @@ impl Checker {
         let server = Server::new(stats, Runtime::default(), StaticSecrets::default(), node, has);
         let mut http = HttpFilterRegistry::default();
         sampan_http::filters::register(&mut http);
-        Self { reject_unknown, server: Arc::new(server), clusters, http, network: boot::network_filters() }
+        Self { unknown, server: Arc::new(server), clusters, http, network: boot::network_filters() }
     }
 
     /// The error names the resource and the reason.
@@ -230,7 +233,7 @@ impl Checker {
         macro_rules! by_type {
             ($($message:ty: $what:literal $check:ident),* $(,)?) => {
                 $(if name == <$message>::full_name() {
-                    let unpacked = unpack::<$message>(&any.value, self.reject_unknown);
+                    let unpacked = unpack::<$message>(&any.value, self.unknown);
                     let checked = unpacked.and_then(|(message, _)| self.$check(&message));
                     return checked.map_err(|reason| {
                         // What breaks a constraint can still say who it is.

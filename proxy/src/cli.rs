@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sampan_config::UnknownFields;
 use thiserror::Error;
 
 /// What to do.
@@ -71,6 +72,15 @@ impl Options {
     /// Over what time clients are asked to go where a listener drains; none: all at once.
     pub fn ramp(&self) -> Option<Duration> {
         (self.drain_strategy == DrainStrategy::Gradual).then_some(self.drain_time)
+    }
+
+    /// What becomes of fields that a resource's message does not have.
+    pub fn unknown_dynamic(&self) -> UnknownFields {
+        match (self.reject_unknown_dynamic, self.ignore_unknown_dynamic) {
+            (true, _) => UnknownFields::Reject,
+            (false, true) => UnknownFields::Ignore,
+            (false, false) => UnknownFields::Warn,
+        }
     }
 }
 

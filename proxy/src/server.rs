@@ -240,7 +240,7 @@ async fn start_dynamic(process: &Rc<Process>, inbox: &mut mpsc::UnboundedReceive
 async fn start_xds(process: &Rc<Process>) {
     let boot = &process.boot;
     let flags = Flags {
-        reject_unknown: process.options.reject_unknown_dynamic,
+        unknown: process.options.unknown_dynamic(),
         last_good: process.options.last_good_config_path.as_deref(),
     };
     let node = boot.bootstrap.node.clone().unwrap_or_default();

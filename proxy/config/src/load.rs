@@ -235,16 +235,19 @@ pub struct DiscoveryFile {
     pub version: String,
     /// The resources, each to be checked by itself.
     pub resources: Vec<Resource>,
+    /// Members that no message has.
+    pub unknown: Vec<LoadError>,
 }
 
 /// Loads the `DiscoveryResponse` that a file holds.
 pub fn load_discovery_file(path: &FilePath, options: &LoadOptions<'_>) -> Result<DiscoveryFile, LoadError> {
     let outer = LoadOptions { skip_any: true, ..*options };
-    let response = load_file::<DiscoveryResponse>(path, &outer)?.decode()?;
+    let loaded = load_file::<DiscoveryResponse>(path, &outer)?;
+    let response = loaded.decode()?;
     let resources = response.resources.into_iter();
     let resources =
         resources.map(|any| Resource { type_url: any.type_url, value: any.value.into() }).collect();
-    Ok(DiscoveryFile { version: response.version_info, resources })
+    Ok(DiscoveryFile { version: response.version_info, resources, unknown: loaded.report.unknown })
 }
 
 /// Booleans of the static layers of a bootstrap's runtime, later layers over earlier ones. What is broken here is

@@ -18,6 +18,7 @@ use foldhash::fast::{FixedState, RandomState};
 use prost::Message;
 use prost::bytes::Bytes;
 use sampan_config::last_good::KeptResource;
+use sampan_core::log::{Component, Level};
 use sampan_upstream::{Cluster, Discovery, LoadAssignment, Rebuild};
 use tokio::task::AbortHandle;
 use xds_client::{Decoded, Resource, types};
@@ -186,10 +187,15 @@ impl Endpoints {
         hash: u64,
     ) -> Result<(), String> {
         if message.cluster_name != *self.name {
-            return Err(format!(
-                "Unexpected EDS cluster (expecting {}): {}",
-                self.name, message.cluster_name
-            ));
+            let reason =
+                format!("Unexpected EDS cluster (expecting {}): {}", self.name, message.cluster_name);
+            let name = cluster.name();
+            sampan_core::log!(
+                Component::Upstream,
+                Level::Warn,
+                "eds: cluster '{name}' config rejected: {reason}"
+            );
+            return Err(reason);
         }
         let assignment = assignment_of(message, cluster)?;
         if cluster.set_assignment(&assignment) == Rebuild::Nothing {

@@ -53,11 +53,13 @@ mod secrets;
 mod source;
 
 use std::cell::{OnceCell, RefCell};
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use envoy_types::pb::envoy::config::core::v3::{ApiConfigSource, Node};
+use sampan_config::{LoadError, UnknownFields};
 use sampan_core::config_source::{Api, ApiSource, ConfigSource, SourceKind};
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::stats::Scope;
@@ -78,7 +80,7 @@ pub use resource::{Named, unpack};
 pub use routes::{Current, Rds as Routes};
 pub use scopes::Srds;
 pub use secrets::{CurrentSecret, Secrets};
-use source::{Source, Subscriber, SubscriptionStats};
+use source::{Source, Subscriber, SubscriptionStats, warn};
 
 /// What the bootstrap says of dynamic resources, checked.
 #[derive(Debug, Default)]
@@ -183,8 +185,9 @@ pub struct Context {
     clusters: Arc<ClusterManager>,
     root: Scope,
     watcher: Option<Watcher>,
-    /// `--reject-unknown-dynamic-fields`
-    reject_unknown: bool,
+    unknown: UnknownFields,
+    /// What of it was told.
+    unknown_told: RefCell<HashSet<String>>,
     control: grpc::ControlPlanes,
     /// Something was taken.
     updated: Rc<Notify>,
@@ -196,8 +199,8 @@ pub struct Context {
 
 /// What the command line says of it.
 pub struct Flags<'a> {
-    /// `--reject-unknown-dynamic-fields`
-    pub reject_unknown: bool,
+    /// `--reject-unknown-dynamic-fields`, `--ignore-unknown-dynamic-fields`
+    pub unknown: UnknownFields,
     /// `--last-good-config-path`
     pub last_good: Option<&'a std::path::Path>,
 }
@@ -209,13 +212,23 @@ impl Context {
         let root = store.root();
         let clusters = Arc::new(ClusterManager::new(&root, sampan_tls::StaticSecrets::default()));
         let control = grpc::ControlPlanes::new(&clusters, &Node::default());
-        let (updated, reject_unknown) = (Rc::default(), false);
+        let (updated, unknown, unknown_told) = (Rc::default(), UnknownFields::Warn, RefCell::default());
         let (watcher, ads, last_good) = (None, None, None);
-        Rc::new(Self { clusters, root, watcher, reject_unknown, control, updated, ads, last_good })
+        Rc::new(Self { clusters, root, watcher, unknown, unknown_told, control, updated, ads, last_good })
     }
 }
 
 impl Context {
+    /// Fields that a message does not have: as in Envoy each is told and counted once.
+    fn tell_unknown(&self, fields: &[LoadError]) {
+        for field in fields {
+            if self.unknown_told.borrow_mut().insert(field.reason.clone()) {
+                warn(&format!("Unknown field: {field}"));
+                self.root.scope("server").counter("dynamic_unknown_fields").inc();
+            }
+        }
+    }
+
     /// Holds back what is asked of the aggregated stream, if there is one.
     fn pause(&self, type_urls: &[&str]) -> Option<Pause> {
         self.ads.as_ref().map(|ads| ads.pause(type_urls))
@@ -303,7 +316,8 @@ impl Xds {
             clusters: clusters.clone(),
             root: root.clone(),
             watcher: Watcher::new().inspect_err(|e| log_error(&format!("inotify: {e}"))).ok(),
-            reject_unknown: flags.reject_unknown,
+            unknown: flags.unknown,
+            unknown_told: RefCell::default(),
             last_good: flags.last_good.map(|path| LastGood::open(path, node, root)),
         });
         if let Some(ApiSource { api: Api::Grpc { service, .. }, .. }) = &model.load_stats {

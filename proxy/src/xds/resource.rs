@@ -11,7 +11,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::bytes::Bytes;
 use prost::{Message, Name};
 use sampan_config::schema::Message as Schema;
-use sampan_config::{CheckOptions, UnknownFields, check};
+use sampan_config::{CheckOptions, LoadError, UnknownFields, check};
 use xds_client::{Decoded, Resource};
 
 use super::Context;
@@ -209,39 +209,36 @@ fn one<M: Named>(context: &Context, type_url: &str, value: Bytes) -> Result<Unpa
     if message != name {
         return Err(format!("Unable to unpack as {name}: the resource is of type {type_url}"));
     }
-    let (message, unknown, wrong) = match unpack(&value, context.reject_unknown) {
+    let (message, unknown, wrong) = match unpack(&value, context.unknown) {
         Ok((message, unknown)) => (message, unknown, None),
         Err(reason) => {
-            let (message, unknown) = unpack_outside(&value, context.reject_unknown)?;
+            let (message, unknown) = unpack_outside(&value, context.unknown)?;
             (message, unknown, Some(reason))
         }
     };
-    if unknown > 0 {
-        context.root.scope("server").counter("dynamic_unknown_fields").add(unknown as u64);
-    }
+    context.tell_unknown(&unknown);
     Ok(Unpacked { message, bytes: value, wrong })
 }
 
-/// Checks a resource's bytes against its type's constraints and decodes them; the number is that of its unknown fields.
-pub fn unpack<M: Named>(value: &[u8], reject_unknown: bool) -> Result<(M, usize), String> {
-    unpack_with(value, reject_unknown, true)
+/// Checks a resource's bytes against its type's constraints and decodes them; beside it stands what was unknown.
+pub fn unpack<M: Named>(value: &[u8], unknown: UnknownFields) -> Result<(M, Vec<LoadError>), String> {
+    unpack_with(value, unknown, true)
 }
 
 /// The same without a look at what stands in an `Any`.
-fn unpack_outside<M: Named>(value: &[u8], reject_unknown: bool) -> Result<(M, usize), String> {
-    unpack_with(value, reject_unknown, false)
+fn unpack_outside<M: Named>(value: &[u8], unknown: UnknownFields) -> Result<(M, Vec<LoadError>), String> {
+    unpack_with(value, unknown, false)
 }
 
 fn unpack_with<M: Named>(
     value: &[u8],
-    reject_unknown: bool,
+    unknown: UnknownFields,
     recurse_any: bool,
-) -> Result<(M, usize), String> {
+) -> Result<(M, Vec<LoadError>), String> {
     let name = M::full_name();
     let schema = Schema::find(&name).ok_or_else(|| format!("unknown message type {name}"))?;
-    let unknown = if reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
     let options = CheckOptions { unknown, recurse_any, ..CheckOptions::default() };
     let report = check(schema, value, &options).map_err(|e| e.to_string())?;
     let message = M::decode(value).map_err(|e| format!("Unable to unpack as {name}: {e}"))?;
-    Ok((message, report.unknown.len()))
+    Ok((message, report.unknown))
 }

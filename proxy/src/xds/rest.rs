@@ -5,11 +5,12 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use prost::bytes::Bytes;
 use prost::{Message, Name};
 use sampan_config::schema::Message as Schema;
-use sampan_config::{Format, LoadOptions, PrintOptions, UnknownFields, load_text, to_json};
+use sampan_config::{Format, LoadOptions, PrintOptions, load_text, to_json};
 use sampan_core::HeaderMap;
 use sampan_core::header::HeaderId;
 use sampan_http::router::callout;
@@ -126,15 +127,7 @@ impl Rest {
 
     /// None: nothing is new.
     async fn ask(&self, version: &str) -> Result<Option<Bytes>, String> {
-        let request = DiscoveryRequest {
-            version_info: version.to_owned(),
-            node: Some(self.context.control.node()),
-            resource_names: self.subscriber.name().map(str::to_owned).into_iter().collect(),
-            ..DiscoveryRequest::default()
-        };
-        let schema = Schema::find(&DiscoveryRequest::full_name()).ok_or("no schema")?;
-        let body =
-            to_json(schema, &request.encode_to_vec(), PrintOptions::default()).map_err(|e| e.to_string())?;
+        let body = question(self.context.control.node(), &*self.subscriber, version)?;
         let mut headers = HeaderMap::with_capacity(256, 8);
         headers.append(HeaderId::METHOD, "POST");
         headers.append(HeaderId::SCHEME, "http");
@@ -158,11 +151,14 @@ impl Rest {
         if let Some(keeper) = &self.keeper {
             keeper.heard();
         }
-        let unknown = if self.context.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
-        let options = LoadOptions { unknown, skip_any: true, ..LoadOptions::default() };
+        let options = LoadOptions { unknown: self.context.unknown, skip_any: true, ..LoadOptions::default() };
         let loaded = std::str::from_utf8(body).map_err(|error| error.to_string()).and_then(|text| {
             let loaded = load_text::<DiscoveryResponse>(Format::Json, text, &options);
-            loaded.and_then(|loaded| loaded.decode()).map_err(|error| error.to_string())
+            let decoded = loaded.and_then(|loaded| {
+                self.context.tell_unknown(&loaded.report.unknown);
+                loaded.decode()
+            });
+            decoded.map_err(|error| error.to_string())
         });
         let taken = loaded.and_then(|response| {
             let resources = response.resources.into_iter();
@@ -184,5 +180,62 @@ impl Rest {
                 self.subscriber.failed();
             }
         }
+    }
+}
+
+/// The body of a request.
+fn question(node: Node, subscriber: &dyn Subscriber, version: &str) -> Result<String, String> {
+    let request = DiscoveryRequest {
+        version_info: version.to_owned(),
+        node: Some(node),
+        resource_names: subscriber.name().map(str::to_owned).into_iter().collect(),
+        type_url: subscriber.type_url().to_owned(),
+        ..DiscoveryRequest::default()
+    };
+    let schema = Schema::find(&DiscoveryRequest::full_name()).ok_or("no schema")?;
+    to_json(schema, &request.encode_to_vec(), PrintOptions::default()).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use xds_client::{Decoded, Resource};
+
+    use super::*;
+
+    struct Routes;
+
+    impl Subscriber for Routes {
+        fn type_url(&self) -> &'static str {
+            types::ROUTES
+        }
+
+        fn name(&self) -> Option<&str> {
+            Some("r")
+        }
+
+        fn decode(&self, _resource: Resource) -> Result<Decoded, String> {
+            Err("not here".to_owned())
+        }
+
+        fn update(&self, _version: &str, _resources: &[Rc<Decoded>]) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn failed(&self) {}
+    }
+
+    /// As Envoy 1.40 asks.
+    #[test]
+    fn a_request_names_its_type() {
+        let node = Node { id: "n".to_owned(), ..Node::default() };
+        let body = question(node, &Routes, "7").unwrap();
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let whole = serde_json::json!({
+            "version_info": "7", "node": {"id": "n"}, "resource_names": ["r"],
+            "type_url": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+        });
+        assert_eq!(body, whole);
     }
 }

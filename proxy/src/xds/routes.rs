@@ -13,6 +13,7 @@ use prost::Message;
 use prost::bytes::Bytes;
 use sampan_config::last_good::KeptResource;
 use sampan_core::config_source::ConfigSource;
+use sampan_core::log::{Component, Level};
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_http::filter::HttpFilterRegistry;
 use sampan_http::route::{
@@ -313,7 +314,9 @@ impl Table {
     fn take(&self, resource: &Known<'_, RouteConfiguration>) -> Result<(), String> {
         let Known { name, bytes, version, .. } = *resource;
         if *name != *self.name {
-            return Err(format!("Unexpected RDS configuration (expecting {}): {name}", self.name));
+            return Err(
+                self.unexpected(format!("Unexpected RDS configuration (expecting {}): {name}", self.name))
+            );
         }
         if self.given.borrow().as_ref() == Some(bytes) {
             return Ok(());
@@ -344,6 +347,12 @@ impl Table {
             self.publish(next);
         }
         Ok(())
+    }
+
+    fn unexpected(&self, reason: String) -> String {
+        let name = &self.name;
+        sampan_core::log!(Component::Rds, Level::Warn, "rds: route config '{name}' rejected: {reason}");
+        reason
     }
 
     /// Whether nobody waits for hosts.
@@ -448,7 +457,7 @@ impl Subscriber for Table {
         match known(resources).as_slice() {
             [] => self.stats.iter().for_each(|stats| stats.update_empty.inc()),
             [one] => self.take(one)?,
-            more => return Err(format!("Unexpected RDS resource length: {}", more.len())),
+            more => return Err(self.unexpected(format!("Unexpected RDS resource length: {}", more.len()))),
         }
         if self.first.borrow().is_none() {
             self.answered.settle();

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prost::bytes::Bytes;
 use sampan_config::last_good::KeptResource;
-use sampan_config::{DiscoveryFile, LoadOptions, UnknownFields, load_discovery_file};
+use sampan_config::{DiscoveryFile, ErrorKind, LoadOptions, load_discovery_file};
 use sampan_core::config_source::{Api, ApiSource, ConfigSource, SourceKind};
 use sampan_core::log::{Component, Level};
 use sampan_core::stats::{Counter, Gauge, Histogram, Scope, TextReadout, Thin, Unit};
@@ -352,16 +352,21 @@ impl File {
         }
         let since = Instant::now();
         self.stats.attempted();
-        let unknown = if self.context.reject_unknown { UnknownFields::Reject } else { UnknownFields::Warn };
-        match load_discovery_file(&self.path, &LoadOptions { unknown, ..LoadOptions::default() }) {
-            Ok(DiscoveryFile { version, resources }) => match self.take(&version, resources) {
-                Ok(()) => self.stats.accepted(&version, since),
-                Err(reason) => {
-                    warn(&format!("Filesystem config update rejected: {reason}"));
-                    self.stats.rejected();
-                    self.subscriber.failed();
+        let options = LoadOptions { unknown: self.context.unknown, ..LoadOptions::default() };
+        let rejected = |reason: String| {
+            warn(&format!("Filesystem config update rejected: {reason}"));
+            self.stats.rejected();
+            self.subscriber.failed();
+        };
+        match load_discovery_file(&self.path, &options) {
+            Ok(DiscoveryFile { version, resources, unknown }) => {
+                self.context.tell_unknown(&unknown);
+                match self.take(&version, resources) {
+                    Ok(()) => self.stats.accepted(&version, since),
+                    Err(reason) => rejected(reason),
                 }
-            },
+            }
+            Err(error) if error.kind == ErrorKind::UnknownField => rejected(error.to_string()),
             Err(error) => {
                 warn(&format!("Filesystem config update failure: in {}, {error}", self.path.display()));
                 self.stats.unreachable();
