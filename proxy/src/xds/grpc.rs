@@ -97,15 +97,15 @@ struct ControlPlaneStats {
     /// For the log.
     call: String,
     delta: bool,
-    closed: RefCell<Option<Closed>>,
-    /// The longest wait before the next stream.
-    patience: Duration,
+    ends: Ends,
 }
 
-/// How the streams end since a message came.
-struct Closed {
-    end: End,
-    since: Instant,
+/// How streams end, for the log.
+struct Ends {
+    /// Since a message came.
+    last: RefCell<Option<(End, Instant)>>,
+    /// The longest wait before the next stream.
+    patience: Duration,
 }
 
 impl ControlPlaneStats {
@@ -119,15 +119,15 @@ impl ControlPlaneStats {
             rate_limit_enforced: scope.counter("rate_limit_enforced"),
             call: format!("{method} gRPC config stream to {}", service.cluster),
             delta,
-            closed: RefCell::default(),
-            patience: service.backoff.1,
+            ends: Ends { last: RefCell::default(), patience: service.backoff.1 },
         }
     }
+}
 
+impl Ends {
     /// What may pass by itself is worth a warning only when it lasts or changes, as in Envoy.
-    fn ended(&self, end: &End) -> (Level, String) {
+    fn tell(&self, call: &str, end: &End) -> (Level, String) {
         const PASSING: [u16; 3] = [4, 8, 14];
-        let call = &self.call;
         let plain = format!("{call} closed: {end}");
         if end.code == 0 {
             return (Level::Debug, plain);
@@ -135,20 +135,20 @@ impl ControlPlaneStats {
         if !PASSING.contains(&end.code) {
             return (Level::Warn, plain);
         }
-        let mut closed = self.closed.borrow_mut();
-        let Some(last) = closed.as_mut() else {
-            *closed = Some(Closed { end: end.clone(), since: Instant::now() });
+        let mut last = self.last.borrow_mut();
+        let Some((before, since)) = last.as_mut() else {
+            *last = Some((end.clone(), Instant::now()));
             return (Level::Debug, plain);
         };
-        let seconds = last.since.elapsed().as_secs();
-        if last.end.code != end.code {
-            let told = format!("{plain} (previously {} since {seconds}s ago)", last.end);
-            *last = Closed { end: end.clone(), since: Instant::now() };
+        let lasts = since.elapsed();
+        if before.code != end.code {
+            let told = format!("{plain} (previously {before} since {}s ago)", lasts.as_secs());
+            *last = Some((end.clone(), Instant::now()));
             return (Level::Warn, told);
         }
-        last.end.message.clone_from(&end.message);
-        if last.since.elapsed() > self.patience {
-            return (Level::Warn, format!("{call} closed since {seconds}s ago: {end}"));
+        before.message.clone_from(&end.message);
+        if lasts > self.patience {
+            return (Level::Warn, format!("{call} closed since {}s ago: {end}", lasts.as_secs()));
         }
         (Level::Debug, plain)
     }
@@ -160,12 +160,12 @@ impl Observer for ControlPlaneStats {
     }
 
     fn closed(&self, end: &End) {
-        let (level, told) = self.ended(end);
+        let (level, told) = self.ends.tell(&self.call, end);
         sampan_core::log!(Component::Config, level, "{told}");
     }
 
     fn received(&self) {
-        self.closed.take();
+        self.ends.last.take();
     }
 
     fn identifier(&self, identifier: &str) {
@@ -321,5 +321,27 @@ impl Call for Exchange {
             Some(Err(error)) => Err(broken(error)),
             None => Err(End::internal("missing grpc-status")),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_no_warning_until_it_lasts_or_changes() {
+        let ends = Ends { last: RefCell::default(), patience: Duration::from_secs(30) };
+        let end = |code, message: &str| End { code, message: message.to_owned() };
+        let tell = |end| ends.tell("S", &end);
+        assert_eq!(tell(end(0, "")).0, Level::Debug);
+        assert_eq!(tell(end(13, "broken")), (Level::Warn, "S closed: 13, broken".to_owned()));
+        assert_eq!(tell(end(14, "a")), (Level::Debug, "S closed: 14, a".to_owned()));
+        assert_eq!(tell(end(14, "b")).0, Level::Debug);
+        let changed = "S closed: 8, c (previously 14, b since 0s ago)".to_owned();
+        assert_eq!(tell(end(8, "c")), (Level::Warn, changed));
+        let impatient = Ends { patience: Duration::ZERO, ..ends };
+        std::thread::sleep(Duration::from_millis(1));
+        let lasts = (Level::Warn, "S closed since 0s ago: 8, d".to_owned());
+        assert_eq!(impatient.tell("S", &end(8, "d")), lasts);
     }
 }
