@@ -204,6 +204,7 @@ fn server(
     access_logs.set_node(bootstrap.node.clone().unwrap_or_default());
     let mut server = Server::new(stats, runtime, secrets, info, known);
     server.access_logs = access_logs;
+    server.dns_caches = clusters.dns_caches().clone();
     server.tracing = crate::unsupported::tracing(bootstrap).cloned();
     server
 }

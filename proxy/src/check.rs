@@ -217,7 +217,8 @@ impl Checker {
         let clusters = ClusterManager::new(&stats.root(), StaticSecrets::default());
         let has = Arc::new(move |name: &str| known.is_empty() || known.contains(name));
         let node = NodeInfo { id: "check".into(), cluster: "check".into(), ..NodeInfo::default() };
-        let server = Server::new(stats, Runtime::default(), StaticSecrets::default(), node, has);
+        let mut server = Server::new(stats, Runtime::default(), StaticSecrets::default(), node, has);
+        server.dns_caches = clusters.dns_caches().clone();
         let mut http = HttpFilterRegistry::default();
         sampan_http::filters::register(&mut http);
         Self { unknown, server: Arc::new(server), clusters, http, network: boot::network_filters() }

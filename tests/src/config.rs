@@ -88,6 +88,21 @@ const ALIASES: &[(&str, &str, &str)] = &[
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
     ),
     (
+        "dynamic_forward_proxy",
+        "envoy.filters.http.dynamic_forward_proxy",
+        "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig",
+    ),
+    (
+        "dynamic_forward_proxy_route",
+        "envoy.filters.http.dynamic_forward_proxy",
+        "envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
+    ),
+    (
+        "sni_dynamic_forward_proxy",
+        "envoy.filters.network.sni_dynamic_forward_proxy",
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
+    ),
+    (
         "grpc_stats",
         "envoy.filters.http.grpc_stats",
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",

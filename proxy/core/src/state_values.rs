@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,13 +15,15 @@ use prost::Message;
 
 use crate::error::{AtField, ConfigError, ConfigResult};
 use crate::format::{FormatContext, Formatter};
-use crate::stream_info::{FilterStateObject, StateObject};
+use crate::stream_info::{FilterStateObject, StateObject, StreamInfo};
 
 /// Which factory has made a text; an object of one does not serve a reader of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextKind {
-    /// `envoy.string`, `envoy.hashable_string`
+    /// `envoy.string`, `envoy.hashable_string`, `envoy.upstream.dynamic_host`
     String,
+    /// `envoy.upstream.dynamic_port`, a number.
+    DynamicPort,
     /// `envoy.tcp_proxy.cluster`: where `tcp_proxy` sends the connection.
     TcpProxyCluster,
     /// `envoy.network.upstream_server_name`: the server name of TLS to the upstream.
@@ -41,8 +44,16 @@ pub const UPSTREAM_SUBJECT_ALT_NAMES: &str = "envoy.network.upstream_subject_alt
 /// The key under which `tcp_proxy` looks for its cluster.
 pub const TCP_PROXY_CLUSTER: &str = "envoy.tcp_proxy.cluster";
 
+/// The key under which dynamic_forward_proxy looks for the host that is meant, in place of the one that is asked for.
+pub const DYNAMIC_HOST: &str = "envoy.upstream.dynamic_host";
+/// And for its port.
+pub const DYNAMIC_PORT: &str = "envoy.upstream.dynamic_port";
+
+/// The key under which dynamic_forward_proxy leaves the address of a host that it has resolved.
+pub const UPSTREAM_ADDRESS: &str = "envoy.stream.upstream_address";
+
 /// Factories of Envoy's whose objects Sampan has no reader for.
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 8] = [
     "envoy.filters.listener.original_dst.local_ip",
     "envoy.filters.listener.original_dst.remote_ip",
     "envoy.network.ip",
@@ -51,8 +62,6 @@ const OTHERS: [&str; 10] = [
     "envoy.ratelimit.hits_addend",
     "envoy.tcp_proxy.disable_tunneling",
     "envoy.tcp_proxy.per_connection_idle_timeout_ms",
-    "envoy.upstream.dynamic_host",
-    "envoy.upstream.dynamic_port",
 ];
 
 /// An object that is a text.
@@ -121,6 +130,74 @@ impl FilterStateObject for ListState {
     }
 }
 
+/// A number.
+pub struct NumberState(u32);
+
+impl NumberState {
+    /// An object for the filter state.
+    pub fn object(number: u32) -> StateObject {
+        Rc::new(Self(number))
+    }
+}
+
+impl FilterStateObject for NumberState {
+    fn plain(&self) -> Option<Cow<'_, str>> {
+        Some(self.0.to_string().into())
+    }
+
+    fn typed(&self) -> Option<serde_json::Value> {
+        Some(self.0.into())
+    }
+
+    fn message(&self) -> Option<ProtoAny> {
+        Some(ProtoAny {
+            type_url: "type.googleapis.com/google.protobuf.UInt32Value".to_owned(),
+            value: self.0.encode_to_vec(),
+        })
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// An address; the log shows nothing of it, as in Envoy.
+pub struct AddressState(IpAddr);
+
+impl AddressState {
+    /// An object for the filter state.
+    pub fn object(ip: IpAddr) -> StateObject {
+        Rc::new(Self(ip))
+    }
+}
+
+impl FilterStateObject for AddressState {
+    fn plain(&self) -> Option<Cow<'_, str>> {
+        None
+    }
+
+    fn ip(&self) -> Option<IpAddr> {
+        Some(self.0)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// The host that filters say is meant.
+pub fn dynamic_host(info: &StreamInfo) -> Option<String> {
+    let object = info.state(DYNAMIC_HOST)?;
+    TextState::read(&*object, TextKind::String).map(str::to_owned)
+}
+
+/// And its port, if it is one.
+pub fn dynamic_port(info: &StreamInfo) -> Option<u16> {
+    let object = info.state(DYNAMIC_PORT)?;
+    let NumberState(number) = object.as_any().downcast_ref()?;
+    u16::try_from(*number).ok().filter(|port| *port > 0)
+}
+
 /// A list of values, made in order.
 #[derive(Debug)]
 pub struct StateValues(Vec<StateValue>);
@@ -150,7 +227,8 @@ impl StateValues {
         self.0.is_empty()
     }
 
-    /// The object of one value and its key, from what is known now; `None` where an empty one is to be skipped.
+    /// The object of one value and its key, from what is known now; `None` where an empty one is to be skipped, or the text
+    /// is none for its factory.
     /// Each is to be in the state before the next is made: formats may read it.
     pub fn make(&self, index: usize, context: &FormatContext<'_>) -> Option<(&str, StateObject)> {
         let value = self.0.get(index)?;
@@ -165,6 +243,7 @@ impl StateValues {
                 let parts = text.split(',').filter(|part| !part.is_empty());
                 ListState::object(value.kind, parts.map(|part| part.as_bytes().to_vec()).collect())
             }
+            TextKind::DynamicPort => NumberState::object(text.trim().parse().ok()?),
             kind => TextState::object(kind, text),
         };
         Some((&value.key, object))
@@ -180,7 +259,8 @@ impl StateValue {
         };
         let factory = if message.factory_key.is_empty() { key } else { &message.factory_key };
         let kind = match factory.as_str() {
-            "envoy.string" | "envoy.hashable_string" => TextKind::String,
+            "envoy.string" | "envoy.hashable_string" | DYNAMIC_HOST => TextKind::String,
+            DYNAMIC_PORT => TextKind::DynamicPort,
             TCP_PROXY_CLUSTER => TextKind::TcpProxyCluster,
             UPSTREAM_SERVER_NAME => TextKind::UpstreamServerName,
             APPLICATION_PROTOCOLS => TextKind::ApplicationProtocols,

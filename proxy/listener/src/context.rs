@@ -18,7 +18,7 @@ use sampan_core::runtime::Runtime;
 use sampan_core::stats::{Scope, Store};
 use sampan_core::stream_info::Metadata;
 use sampan_tls::StaticSecrets;
-use sampan_upstream::WorkerClusters;
+use sampan_upstream::{DnsCaches, WorkerClusters};
 
 pub use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
 
@@ -68,6 +68,8 @@ pub struct Server {
     pub access_logs: AccessLogManager,
     /// The overload manager's state, where one is configured.
     pub overload: Option<Arc<OverloadState>>,
+    /// The caches of names that clients choose, shared with the clusters.
+    pub dns_caches: DnsCaches,
     /// The bootstrap's `tracing`: the provider of whoever traces and names none.
     pub tracing: Option<TracingProvider>,
     /// The next connection's number.
@@ -89,6 +91,7 @@ impl Server {
             health_check_failed: Arc::default(),
             drain: drain::Drain::new(),
             access_logs: AccessLogManager::new(&stats.root(), FlushPolicy::default()),
+            dns_caches: DnsCaches::new(&stats.root()),
             stats,
             runtime,
             secrets,

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 
 use crate::circuit::{Breakers, Priority};
 use crate::config::{ClusterConfig, Discovery, LoadAssignment, Thresholds, TransportSocketConfig};
+use crate::dns_cache::DnsCacheUser;
 use crate::host::{Health, Host, HostSet};
 use crate::lb::{Size, Tables};
 use crate::manager::Warming;
@@ -26,9 +27,11 @@ use crate::stats::{ClusterStats, HostCounter, TableStats, TimeoutBudgetStats};
 
 use building::{Building, Kept};
 use destinations::Destinations;
+use names::Names;
 
 mod building;
 pub(crate) mod destinations;
+mod names;
 
 /// What lies between a connection and the codec, ready to use; nothing for `raw_buffer`.
 pub(crate) struct TransportSocket {
@@ -80,6 +83,8 @@ pub struct Cluster {
     outlier: Option<Box<Detector>>,
     /// The hosts of an ORIGINAL_DST cluster.
     destinations: OnceLock<Box<Destinations>>,
+    /// Those of a dynamic_forward_proxy cluster.
+    names: Option<Box<Names>>,
     /// Whether the first answer on its hosts, good or bad, is still to come.
     pub(crate) warming: AtomicBool,
     awaited: Mutex<Awaited>,
@@ -159,6 +164,7 @@ impl Cluster {
         secrets: &StaticSecrets,
         exchange: Option<Arc<Exchange>>,
         events: Option<Arc<EventLog>>,
+        cache: Option<DnsCacheUser>,
     ) -> ConfigResult<Self> {
         let scope = root.scope("cluster").scope(&config.stat_name.replace(':', "_"));
         let mut sockets =
@@ -189,6 +195,7 @@ impl Cluster {
             reported: Mutex::default(),
             tasks: Mutex::default(),
             destinations: OnceLock::new(),
+            names: cache.map(|cache| Box::new(Names::new(cache))),
             socket_matches,
             dropped: HostCounter::default(),
             exchange,
@@ -534,7 +541,10 @@ impl Cluster {
         let hosts = self.hosts.load();
         let mut now = Membership::default();
         // Envoy sets it when it compares hosts of now and before, which these kinds of cluster never do.
-        let listed = matches!(self.config.discovery, Discovery::Static | Discovery::OriginalDst(_));
+        let listed = matches!(
+            self.config.discovery,
+            Discovery::Static | Discovery::OriginalDst(_) | Discovery::Forward(_)
+        );
         let weighs = !listed && self.generation() > 0;
         now.max_weight = u64::from(weighs);
         for host in hosts.hosts() {

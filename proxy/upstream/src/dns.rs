@@ -25,6 +25,25 @@ impl SharedResolver {
     fn get(&self, family: LookupFamily) -> Option<&TokioResolver> {
         self.0[family as usize].get_or_init(|| build(family)).as_ref()
     }
+
+    /// The addresses of a name, each once, and how long they hold.
+    pub(crate) async fn look_up(
+        &self,
+        family: LookupFamily,
+        name: &str,
+    ) -> Result<(Vec<IpAddr>, Duration), NetError> {
+        let Some(resolver) = self.get(family) else {
+            return Err(NetError::from("no system resolver configuration"));
+        };
+        let answer = resolver.lookup_ip(name).await?;
+        let mut ips: Vec<IpAddr> = Vec::new();
+        for ip in answer.iter() {
+            if !ips.contains(&ip) {
+                ips.push(ip);
+            }
+        }
+        Ok((ips, answer.valid_until().saturating_duration_since(Instant::now())))
+    }
 }
 
 fn build(family: LookupFamily) -> Option<TokioResolver> {
@@ -122,9 +141,7 @@ impl Target {
     }
 
     fn back_off(&self, failures: u32) -> Duration {
-        let Some((base, max)) = self.config.failure_rate else { return self.config.refresh_rate };
-        let ceiling = base.saturating_mul(1 << failures.min(16)).min(max);
-        jitter(ceiling).max(Duration::from_millis(1))
+        self.config.failure_rate.map_or(self.config.refresh_rate, |rate| back_off(rate, failures))
     }
 
     /// The addresses and how long they hold.
@@ -132,26 +149,24 @@ impl Target {
         if let Ok(ip) = self.name.parse::<IpAddr>() {
             return Ok((vec![Address::Ip(SocketAddr::new(ip, self.port))], self.config.refresh_rate));
         }
-        let Some(resolver) = self.resolver.get(self.config.family) else {
-            return Err(NetError::from("no system resolver configuration"));
-        };
-        let answer = match resolver.lookup_ip(&*self.name).await {
-            Ok(answer) => answer,
+        match self.resolver.look_up(self.config.family, &self.name).await {
+            Ok((ips, ttl)) => {
+                let address = |ip| Address::Ip(SocketAddr::new(ip, self.port));
+                Ok((ips.into_iter().map(address).collect(), ttl))
+            }
             // "There is no such name" and "it has no address" are answers: the hosts go away.
             Err(e) if e.is_no_records_found() || e.is_nx_domain() => {
-                return Ok((Vec::new(), self.config.refresh_rate));
+                Ok((Vec::new(), self.config.refresh_rate))
             }
-            Err(e) => return Err(e),
-        };
-        let mut addresses: Vec<Address> = Vec::new();
-        for ip in answer.iter() {
-            let address = Address::Ip(SocketAddr::new(ip, self.port));
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
+            Err(e) => Err(e),
         }
-        Ok((addresses, answer.valid_until().saturating_duration_since(Instant::now())))
     }
+}
+
+/// How long is waited after so many failures in a row.
+pub(crate) fn back_off((base, max): (Duration, Duration), failures: u32) -> Duration {
+    let ceiling = base.saturating_mul(1 << failures.min(16)).min(max);
+    jitter(ceiling).max(Duration::from_millis(1))
 }
 
 fn jitter(up_to: Duration) -> Duration {

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 use sampan_core::ConfigResult;
+use sampan_core::error::AtField;
 use sampan_core::peer;
 use sampan_core::stats::{Counter, Gauge, Scope};
 use sampan_tls::StaticSecrets;
@@ -18,6 +19,7 @@ use crate::cluster::{Cluster, Origin, destinations};
 use crate::config::{BindConfig, ClusterConfig, Discovery, ExchangeConfig};
 use crate::demand::{Demand, Discovered, OnDemand};
 use crate::dns;
+use crate::dns_cache::DnsCaches;
 use crate::outlier::{self, EventLog};
 
 /// The slots that all threads share. Workers take the lock only for names they have not used before.
@@ -34,6 +36,7 @@ pub struct ClusterManager {
     scope: Scope,
     secrets: StaticSecrets,
     resolver: dns::SharedResolver,
+    caches: DnsCaches,
     bind: Option<Box<BindConfig>>,
     events: Option<Arc<EventLog>>,
     node: Arc<peer::Node>,
@@ -166,7 +169,9 @@ impl ClusterManager {
                 own.counter("update_out_of_merge_window"),
             ],
         };
+        let resolver = dns::SharedResolver::default();
         Self {
+            caches: DnsCaches::with_resolver(scope, resolver.clone()),
             slots: Arc::new(Slots {
                 clusters: Arc::default(),
                 aside: Mutex::default(),
@@ -177,7 +182,7 @@ impl ClusterManager {
             }),
             secrets,
             scope: scope.clone(),
-            resolver: dns::SharedResolver::default(),
+            resolver,
             bind: None,
             events: None,
             node: Arc::default(),
@@ -195,6 +200,11 @@ impl ClusterManager {
     /// What peers are told of us.
     pub fn node(&self) -> &Arc<peer::Node> {
         &self.node
+    }
+
+    /// The caches of names that clients choose.
+    pub fn dns_caches(&self) -> &DnsCaches {
+        &self.caches
     }
 
     /// The metadata exchange of a configuration.
@@ -252,6 +262,10 @@ impl ClusterManager {
         if config.bind.is_none() {
             config.bind.clone_from(&self.bind);
         }
+        let cache = match &config.discovery {
+            Discovery::Forward(forward) => Some(self.caches.get(&forward.cache).at("cluster_type")?),
+            _ => None,
+        };
         let cluster = Arc::new(Cluster::new(
             config,
             origin,
@@ -259,7 +273,11 @@ impl ClusterManager {
             &self.secrets,
             exchange,
             self.events.clone(),
+            cache,
         )?);
+        if let Some((_, cache)) = cluster.forwards() {
+            cache.attach(&cluster);
+        }
         let slots = &self.slots;
         let mut aside = slots.aside();
         let waiting = aside.remove(cluster.name());

@@ -1,5 +1,6 @@
 //! Clusters as one worker sees them: everything `Rc`, nothing locked.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -22,8 +23,11 @@ use crate::pool::{Pools, Sweeper};
 use crate::stats::ClusterStats;
 
 use destinations::Destinations;
+use names::Names;
+pub use names::{Choice, Resolving};
 
 mod destinations;
+mod names;
 
 /// The clusters of one worker. Clones share.
 #[derive(Clone)]
@@ -53,6 +57,18 @@ pub struct WorkerCluster {
     hosts: RefCell<HashMap<usize, Rc<WorkerHost>, RandomState>>,
     /// Of an ORIGINAL_DST cluster.
     destinations: Option<Box<Destinations>>,
+    /// Of a dynamic_forward_proxy cluster.
+    names: Option<Box<Names>>,
+}
+
+/// Where a request or connection says itself that it goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination<'a> {
+    /// To an address: of an ORIGINAL_DST cluster.
+    Address(SocketAddr),
+    /// To a host by its name, as a DNS cache looks for it, and with the port that it has where it says none: of a
+    /// dynamic_forward_proxy cluster.
+    Name(Cow<'a, str>, u16),
 }
 
 /// A host on one worker: its pools.
@@ -142,6 +158,7 @@ impl WorkerCluster {
             hosts: RefCell::default(),
             destinations: matches!(core.cluster.config().discovery, Discovery::OriginalDst(_))
                 .then(Box::default),
+            names: core.cluster.names().map(|_| Box::default()),
             core,
         };
         this.refresh();
@@ -168,40 +185,63 @@ impl WorkerCluster {
         self.core.cluster.config().lb.hashes()
     }
 
-    /// Where a request or connection goes if this is an ORIGINAL_DST cluster: for [`LbContext::destination`].
-    pub fn destination(&self, headers: Option<&HeaderMap>, info: &StreamInfo) -> Option<SocketAddr> {
+    /// Where a request or, without headers, a connection says that it goes, if this kind of cluster asks for that: for
+    /// [`LbContext::destination`].
+    pub fn destination<'a>(
+        &self,
+        headers: Option<&'a HeaderMap>,
+        info: &StreamInfo,
+    ) -> Option<Destination<'a>> {
         match &self.core.cluster.config().discovery {
             Discovery::OriginalDst(config) => {
-                config.destination(headers, info, &self.core.stats.original_dst_host_invalid)
+                let address =
+                    config.destination(headers, info, &self.core.stats.original_dst_host_invalid)?;
+                Some(Destination::Address(address))
             }
+            Discovery::Forward(_) => self.core.cluster.named_by(headers, info),
             _ => None,
         }
     }
 
-    /// Picks a host. `None`: no healthy upstream, `upstream_cx_none_healthy` was counted.
+    /// Picks a host. `None`: no healthy upstream. A name that must be resolved first is none, but is resolved then.
     pub fn pick(&self, context: &LbContext<'_>) -> Option<Rc<WorkerHost>> {
-        if let Some(destinations) = &self.destinations {
-            let host = context.destination.map(|address| destinations.pick(&self.core, address));
-            if host.is_none() {
-                self.core.stats.upstream_cx_none_healthy.inc();
-            }
-            return host;
+        match self.choose(context) {
+            Choice::Host(host) => Some(host),
+            Choice::None(_) | Choice::Later(_) => None,
         }
+    }
+
+    /// Picks a host. Where there is none, `upstream_cx_none_healthy` was counted.
+    pub fn choose(&self, context: &LbContext<'_>) -> Choice {
+        let choice = match (&self.destinations, &self.names, &context.destination) {
+            (None, None, _) => self.balance(context).map_or(Choice::None(None), Choice::Host),
+            (Some(destinations), _, Some(Destination::Address(address))) => {
+                Choice::Host(destinations.pick(&self.core, *address))
+            }
+            (_, Some(names), Some(Destination::Name(name, port))) => names.choose(&self.core, name, *port),
+            (_, Some(_), _) => Choice::None(Some("empty_host_header".into())),
+            _ => Choice::None(None),
+        };
+        if matches!(choice, Choice::None(_)) {
+            self.core.stats.upstream_cx_none_healthy.inc();
+        }
+        choice
+    }
+
+    /// The host of a name, if a dynamic_forward_proxy cluster has it.
+    pub fn named(&self, key: &str) -> Option<Rc<WorkerHost>> {
+        self.names.as_ref()?.find(&self.core, key)
+    }
+
+    fn balance(&self, context: &LbContext<'_>) -> Option<Rc<WorkerHost>> {
         if self.generation.get() != self.core.cluster.generation() {
             self.refresh();
         }
-        match self.balancer.borrow().pick(context) {
-            Some(pick) => {
-                if pick.panic {
-                    self.core.stats.lb_healthy_panic.inc();
-                }
-                Some(pick.host)
-            }
-            None => {
-                self.core.stats.upstream_cx_none_healthy.inc();
-                None
-            }
+        let pick = self.balancer.borrow().pick(context)?;
+        if pick.panic {
+            self.core.stats.lb_healthy_panic.inc();
         }
+        Some(pick.host)
     }
 
     #[cold]
@@ -235,6 +275,9 @@ impl WorkerCluster {
         }
         if let Some(destinations) = &self.destinations {
             destinations.drain();
+        }
+        if let Some(names) = &self.names {
+            names.drain();
         }
     }
 }

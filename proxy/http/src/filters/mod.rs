@@ -3,6 +3,7 @@
 mod alpn;
 mod buffer;
 pub(crate) mod cors;
+mod dynamic_forward_proxy;
 pub(crate) mod ext_authz;
 mod fault;
 mod grpc_stats;
@@ -33,10 +34,15 @@ type Line = (&'static str, Make, Option<(&'static str, MakeRoute)>);
 
 /// Registers every filter: its type, that of its configuration on a route, and how each is made.
 pub fn register(registry: &mut HttpFilterRegistry) {
-    let lines: [Line; 19] = [
+    let lines: [Line; 20] = [
         (router::TYPE, RouterConfig::factory, None),
         (buffer::TYPE, buffer::make, Some((buffer::ROUTE_TYPE, buffer::make_route))),
         (cors::TYPE, cors::make, Some((cors::ROUTE_TYPE, cors::make_route))),
+        (
+            dynamic_forward_proxy::TYPE,
+            dynamic_forward_proxy::make,
+            Some((dynamic_forward_proxy::ROUTE_TYPE, dynamic_forward_proxy::make_route)),
+        ),
         (ext_authz::TYPE, ext_authz::make, Some((ext_authz::ROUTE_TYPE, ext_authz::make_route))),
         (fault::TYPE, fault::make, Some((fault::TYPE, fault::make_route))),
         (

@@ -10,7 +10,9 @@ use sampan_codec::h1::ResponseHead;
 use sampan_core::clock;
 use sampan_core::header::{HeaderId, HeaderName};
 use sampan_core::stream_info::Protocol;
-use sampan_upstream::{Host, HttpLease, LbContext, Outcome, PreviousPriorities, WorkerHost};
+use sampan_upstream::{
+    Choice, Host, HttpLease, LbContext, Outcome, PreviousPriorities, Resolving, WorkerHost,
+};
 
 use super::exchange::Exchange;
 use super::failure::{Failure, reset};
@@ -22,7 +24,7 @@ use crate::stream::Stream;
 impl Forward<'_> {
     /// One attempt, to the response's head.
     pub(super) async fn attempt(&mut self, upload: &mut Upload) -> Result<(ResponseHead, Exchange), Failure> {
-        let host = self.pick().ok_or(Failure::NoHost)?;
+        let host = self.pick().await?;
         self.note_host(&host);
         if self.stream.manager.request.scheme_of_upstream && self.stream.info.attempts == 1 {
             let scheme = if host.is_tls() { "https" } else { "http" };
@@ -196,8 +198,27 @@ impl Forward<'_> {
         }
     }
 
-    /// The attempt's host; the policy's predicates and priorities are for those behind the first.
-    fn pick(&mut self) -> Option<Rc<WorkerHost>> {
+    /// The attempt's host.
+    async fn pick(&mut self) -> Result<Rc<WorkerHost>, Failure> {
+        let host = match self.choose() {
+            Choice::Host(host) => host,
+            Choice::None(details) => return Err(Failure::NoHost(details)),
+            // Boxed: few wait.
+            Choice::Later(resolving) => Box::pin(self.resolved(resolving)).await?,
+        };
+        let policy = &self.action.retry;
+        if !policy.host_predicates.is_empty() {
+            self.tried.push(host.host.clone());
+        }
+        if let Some(frequency) = policy.previous_priorities {
+            let previous = || Box::new(PreviousPriorities::new(frequency));
+            self.previous_priorities.get_or_insert_with(previous).attempted(&host.host);
+        }
+        Ok(host)
+    }
+
+    /// The policy's predicates and priorities are for attempts behind the first.
+    fn choose(&self) -> Choice {
         let policy = &self.action.retry;
         let again = self.stream.info.attempts > 1;
         let tried = &self.tried;
@@ -213,15 +234,21 @@ impl Forward<'_> {
             destination: self.cluster.destination(Some(&self.stream.request), &self.stream.info),
             override_host: self.stream.override_host.as_ref().map(|(host, strict)| (&**host, *strict)),
         };
-        let host = self.cluster.pick(&context)?;
-        if !policy.host_predicates.is_empty() {
-            self.tried.push(host.host.clone());
-        }
-        if let Some(frequency) = policy.previous_priorities {
-            let previous = || Box::new(PreviousPriorities::new(frequency));
-            self.previous_priorities.get_or_insert_with(previous).attempted(&host.host);
-        }
-        Some(host)
+        self.cluster.choose(&context)
+    }
+
+    /// The host of a name once it is resolved, while the request's deadlines hold.
+    async fn resolved(&mut self, resolving: Resolving) -> Result<Rc<WorkerHost>, Failure> {
+        let timer = self.stream.timer.clone();
+        let timeouts = &mut self.timeouts;
+        let mut done = std::pin::pin!(resolving.done());
+        let entry = poll_fn(|cx| match done.as_mut().poll(cx) {
+            Poll::Ready(entry) => Poll::Ready(Ok(entry)),
+            Poll::Pending => timeouts.poll(&timer, cx).map(Err),
+        });
+        let entry = entry.await?;
+        clock::tick();
+        self.cluster.named(&entry.key).ok_or_else(|| Failure::NoHost(Some(entry.details())))
     }
 
     /// A connection, while the request's deadlines hold.

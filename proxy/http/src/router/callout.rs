@@ -156,7 +156,7 @@ pub async fn answer(clusters: &WorkerClusters, request: Request<'_>) -> Answer {
         (Err(Failed::At(failure)), false) => {
             let body = match &failure {
                 Failure::Timeout => "upstream request timeout".to_owned(),
-                Failure::NoHost => "no healthy upstream".to_owned(),
+                Failure::NoHost(_) => "no healthy upstream".to_owned(),
                 failure => failure.body(false),
             };
             Answer::local(status_of(&failure), body, true)
@@ -242,7 +242,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     async fn run(&mut self) -> Result<Answer, Failed> {
-        let host = self.cluster.pick(&LbContext::default()).ok_or(Failure::NoHost)?;
+        let host = self.cluster.pick(&LbContext::default()).ok_or(Failure::NoHost(None))?;
         self.host = Some(host.clone());
         let lease = host.http(Priority::Default, false, None).await.map_err(Failure::of_pool)?;
         self.connected = true;

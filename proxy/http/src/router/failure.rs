@@ -1,6 +1,7 @@
 //! An attempt that brought no response: what it counts, and what it means to the client.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use sampan_codec::{BodyError, CodecError, ResetReason};
 use sampan_core::header::{HeaderId, HeaderName};
@@ -14,8 +15,8 @@ use crate::filter::LocalReply;
 #[derive(Debug)]
 pub(super) enum Failure {
     Overflow,
-    /// There is no host; that is never tried again.
-    NoHost,
+    /// There is no host, for this reason if the cluster gives one; that is never tried again.
+    NoHost(Option<Arc<str>>),
     Connect(ConnectFailure),
     /// The upstream reset the stream before it did anything.
     Refused,
@@ -44,7 +45,7 @@ impl Failure {
         !matches!(
             self,
             Self::Overflow
-                | Self::NoHost
+                | Self::NoHost(_)
                 | Self::Connect(_)
                 | Self::Refused
                 | Self::Reset { sent: false, .. }
@@ -105,14 +106,14 @@ impl Forward<'_> {
             return downstream_failed(error);
         }
         if self.config.dynamic_stats
-            && !matches!(failure, Failure::Overflow | Failure::NoHost)
+            && !matches!(failure, Failure::Overflow | Failure::NoHost(_))
             && let Some(host) = &self.host
         {
             host.host.stats.rq_error.inc();
         }
         let info = &mut self.stream.info;
         let (flag, transport) = match &failure {
-            Failure::NoHost => return self.no_healthy_upstream(),
+            Failure::NoHost(details) => return self.no_healthy_upstream(details.as_deref()),
             Failure::Timeout => {
                 return self.timed_out("response_timeout");
             }
@@ -179,12 +180,10 @@ impl Forward<'_> {
         Some(if quiet { reply } else { reply.header(HeaderName::new(header), "true") })
     }
 
-    fn no_healthy_upstream(&mut self) -> End {
+    fn no_healthy_upstream(&mut self, details: Option<&str>) -> End {
         self.charge_local(503);
-        LocalReply::new(503, "no_healthy_upstream")
-            .body("no healthy upstream")
-            .flag(ResponseFlag::NoHealthyUpstream)
-            .into()
+        let details = details.map_or(Cow::Borrowed("no_healthy_upstream"), |d| d.to_owned().into());
+        LocalReply::new(503, details).body("no healthy upstream").flag(ResponseFlag::NoHealthyUpstream).into()
     }
 
     fn timed_out(&mut self, details: &'static str) -> End {

@@ -297,7 +297,7 @@ impl<'s> Forward<'s> {
             let decision = match (&mut retry, &result) {
                 (None, _) => Retry::No,
                 (Some(_), _) if self.informed => Retry::No,
-                (Some(_), Err(Failure::Timeout | Failure::NoHost | Failure::Downstream(_))) => Retry::No,
+                (Some(_), Err(Failure::Timeout | Failure::NoHost(_) | Failure::Downstream(_))) => Retry::No,
                 (Some(_), _) if !upload.can_replay() => {
                     self.cluster.stats().retry_or_shadow_abandoned.inc();
                     Retry::No

@@ -31,7 +31,7 @@ pub(super) fn report(host: &WorkerHost, grpc: bool, result: Result<&ResponseHead
             let code = code_of(grpc, head);
             host.report(if code >= 500 { Outcome::Failed } else { Outcome::Success }, Some(code));
         }
-        Err(Failure::Overflow | Failure::NoHost | Failure::Downstream(_) | Failure::Timeout) => {}
+        Err(Failure::Overflow | Failure::NoHost(_) | Failure::Downstream(_) | Failure::Timeout) => {}
         Err(_) => host.report(Outcome::ConnectFailed, None),
     }
 }

@@ -161,7 +161,7 @@ impl<'p> RetryState<'p> {
         use Failure::{Connect, NoHost, Overflow, Refused};
         let resets = RetryOn::RESET.union(RetryOn::SERVER_ERROR).union(RetryOn::GATEWAY_ERROR);
         match failure {
-            Overflow | NoHost => false,
+            Overflow | NoHost(_) => false,
             Connect(_) if self.on.has(RetryOn::CONNECT_FAILURE) => true,
             Refused if self.on.has(RetryOn::REFUSED_STREAM) => true,
             _ if !failure.request_sent() && self.on.has(RetryOn::RESET_BEFORE_REQUEST) => true,

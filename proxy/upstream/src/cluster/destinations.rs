@@ -35,11 +35,19 @@ impl Cluster {
         if let Some(host) = hosts.get(&address) {
             return host.clone();
         }
+        let host = self.made(address, &format!("{}{address}", self.name()).into());
+        hosts.insert(address, host.clone());
+        self.publish_another(host.clone());
+        host
+    }
+
+    /// A host that traffic has named.
+    pub(super) fn made(&self, address: SocketAddr, hostname: &Arc<str>) -> Arc<Host> {
         let transport_socket = self.socket_index(None);
         self.count_socket(transport_socket);
-        let host = Arc::new(Host::new(HostSpec {
+        Arc::new(Host::new(HostSpec {
             address: address.into(),
-            hostname: &format!("{}{address}", self.name()).into(),
+            hostname,
             weight: 1,
             priority: 0,
             locality: &Arc::default(),
@@ -49,11 +57,7 @@ impl Cluster {
             transport_socket,
             monitored: self.outlier().is_some(),
             starts_slowly: false,
-        }));
-        hosts.insert(address, host.clone());
-        let all = self.hosts.load().hosts().cloned().chain([host.clone()]).collect();
-        self.publish_destinations(all);
-        host
+        }))
     }
 
     /// Takes away the hosts that were not picked since the last time and have no connections.
@@ -69,9 +73,17 @@ impl Cluster {
             keep
         });
         if hosts.len() < before {
-            self.publish_destinations(self.hosts.load().hosts().filter(|h| !h.is_gone()).cloned().collect());
+            self.publish_without_gone();
             self.destinations().cleanups.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn publish_another(&self, host: Arc<Host>) {
+        self.publish_destinations(self.hosts.load().hosts().cloned().chain([host]).collect());
+    }
+
+    pub(super) fn publish_without_gone(&self) {
+        self.publish_destinations(self.hosts.load().hosts().filter(|h| !h.is_gone()).cloned().collect());
     }
 
     fn publish_destinations(&self, hosts: Vec<Arc<Host>>) {

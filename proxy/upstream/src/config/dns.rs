@@ -108,7 +108,9 @@ fn refresh_rate(message: Proto<'_>) -> ConfigResult<Duration> {
     Ok(rate)
 }
 
-fn failure_rate(rates: Option<(Proto<'_>, Proto<'_>)>) -> ConfigResult<Option<(Duration, Duration)>> {
+pub(super) fn failure_rate(
+    rates: Option<(Proto<'_>, Proto<'_>)>,
+) -> ConfigResult<Option<(Duration, Duration)>> {
     let Some((base, max)) = rates else { return Ok(None) };
     let base = duration(base)
         .and_then(|d| d.ok_or_else(|| ConfigError::missing("base_interval")))

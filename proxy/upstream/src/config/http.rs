@@ -77,8 +77,10 @@ static DEFAULT: LazyLock<Arc<HttpConfig>> = LazyLock::new(Arc::default);
 
 impl HttpConfig {
     #[allow(deprecated, reason = "Envoy 1.40 still takes the fields")]
-    pub(super) fn from_proto(m: &Cluster) -> ConfigResult<Arc<Self>> {
-        let deprecated = m.http_protocol_options.is_some()
+    /// `names`: server names are sent and verified where nothing is said of that.
+    pub(super) fn from_proto(m: &Cluster, names: bool) -> ConfigResult<Arc<Self>> {
+        let deprecated = names
+            || m.http_protocol_options.is_some()
             || m.http2_protocol_options.is_some()
             || m.common_http_protocol_options.is_some()
             || m.upstream_http_protocol_options.is_some()
@@ -99,7 +101,7 @@ impl HttpConfig {
         if !deprecated {
             return Ok(DEFAULT.clone());
         }
-        let mut config = Self::default();
+        let mut config = Self { auto_sni: names, auto_san_validation: names, ..Self::default() };
         if let Some(common) = &m.common_http_protocol_options {
             config.common(common).at("common_http_protocol_options")?;
         }

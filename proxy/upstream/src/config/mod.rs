@@ -15,6 +15,7 @@ use sampan_core::{ConfigError, ConfigResult};
 
 mod circuit;
 mod dns;
+mod dns_cache;
 mod endpoints;
 mod exchange;
 mod http;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use circuit::{CircuitBreakers, RetryBudget, Thresholds};
 pub use dns::{DnsConfig, LookupFamily, check_resolver};
+pub use dns_cache::{DnsCacheConfig, ForwardConfig};
 pub use endpoints::{EndpointConfig, EndpointTarget, LoadAssignment, LocalityConfig};
 pub use exchange::ExchangeConfig;
 pub use http::{HttpConfig, HttpProtocol};
@@ -50,6 +52,15 @@ pub enum Discovery {
     Eds(Box<EdsConfig>),
     /// Made as they are asked for.
     OriginalDst(Box<OriginalDstConfig>),
+    /// dynamic_forward_proxy: one for each name that a DNS cache has resolved.
+    Forward(Box<ForwardConfig>),
+}
+
+impl Discovery {
+    /// The kind of cluster picks its hosts itself.
+    fn provides_balancer(&self) -> bool {
+        matches!(self, Self::OriginalDst(_) | Self::Forward(_))
+    }
 }
 
 /// `eds_cluster_config`
@@ -147,13 +158,14 @@ impl ClusterConfig {
             .at("load_assignment"));
         }
         let options = message.upstream_connection_options.as_ref();
+        let forwards = matches!(discovery, Discovery::Forward(_));
         let config = Self {
             stat_name: match message.alt_stat_name.as_str() {
                 "" => name.clone(),
                 other => other.into(),
             },
             name,
-            lb: LbConfig::from_proto(message, matches!(discovery, Discovery::OriginalDst(_)))?,
+            lb: LbConfig::from_proto(message, discovery.provides_balancer())?,
             connect_timeout: connect_timeout(message)?,
             buffer_limit: message.per_connection_buffer_limit_bytes.map_or(1024 * 1024, |v| v.value),
             circuit_breakers: message
@@ -166,7 +178,7 @@ impl ClusterConfig {
                 .as_ref()
                 .map(|m| OutlierConfig::from_proto(m).at("outlier_detection").map(Box::new))
                 .transpose()?,
-            http: HttpConfig::from_proto(message)?,
+            http: HttpConfig::from_proto(message, forwards && ForwardConfig::names_by_default(message))?,
             bind: message
                 .upstream_bind_config
                 .as_ref()
@@ -192,6 +204,9 @@ impl ClusterConfig {
         config.check_alpn()?;
         if config.lb.hashes() {
             config.load_assignment.check_weights().at("load_assignment")?;
+        }
+        if let Discovery::Forward(forward) = &config.discovery {
+            forward.check_names(config.http.auto_sni, config.http.auto_san_validation)?;
         }
         Ok(config)
     }
@@ -251,6 +266,7 @@ fn custom_discovery(
     custom: &pb::CustomClusterType,
 ) -> ConfigResult<Discovery> {
     use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
+    use envoy_types::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as ForwardMessage;
     let any = custom.typed_config.as_ref();
     match (custom.name.as_str(), any.map(type_name)) {
         (_, Some("envoy.extensions.clusters.dns.v3.DnsCluster")) => {
@@ -261,6 +277,11 @@ fn custom_discovery(
             } else {
                 Discovery::StrictDns(config.into())
             })
+        }
+        (name, Some(dns_cache::TYPE)) => {
+            let message: ForwardMessage = unpack(any).at("typed_config")?;
+            let config = ForwardConfig::from_proto(name, &message).at("typed_config")?;
+            Ok(Discovery::Forward(config.into()))
         }
         ("envoy.cluster.eds", None) => Ok(Discovery::Eds(EdsConfig::from_cluster(message, name)?.into())),
         ("envoy.cluster.static", _) => Ok(Discovery::Static),

@@ -7,7 +7,6 @@
 //! host starts slowly, which takes a part of its weight from it, and until the hosts change after that.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -15,7 +14,7 @@ use crate::circuit::Priority;
 use crate::cluster::Cluster;
 use crate::config::{LbConfig, LbPolicy, SlowStart};
 use crate::host::{Health, Host, HostSet};
-use crate::worker::WorkerHost;
+use crate::worker::{Destination, WorkerHost};
 
 mod edf;
 mod hash;
@@ -31,7 +30,7 @@ pub use previous::PreviousPriorities;
 use priority::Loads;
 
 /// What a request brings to the choice.
-#[derive(Default, Clone, Copy)]
+#[derive(Default, Clone)]
 pub struct LbContext<'a> {
     /// The number of the hash policy; none: a random number.
     pub hash: Option<u64>,
@@ -43,8 +42,8 @@ pub struct LbContext<'a> {
     pub exclude: Option<&'a dyn Fn(&Host) -> bool>,
     /// `host_selection_retry_max_attempts`, at least one pick is made.
     pub max_attempts: u32,
-    /// Where an ORIGINAL_DST cluster's request goes.
-    pub destination: Option<SocketAddr>,
+    /// Where the request goes, for clusters that ask it.
+    pub destination: Option<Destination<'a>>,
     /// An address that is taken if it is there and healthy (`override_host`); strict: nothing else then.
     pub override_host: Option<(&'a str, bool)>,
 }
