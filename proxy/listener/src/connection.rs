@@ -199,6 +199,7 @@ fn established(open: Open, transport: Transport, accepted: Accepted) -> Option<(
         held: Held::new(open, drain.guard(), info.start),
         info: Rc::new(info),
         refusal: None,
+        over: false,
         drain,
     };
     downstream.held.log_at_end(&downstream.info);
@@ -254,11 +255,19 @@ async fn secured(chain: Chain, mut downstream: Downstream) -> Option<Ready> {
     for filter in &chain.filters {
         let verdict = filter.on_new_connection(&mut downstream, &worker).await;
         downstream.held.observed(&downstream.info);
-        if verdict == Verdict::Close {
-            return None;
+        match verdict {
+            Verdict::Continue => {}
+            Verdict::Close => return None,
+            Verdict::Over => {
+                downstream.over = true;
+                break;
+            }
         }
     }
     let terminal = chain.terminal.clone()?;
+    if downstream.over && !terminal.serves_refused() {
+        return None;
+    }
     if let Some(refusal) = &downstream.refusal
         && !terminal.serves_refused()
     {

@@ -22,6 +22,7 @@ mod peek;
 mod proto;
 mod rbac;
 mod simple;
+mod sni_forward;
 mod socket_options;
 mod state;
 mod stats;

@@ -39,6 +39,8 @@ pub struct Downstream {
     pub metadata: Option<Box<Metadata>>,
     /// A filter refuses the connection: see [`Refusal`].
     pub refusal: Option<Box<Refusal>>,
+    /// A filter has closed the connection: who serves it accounts for it, and no more.
+    pub over: bool,
     /// Counts the connection as active while it lives; keep it until the connection is closed.
     pub held: Held,
 }
@@ -210,6 +212,9 @@ pub enum Verdict {
     Continue,
     /// Close the connection.
     Close,
+    /// The same, but whoever would have served it accounts for it, as an Envoy's last filter does of a connection that
+    /// one before it has closed.
+    Over,
 }
 
 /// A filter that is not the last: looks at the connection before the last one serves it.
@@ -230,7 +235,8 @@ pub trait TerminalFilter: Send + Sync {
     /// [`Held`] among them, are dropped before the first poll. Begin it with `let downstream = downstream;`.
     fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()>;
 
-    /// Whether [`Self::serve`] looks at [`Downstream::refusal`]; who does not gets no refused connection.
+    /// Whether [`Self::serve`] looks at [`Downstream::refusal`] and [`Downstream::over`]; who does not gets no such
+    /// connection.
     fn serves_refused(&self) -> bool {
         false
     }
@@ -286,6 +292,7 @@ impl NetworkFilterRegistry {
         crate::mongo::register(&mut registry);
         crate::rbac::register(&mut registry);
         crate::simple::register(&mut registry);
+        crate::sni_forward::register(&mut registry);
         crate::state::register(&mut registry);
         crate::tcp_proxy::register(&mut registry);
         crate::istio::register(&mut registry);

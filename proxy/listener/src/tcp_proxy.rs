@@ -120,7 +120,7 @@ struct TcpProxy {
 impl TerminalFilter for TcpProxy {
     fn serve(self: Arc<Self>, downstream: Downstream, worker: Rc<Worker>) -> LocalBoxFuture<'static, ()> {
         Box::pin(async move {
-            let Downstream { mut transport, info, metadata, held, refusal, .. } = downstream;
+            let Downstream { mut transport, info, metadata, held, refusal, over, .. } = downstream;
             let cluster = info.state(TCP_PROXY_CLUSTER);
             self.counters.downstream_cx_total.inc();
             let mut info = StreamInfo::new(worker.random(), info, None);
@@ -142,7 +142,9 @@ impl TerminalFilter for TcpProxy {
             if session.proxy.config.log_on_start {
                 session.log(AccessLogType::TcpConnectionStart);
             }
-            session.run(&mut transport, &worker).await;
+            if !over {
+                session.run(&mut transport, &worker).await;
+            }
             // The client's connection ends before the log tells of it.
             drop(transport);
         })

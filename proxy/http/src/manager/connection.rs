@@ -100,12 +100,15 @@ impl Drop for Counted<'_> {
 
 /// Serves a connection to its end.
 pub async fn serve(manager: Arc<Manager>, downstream: Downstream, worker: Rc<Worker>) {
-    let Downstream { transport, info, drain, held, refusal, metadata, .. } = downstream;
+    let Downstream { transport, info, drain, held, refusal, over, metadata, .. } = downstream;
     if let Some(metadata) = metadata {
         info.slots.get_or_insert_with(|| ConnectionMetadata(metadata));
     }
     let mut counted = Counted::new(&manager, info.tls.is_some());
     let ends_at = manager.limits.connection_duration(|| worker.random()).map(|time| counted.start + time);
+    if over {
+        return;
+    }
     if let Some(refusal) = refusal {
         Box::pin(refused(&refusal, transport, &manager)).await;
         return;
