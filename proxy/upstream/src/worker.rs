@@ -198,9 +198,14 @@ impl WorkerCluster {
                     config.destination(headers, info, &self.core.stats.original_dst_host_invalid)?;
                 Some(Destination::Address(address))
             }
-            Discovery::Forward(_) => self.core.cluster.named_by(headers, info),
+            Discovery::Forward(_) => self.core.cluster.named_by(headers, Some(info)),
             _ => None,
         }
+    }
+
+    /// The same for a request that this proxy makes itself.
+    pub fn destination_of_call<'a>(&self, headers: &'a HeaderMap) -> Option<Destination<'a>> {
+        self.core.cluster.named_by(Some(headers), None)
     }
 
     /// Picks a host. `None`: no healthy upstream. A name that must be resolved first is none, but is resolved then.

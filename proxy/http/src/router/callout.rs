@@ -15,7 +15,7 @@ use sampan_core::export::Posted;
 use sampan_core::header::{HeaderId, HeaderMap};
 use sampan_core::stream_info::StreamInfo;
 use sampan_core::{clock, local_info};
-use sampan_upstream::{LbContext, Outcome, Priority, WorkerCluster, WorkerClusters, WorkerHost};
+use sampan_upstream::{Choice, LbContext, Outcome, Priority, WorkerCluster, WorkerClusters, WorkerHost};
 
 use super::codes::{self, Kind};
 use super::exchange::Exchange;
@@ -242,7 +242,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     async fn run(&mut self) -> Result<Answer, Failed> {
-        let host = self.cluster.pick(&LbContext::default()).ok_or(Failure::NoHost(None))?;
+        let host = self.pick().await?;
         self.host = Some(host.clone());
         let lease = host.http(Priority::Default, false, None).await.map_err(Failure::of_pool)?;
         self.connected = true;
@@ -264,6 +264,18 @@ impl Call<'_> {
             }
         }
         self.answer(exchange).await
+    }
+
+    async fn pick(&self) -> Result<Rc<WorkerHost>, Failure> {
+        let destination = self.cluster.destination_of_call(&self.request.headers);
+        match self.cluster.choose(&LbContext { destination, ..LbContext::default() }) {
+            Choice::Host(host) => Ok(host),
+            Choice::None(details) => Err(Failure::NoHost(details)),
+            Choice::Later(resolving) => {
+                let entry = resolving.done().await;
+                self.cluster.named(&entry.key).ok_or_else(|| Failure::NoHost(Some(entry.details())))
+            }
+        }
     }
 
     async fn answer(&mut self, mut exchange: Exchange) -> Result<Answer, Failed> {

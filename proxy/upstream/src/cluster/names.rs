@@ -71,16 +71,17 @@ impl Cluster {
     pub(crate) fn named_by<'a>(
         &self,
         headers: Option<&'a HeaderMap>,
-        info: &StreamInfo,
+        info: Option<&StreamInfo>,
     ) -> Option<Destination<'a>> {
-        let (host, port) = match info.may_have_state() {
-            true => (dynamic_host(info), dynamic_port(info)),
-            false => (None, None),
+        self.names()?;
+        let (host, port) = match info.filter(|info| info.may_have_state()) {
+            Some(info) => (dynamic_host(info), dynamic_port(info)),
+            None => (None, None),
         };
         let host = match (host, headers) {
             (Some(host), _) => Cow::Owned(host),
             (None, Some(headers)) => String::from_utf8_lossy(headers.get(HeaderId::AUTHORITY)?),
-            (None, None) => Cow::Owned(info.connection.requested_server_name.as_deref()?.to_owned()),
+            (None, None) => Cow::Owned(info?.connection.requested_server_name.as_deref()?.to_owned()),
         };
         let port = port.unwrap_or_else(|| self.default_port());
         (!host.is_empty()).then(|| Destination::Name(name::key(host, port), port))

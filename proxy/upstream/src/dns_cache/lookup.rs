@@ -61,6 +61,11 @@ impl Answer {
 const MISFORMATTED: &str = "cares_failure:Misformatted_domain_name";
 const NOT_FOUND: &str = "cares_norecords:Domain_name_not_found";
 
+/// The answer for what is no name.
+pub(super) fn misformatted() -> Answer {
+    Answer::failure(MISFORMATTED)
+}
+
 /// Asks.
 pub(super) async fn look_up(resolver: &SharedResolver, family: LookupFamily, name: &str) -> Answer {
     match special(name) {
@@ -71,7 +76,7 @@ pub(super) async fn look_up(resolver: &SharedResolver, family: LookupFamily, nam
         },
         Some(Special::Localhost) => Answer::of(loopbacks(family), Duration::ZERO),
         Some(Special::None) => Answer::empty(NOT_FOUND),
-        Some(Special::Misformatted) => Answer::failure(MISFORMATTED),
+        Some(Special::Misformatted) => misformatted(),
         None => match resolver.look_up(family, name).await {
             // The library takes what /etc/hosts says for good for a day.
             Ok((addresses, _)) if in_hosts_file(name) => Answer::of(addresses, Duration::ZERO),

@@ -92,6 +92,9 @@ struct Stats {
     _cache_load: Counter,
 }
 
+/// Names that are longer are none, and nothing is kept of them.
+const LONGEST: usize = 512;
+
 /// What a cache knows of a name.
 pub enum Load {
     /// How it resolved, well or not.
@@ -198,6 +201,12 @@ impl DnsCache {
 
     /// The same for a key as [`name`] makes it.
     pub fn load_key(self: &Arc<Self>, key: Cow<'_, str>, port: u16) -> Load {
+        if key.len() > LONGEST {
+            let entry = Entry::new(key.as_ref().into(), port);
+            entry.take(Vec::new(), lookup::misformatted().told(), true);
+            entry.complete();
+            return Load::Known(Arc::new(entry));
+        }
         let mut entries = lock(&self.entries);
         let full = entries.len() >= self.config.max_hosts;
         let here = entries.get(&*key).cloned();

@@ -79,6 +79,16 @@ async fn so_many_may_wait() {
     assert_eq!(store.value("dns_cache.c.dns_rq_pending_overflow"), Some(1));
 }
 
+#[tokio::test]
+async fn nothing_is_kept_of_what_is_too_long_for_a_name() {
+    let store = Store::new();
+    let cache = caches(&store).get(&config(|_| ())).unwrap();
+    let Load::Known(entry) = cache.load(&"a".repeat(10_000), 80) else { panic!("it was asked for") };
+    assert_eq!(entry.address(), None);
+    assert_eq!(&*entry.details(), "dns_resolution_failure{cares_failure:Misformatted_domain_name}");
+    assert_eq!(store.value("dns_cache.c.num_hosts"), Some(0));
+}
+
 /// What no longer resolves stays where it was.
 #[test]
 fn an_address_stays_when_there_is_none() {
