@@ -86,6 +86,7 @@ async fn all(world: &World, istiod: &Path) -> Result<usize> {
         ("10.0.0.3:18080", "hello again"),
         ("10.0.0.11:18080", "v1"),
         ("10.0.0.12:18080", "v2"),
+        ("127.0.0.1:8085", "by name"),
     ] {
         workload(address, body).await?;
     }
@@ -117,7 +118,9 @@ async fn all(world: &World, istiod: &Path) -> Result<usize> {
     for (subject, flavour) in subjects {
         for delta in [false, true] {
             let pair = Pair { world, istiod, subject, flavour, delta };
-            for check in ["sidecar", "router", "vm", "peer", "mutual", "gateway", "canary", "fault"] {
+            for check in
+                ["sidecar", "router", "vm", "peer", "mutual", "gateway", "canary", "fault", "dynamic"]
+            {
                 let name = format!(
                     "istiod/{check}/{}/{flavour:?}/{}",
                     if delta { "delta" } else { "sotw" },
@@ -207,6 +210,7 @@ impl Pair<'_> {
             }
             "gateway" => gateway(&istiod).await,
             "canary" => canary(&istiod).await,
+            "dynamic" => dynamic(&istiod).await,
             _ => fault(&istiod).await,
         };
         let mut wrong = outcome.unwrap_or_else(|e| vec![e.to_string()]);
@@ -462,6 +466,24 @@ async fn canary(istiod: &Istiod) -> Result<Vec<String>> {
         wrong.push(format!("without the canary: {seen:?}"));
     }
     only("under load", &load.stop().await, &["v1", "v2"], &mut wrong);
+    Ok(wrong)
+}
+
+/// Names that only clients know, each of them resolved when it is asked for.
+async fn dynamic(istiod: &Istiod) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let entry = "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: names, namespace: app}, spec: \
+                 {hosts: ['*.localhost'], ports: [{number: 8085, name: http, protocol: HTTP}], resolution: DYNAMIC_DNS, \
+                 location: MESH_EXTERNAL}}";
+    istiod.write("dynamic.yaml", entry)?;
+    let [one, other] = ["one.localhost:8085", "other.localhost:8085"].map(|host| Target {
+        to: "10.1.0.9:8085",
+        source: APPLICATION,
+        host,
+        path: "/",
+    });
+    expect("a name", &until(&one, "by name").await, "by name", &mut wrong);
+    only("another name", &tally(&other, 20).await, &["by name"], &mut wrong);
     Ok(wrong)
 }
 

@@ -165,7 +165,7 @@ impl Target {
 
 /// How long is waited after so many failures in a row.
 pub(crate) fn back_off((base, max): (Duration, Duration), failures: u32) -> Duration {
-    let ceiling = base.saturating_mul(1 << failures.min(16)).min(max);
+    let ceiling = base.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(max);
     jitter(ceiling).max(Duration::from_millis(1))
 }
 
