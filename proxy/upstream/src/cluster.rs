@@ -357,6 +357,9 @@ impl Cluster {
     pub(crate) fn retire(&self) {
         self.current.store(false, Ordering::Relaxed);
         self.withdraw();
+        if let Some(names) = &self.names {
+            names.retire();
+        }
         for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }

@@ -20,7 +20,9 @@ use crate::worker::Destination;
 
 /// Hosts by name.
 pub(crate) struct Names {
-    pub(crate) cache: DnsCacheUser,
+    pub(crate) cache: Arc<DnsCache>,
+    /// Until the cluster loses its slot: workers may hold it for longer, and another cache may have the name then.
+    used: Mutex<Option<DnsCacheUser>>,
     hosts: Mutex<HashMap<Arc<str>, Named>>,
     removals: AtomicU64,
 }
@@ -34,7 +36,13 @@ pub(crate) struct Named {
 
 impl Names {
     pub(super) fn new(cache: DnsCacheUser) -> Self {
-        Self { cache, hosts: Mutex::default(), removals: AtomicU64::default() }
+        let removals = AtomicU64::default();
+        Self { cache: Arc::clone(&cache), used: Mutex::new(Some(cache)), hosts: Mutex::default(), removals }
+    }
+
+    /// The cluster has lost its slot.
+    pub(super) fn retire(&self) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Grows when a host was taken away.
