@@ -66,7 +66,7 @@ pub struct Cluster {
     origin: Option<Origin>,
     created: Instant,
     scope: Scope,
-    sockets: Vec<TransportSocket>,
+    sockets: Box<[TransportSocket]>,
     sends_headers: bool,
     hosts: ArcSwap<HostSet>,
     /// The share of requests to drop, as bits.
@@ -81,15 +81,13 @@ pub struct Cluster {
     reported: Mutex<Membership>,
     tasks: Mutex<Vec<AbortHandle>>,
     outlier: Option<Box<Detector>>,
-    /// The hosts of an ORIGINAL_DST cluster.
-    destinations: OnceLock<Box<Destinations>>,
-    /// Those of a dynamic_forward_proxy cluster.
+    /// The hosts of a dynamic_forward_proxy cluster.
     names: Option<Box<Names>>,
     /// Whether the first answer on its hosts, good or bad, is still to come.
     pub(crate) warming: AtomicBool,
     awaited: Mutex<Awaited>,
     /// How many hosts took each transport socket, before the counters of that were made.
-    socket_matches: Vec<AtomicU64>,
+    socket_matches: Box<[AtomicU64]>,
     /// Requests that were dropped because there were too many or for `drop_overloads`, for load reports.
     dropped: HostCounter,
     /// TCP metadata exchange, where its filter is among the cluster's.
@@ -128,6 +126,8 @@ struct Used {
     tlvs_too_long: Option<Counter>,
     /// `total_match_count` of each transport socket.
     socket_matches: Vec<Counter>,
+    /// The hosts of an ORIGINAL_DST cluster.
+    destinations: Destinations,
     /// Stats of the HTTP/2 codec, made with the first such connection.
     h2: Lazy<Arc<CodecStats>>,
 }
@@ -184,7 +184,7 @@ impl Cluster {
             awaited: Mutex::default(),
             scope,
             sends_headers: sockets.iter().any(|socket| socket.header.is_some()),
-            sockets,
+            sockets: sockets.into(),
             hosts: ArcSwap::default(),
             drop_share: AtomicU32::default(),
             overload_drops: OnceLock::new(),
@@ -194,7 +194,6 @@ impl Cluster {
             resolved: Mutex::default(),
             reported: Mutex::default(),
             tasks: Mutex::default(),
-            destinations: OnceLock::new(),
             names: cache.map(|cache| Box::new(Names::new(cache))),
             socket_matches,
             dropped: HostCounter::default(),
@@ -398,6 +397,7 @@ impl Cluster {
                 h2: Lazy::new(self.scope.clone(), |scope| Arc::new(CodecStats::new(scope))),
                 table: TableStats::new(&self.config.lb.policy, &self.scope).map(Mutex::new),
                 tables: Tables::default(),
+                destinations: Destinations::default(),
                 outlier: self.outlier.as_ref().map(|_| Box::new(OutlierStats::new(&self.scope))),
                 tlvs_too_long: self
                     .sends_headers()

@@ -26,7 +26,7 @@ impl Destinations {
 
 impl Cluster {
     pub(crate) fn destinations(&self) -> &Destinations {
-        self.destinations.get_or_init(Box::default)
+        &self.used().destinations
     }
 
     /// The host at an address, made now if it is not there.
@@ -62,6 +62,9 @@ impl Cluster {
 
     /// Takes away the hosts that were not picked since the last time and have no connections.
     fn clean_up(&self) {
+        if self.used.get().is_none() {
+            return;
+        }
         let mut hosts = self.destinations().hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let before = hosts.len();
         hosts.retain(|_, host| {

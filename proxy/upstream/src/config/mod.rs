@@ -117,7 +117,7 @@ pub struct ClusterConfig {
     /// `transport_socket`
     pub transport_socket: TransportSocketConfig,
     /// `transport_socket_matches`
-    pub transport_socket_matches: Vec<TransportSocketMatch>,
+    pub transport_socket_matches: Box<[TransportSocketMatch]>,
     /// `metadata`
     pub metadata: Option<Arc<Metadata>>,
     /// Istio's `envoy.tcp.metadataexchange.config.MetadataExchange` among the `filters`.
