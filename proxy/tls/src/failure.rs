@@ -34,7 +34,9 @@ fn details(refusal: &Refusal) -> String {
         Refusal::Chain { depth, reason, .. } => format!(
             "verify cert failed: X509_verify_cert: certificate verification error at depth {depth}: {reason}"
         ),
-        Refusal::SanList => "verify cert failed: verify SAN list".to_owned(),
+        Refusal::SanList(expected, names) => format!(
+            "verify cert failed: verify SAN list, expected SANs: [{expected}], certificate SANs: [{names}]"
+        ),
         Refusal::SanMatcher(names) => {
             format!("verify cert failed: SAN matcher, certificate SANs are [{names}]")
         }

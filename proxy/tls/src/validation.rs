@@ -26,8 +26,8 @@ use crate::stats::SslStats;
 pub(crate) enum Refusal {
     /// The chain; depth and OpenSSL's words.
     Chain { depth: usize, reason: &'static str, kind: ChainFailure },
-    /// None of the connection's names.
-    SanList,
+    /// None of the connection's names: these, and the certificate's.
+    SanList(String, String),
     /// None of the configured matchers; the certificate's names.
     SanMatcher(String),
     /// None of the hashes.
@@ -391,7 +391,7 @@ impl Validator {
         let certificate = parse(leaf);
         let sans = certificate.as_ref().map(san::sans).unwrap_or_default();
         if !wanted.is_empty() && !san::verify_list(&sans, wanted) {
-            return Err(Refusal::SanList);
+            return Err(Refusal::SanList(wanted.join(", "), names(&sans)));
         }
         if !matchers.is_empty() && !matchers.iter().any(|m| sans.iter().any(|s| m.matches(s))) {
             return Err(Refusal::SanMatcher(names(&sans)));
@@ -420,7 +420,7 @@ fn names(sans: &[San]) -> String {
 
 fn count(stats: &SslStats, refusal: &Refusal) {
     match refusal {
-        Refusal::SanList | Refusal::SanMatcher(_) | Refusal::SpiffeSan => stats.fail_verify_san.inc(),
+        Refusal::SanList(..) | Refusal::SanMatcher(_) | Refusal::SpiffeSan => stats.fail_verify_san.inc(),
         Refusal::Hash => stats.fail_verify_cert_hash.inc(),
         Refusal::Chain { .. } | Refusal::KeyUsage | Refusal::Nothing | Refusal::Spiffe(_) => {
             stats.fail_verify_error.inc()
