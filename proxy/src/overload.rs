@@ -57,7 +57,7 @@ impl Heap for Jemalloc {
 }
 
 /// What the allocator may keep for itself when a configuration was taken in.
-const KEPT: u64 = 4 << 20;
+const KEPT: u64 = 1 << 20;
 
 /// How long after an update its memory is given back: what comes in quick succession is one.
 const SETTLING: Duration = Duration::from_secs(3);
