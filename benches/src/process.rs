@@ -39,13 +39,22 @@ pub fn cpu_ns(pid: u32) -> Result<u64> {
 
 /// Resident memory of `pid` in KiB.
 pub fn rss_kib(pid: u32) -> Result<u64> {
+    status(pid, "VmRSS:")
+}
+
+/// The part of it that is no file's: without the pages of the program, which come and go by themselves.
+pub fn rss_anonymous_kib(pid: u32) -> Result<u64> {
+    status(pid, "RssAnon:")
+}
+
+fn status(pid: u32, line: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).map_err(BenchError::io(&path))?;
     text.lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|text| text.strip_prefix(line))
         .and_then(|rest| rest.split_whitespace().next())
         .and_then(|n| n.parse().ok())
-        .ok_or_else(|| BenchError::Subject(format!("{path} has no VmRSS: the process has ended")))
+        .ok_or_else(|| BenchError::Subject(format!("{path} has no {line} the process has ended")))
 }
 
 /// Binds the calling thread, and what it forks, to one core.

@@ -7,7 +7,7 @@
 //! | `same-…` | the response carries all endpoint sets and none is another; the counters must say that nothing was rebuilt |
 //! | `…-clusters-…` | the same two with clusters instead of endpoint sets |
 //! | `rate-…` | 1,000 changes a second for five seconds |
-//! | `unused-…` | resident memory that N clusters with endpoints, a virtual host for each, N route tables in scopes add, in KiB for each |
+//! | `unused-…` | resident memory that N clusters with endpoints, a virtual host for each, N route tables in scopes add, in KiB for each (not the program's own pages) |
 //! | `bytes-…` | the same beyond the resources' own bytes |
 //! | `first-`, `second-request` | CPU of the first and the second request to a cluster |
 //! | `effect-…` | from the push to the first request that the new endpoint, the new route's cluster sees |
@@ -36,7 +36,7 @@ use crate::{
     error::{BenchError, Result},
     lab::Lab,
     measure::callgrind,
-    process::{cpu_ns, rss_kib},
+    process::{cpu_ns, rss_anonymous_kib},
     report::{Metric, Report, Value},
     subject::{Kind, Subject},
 };
@@ -227,7 +227,7 @@ impl Run<'_> {
     async fn settled(&self, scene: Scene) -> Result<Footprint> {
         // What a great update leaves in the allocator is given back after some seconds.
         sleep(Duration::from_secs(12)).await;
-        let resident = rss_kib(scene.running.pid())? as f64;
+        let resident = rss_anonymous_kib(scene.running.pid())? as f64;
         let all = [types::CLUSTER, types::ENDPOINTS, types::ROUTES, types::SCOPED_ROUTES]
             .map(|kind| scene.plane.all(kind));
         let bytes: usize = all.iter().flatten().map(|(_, any)| any.value.len()).sum();
