@@ -51,12 +51,13 @@ pub(super) fn read(file: &Path) -> Result<Content, String> {
 
 fn content(format: Format, text: String) -> Result<Content, String> {
     let options = LoadOptions { unknown: UnknownFields::Warn, skip_any: true, ..LoadOptions::default() };
-    let start = text.trim_start();
-    if start.starts_with('[') || start.starts_with("- ") {
+    let start = behind_comments(&text);
+    let is_list = start.trim_start().starts_with("- ");
+    if is_list || start.trim_start().starts_with('[') {
         // A list of resources is a response without its envelope.
         let text = match format {
-            Format::Yaml if start.starts_with('-') => format!("resources:\n{text}"),
-            _ => format!("{{\"resources\": {text}}}"),
+            Format::Yaml if is_list => format!("resources:\n{start}"),
+            _ => format!("{{\"resources\": {start}}}"),
         };
         return response(format, &text, &options);
     }
@@ -72,6 +73,18 @@ fn content(format: Format, text: String) -> Result<Content, String> {
             dump.map(|d| Content::Resources(dump::resources(&d))).map_err(|e| e.to_string())
         }
     }
+}
+
+/// From the first line on that says something: no comment, and not that a document begins.
+fn behind_comments(mut text: &str) -> &str {
+    while let Some((line, rest)) = text.split_once('\n') {
+        let line = line.trim();
+        if !(line.is_empty() || line.starts_with('#') || line == "---") {
+            break;
+        }
+        text = rest;
+    }
+    text
 }
 
 /// All kinds are protobuf. A bootstrap's fields do not make a response whose resources have types, nor do those of one

@@ -50,8 +50,10 @@ fn good_files_of_all_kinds() {
         folder.file("one.json", ROUTES),
         folder.file("dump.json", dump),
         folder.file("list.yaml", list),
+        folder.file("said.yaml", format!("# What c is.\n---\n\n{list}")),
     ];
-    let all = "bootstrap.yaml: OK\nresponse.json: OK\none.json: OK\ndump.json: OK\nlist.yaml: OK\n";
+    let all =
+        "bootstrap.yaml: OK\nresponse.json: OK\none.json: OK\ndump.json: OK\nlist.yaml: OK\nsaid.yaml: OK\n";
     assert_eq!(check(&folder, &files), (true, all.to_owned()));
 }
 
