@@ -205,8 +205,6 @@ impl Scopes {
             };
             all.insert(name, held);
         }
-        // Scopes that went hold their tables no more.
-        drop(old);
         self.put(version, all, changed);
         Ok(())
     }

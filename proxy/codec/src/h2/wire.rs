@@ -5,10 +5,10 @@
 //! ([`super::guard`]) and keeps Envoy's books:
 //!
 //! - **Floods.** Envoy's `ProtocolConstraints`: frames without payload in a row, PRIORITY frames per stream opened,
-//!   WINDOW_UPDATE frames per DATA frame sent; and the codec's own, settings per SETTINGS frame. The frame that breaks a limit is not given to the codec any more;
-//!   whoever drives the connection asks for [`Wire::flood`] and ends it. Queues of outbound frames
-//!   (`max_outbound_frames`, `max_outbound_control_frames`) need no limit: the crate reads nothing while it cannot
-//!   write, so that a peer who does not read its answers cannot ask for more of them.
+//!   WINDOW_UPDATE frames per DATA frame sent; and the codec's own, settings per SETTINGS frame. The frame that
+//!   breaks a limit is not given to the codec any more; whoever drives the connection asks for [`Wire::flood`] and
+//!   ends it. Queues of outbound frames (`max_outbound_frames`, `max_outbound_control_frames`) need no limit: the
+//!   crate reads nothing while it cannot write, so that a peer who does not read its answers cannot ask for more of them.
 //! - **Meters.** A stream has one from its first HEADERS until whoever serves it takes it.
 
 use std::cell::{Cell, RefCell};
