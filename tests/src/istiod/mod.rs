@@ -21,6 +21,7 @@ use tokio::time::sleep;
 use crate::error::{Context, Error, Result};
 use crate::process::{Running, Subject};
 
+pub mod scenarios;
 pub mod traffic;
 
 /// The address whose connections are taken for those of the application behind the sidecar.
