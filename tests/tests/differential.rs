@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
-            println!("{error}");
+            println!("FAILED {error}");
             ExitCode::FAILURE
         }
     }

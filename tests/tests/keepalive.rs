@@ -33,11 +33,11 @@ fn main() -> ExitCode {
         Ok(faults) if faults.is_empty() => ExitCode::SUCCESS,
         Ok(faults) => {
             faults.iter().take(20).for_each(|fault| println!("{fault}"));
-            println!("{} faults", faults.len());
+            println!("FAILED keepalive: {} faults", faults.len());
             ExitCode::FAILURE
         }
         Err(error) => {
-            println!("{error}");
+            println!("FAILED {error}");
             ExitCode::FAILURE
         }
     }
