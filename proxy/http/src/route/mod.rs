@@ -29,6 +29,7 @@ mod retry;
 mod retry_host;
 mod rewrite;
 mod scopes;
+mod slot;
 mod source;
 mod template;
 mod tree;
@@ -60,9 +61,8 @@ pub use redirect::Redirect;
 pub use retry::{BackOff, RetryOn, RetryPolicy};
 pub use retry_host::HostPredicate;
 pub use scopes::{ScopeSlot, Scopes, WantedScopes, key as scope_key};
-pub use source::{
-    Decision, RouteContext, RouteSlot, RouteSource, Selected, SharedTable, WantedHosts, WantedRoutes,
-};
+pub use slot::RouteSlot;
+pub use source::{Decision, RouteContext, RouteSource, Selected, SharedTable, WantedHosts, WantedRoutes};
 pub(crate) use template::Template;
 pub use vcluster::{Counted, VirtualCluster};
 pub use weighted::{ClusterChoice, WeightedCluster};

@@ -1,11 +1,8 @@
 //! Where a connection manager's routes come from, and how a stream holds what it found.
 
 use std::borrow::Cow;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use arc_swap::ArcSwap;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
@@ -17,9 +14,10 @@ use sampan_core::stream_info::StreamInfo;
 use sampan_listener::{FactoryContext, KnownClusters};
 
 use super::scopes::Scoped;
+use super::slot::RouteSlot;
 use super::{
-    Action, ClusterAction, Found, HostsOnDemand, LazyTable, Redirect, RequestView, Route, RouteTable,
-    VirtualHost, WeightedCluster, WorkerTable, hosts_source,
+    Action, ClusterAction, Found, HostsOnDemand, Redirect, RequestView, Route, RouteTable, VirtualHost,
+    WeightedCluster, WorkerTable, hosts_source,
 };
 use crate::filter::{HttpFilterRegistry, LocalReply, RouteConfig};
 use crate::filters::cors::Policy as CorsPolicy;
@@ -53,13 +51,6 @@ pub enum RouteSource {
     Scoped(Box<Scoped>),
 }
 
-/// What holds a route table that may be exchanged while it serves.
-pub struct RouteSlot {
-    /// Changes with the table: what a worker looks at for each request.
-    version: AtomicU64,
-    table: ArcSwap<LazyTable>,
-}
-
 /// What a manager wants of RDS; whoever makes listeners sees to it.
 pub struct WantedRoutes {
     /// `route_config_name`
@@ -78,31 +69,6 @@ pub struct WantedHosts {
     pub table: RouteConfiguration,
     /// Who waits; gone with the last connection of the manager.
     pub slot: Weak<RouteSlot>,
-}
-
-impl RouteSlot {
-    /// A slot with a table in it.
-    pub fn new(table: RouteTable) -> Arc<Self> {
-        Arc::new(Self { version: AtomicU64::new(0), table: ArcSwap::from_pointee(table.into()) })
-    }
-
-    /// Exchanges the table. Streams keep the one they began with.
-    pub fn publish(&self, table: Arc<LazyTable>) {
-        self.table.store(table);
-        self.version.fetch_add(1, Ordering::Release);
-    }
-}
-
-/// A slot's table as a worker holds it.
-struct Cached {
-    slot: Weak<RouteSlot>,
-    version: u64,
-    table: WorkerTable,
-}
-
-thread_local! {
-    /// This worker's reference-counted wrappers, by the slot's address: a stream's clone touches no atomic.
-    static TABLES: std::cell::RefCell<Vec<Cached>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 impl RouteSource {
@@ -130,15 +96,15 @@ impl RouteSource {
     /// The table in force for a request, as this worker holds it.
     pub fn table(&self, request: &HeaderMap) -> SharedTable {
         match self {
-            Self::One(slot) => table_of(slot),
-            Self::Scoped(scoped) => scoped.with(request, table_of),
+            Self::One(slot) => SharedTable(slot.table()),
+            Self::Scoped(scoped) => SharedTable(scoped.with(request, RouteSlot::table)),
         }
     }
 
     /// Where hosts that the table in force does not have are asked for. As in Envoy the tables of scopes have no such.
     pub fn hosts_on_demand(&self) -> Option<HostsOnDemand> {
         match self {
-            Self::One(slot) => slot.table.load().hosts_on_demand(),
+            Self::One(slot) => slot.hosts_on_demand(),
             Self::Scoped(_) => None,
         }
     }
@@ -147,30 +113,9 @@ impl RouteSource {
     pub fn table_again(&self, request: &HeaderMap) -> Option<SharedTable> {
         match self {
             Self::One(_) => None,
-            Self::Scoped(scoped) => Some(scoped.with(request, table_of)),
+            Self::Scoped(scoped) => Some(SharedTable(scoped.with(request, RouteSlot::table))),
         }
     }
-}
-
-fn table_of(slot: &Arc<RouteSlot>) -> SharedTable {
-    TABLES.with_borrow_mut(|tables| {
-        let place = Arc::as_ptr(slot);
-        let version = slot.version.load(Ordering::Acquire);
-        match tables.iter_mut().find(|t| t.slot.as_ptr() == place) {
-            Some(found) if found.version == version => SharedTable(found.table.clone()),
-            Some(found) => {
-                *found = Cached::of(slot, version);
-                SharedTable(found.table.clone())
-            }
-            None => {
-                tables.retain(|t| t.slot.strong_count() > 0);
-                let fresh = Cached::of(slot, version);
-                let table = SharedTable(fresh.table.clone());
-                tables.push(fresh);
-                table
-            }
-        }
-    })
 }
 
 /// A slot with a table of the manager's own, whose virtual hosts may grow.
@@ -200,12 +145,6 @@ fn wanted(rds: &Rds, scope: &Scope, context: &FactoryContext) -> ConfigResult<Ar
         slot: Arc::downgrade(&slot),
     });
     Ok(slot)
-}
-
-impl Cached {
-    fn of(slot: &Arc<RouteSlot>, version: u64) -> Self {
-        Self { slot: Arc::downgrade(slot), version, table: Rc::new(slot.table.load().get().clone()) }
-    }
 }
 
 /// A route table in a worker's hands.
