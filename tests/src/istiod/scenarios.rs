@@ -32,6 +32,25 @@ fn expect(what: &str, seen: &str, wanted: &str, wrong: &mut Vec<String>) {
     }
 }
 
+/// A change is on its way: the load's answers are of the first kinds until they are of the second alone, and stay so.
+async fn becomes(what: &str, load: &Load, during: &[&str], after: &[&str], wrong: &mut Vec<String>) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let pure = |seen: &Tally| !seen.is_empty() && seen.keys().all(|answer| after.contains(&answer.as_str()));
+    loop {
+        sleep(Duration::from_millis(300)).await;
+        let seen = load.take();
+        if pure(&seen) {
+            break;
+        }
+        only(what, &seen, during, wrong);
+        if Instant::now() > deadline {
+            return only(what, &seen, after, wrong);
+        }
+    }
+    sleep(Duration::from_millis(300)).await;
+    only(what, &load.take(), after, wrong);
+}
+
 /// v1 gets this part of 400 requests, in percent and but for `slack`. A change may be on its way for as long as [`until`] waits.
 async fn divided(what: &str, part: usize, slack: usize, wrong: &mut Vec<String>) {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -90,16 +109,7 @@ pub async fn vm(istiod: &Istiod) -> Result<Vec<String>> {
     expect("a second VM", &until(&TO_HELLO, "hello again").await, "hello again", &mut wrong);
     only("while it came", &load.take(), &[HELLO, "hello again"], &mut wrong);
     istiod.remove("vm1.yaml")?;
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        sleep(Duration::from_millis(500)).await;
-        let seen = load.take();
-        if !seen.contains_key(HELLO) || Instant::now() > deadline {
-            only("with the second alone", &seen, &["hello again"], &mut wrong);
-            break;
-        }
-        only("while the first went", &seen, &[HELLO, "hello again"], &mut wrong);
-    }
+    becomes("without the first", &load, &[HELLO, "hello again"], &["hello again"], &mut wrong).await;
     load.stop().await;
     Ok(wrong)
 }
@@ -258,20 +268,9 @@ pub async fn fault(istiod: &Istiod) -> Result<Vec<String>> {
                  route: [{destination: {host: httptest.app.svc.cluster.local}}]}]}}";
     istiod.write("fault.yaml", abort)?;
     expect("the fault", &until(&TO_TEST, "599").await, "599", &mut wrong);
-    only("while it came", &load.take(), &["v1", "v2", "599"], &mut wrong);
-    sleep(Duration::from_millis(300)).await;
-    only("with the fault", &load.take(), &["599"], &mut wrong);
+    becomes("with the fault", &load, &["v1", "v2", "599"], &["599"], &mut wrong).await;
     istiod.remove("fault.yaml")?;
-    let mut answer = ask(&TO_TEST).await;
-    for _ in 0..100 {
-        if answer != "599" {
-            break;
-        }
-        sleep(Duration::from_millis(50)).await;
-        answer = ask(&TO_TEST).await;
-    }
-    only("while it went", &load.take(), &["v1", "v2", "599"], &mut wrong);
-    sleep(Duration::from_millis(300)).await;
-    only("without the fault", &load.stop().await, &["v1", "v2"], &mut wrong);
+    becomes("without the fault", &load, &["v1", "v2", "599"], &["v1", "v2"], &mut wrong).await;
+    load.stop().await;
     Ok(wrong)
 }
