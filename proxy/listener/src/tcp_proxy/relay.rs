@@ -178,12 +178,12 @@ impl Direction {
         Broken { side: self.to, reset: e.kind() == io::ErrorKind::ConnectionReset }
     }
 
-    /// Moves what can be moved; ready when the direction has ended.
+    /// Moves what can be moved; ready when the direction has ended. `last`: the other one has ended before.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut Transport,
-        destination: &mut Transport,
+        (source, destination): (&mut Transport, &mut Transport),
+        last: bool,
         progress: &dyn Progress,
     ) -> Poll<Result<(), Broken>> {
         if self.done {
@@ -193,7 +193,9 @@ impl Direction {
         loop {
             ready!(self.poll_out(cx, destination))?;
             if self.source_ended {
-                let ended = ready!(Pin::new(destination).poll_shutdown(cx));
+                // Whoever has the connections closes both now, which says the end as well; in TLS it does not.
+                let said = last && destination.plain_tcp().is_some();
+                let ended = if said { Ok(()) } else { ready!(Pin::new(destination).poll_shutdown(cx)) };
                 // A peer that is gone already needs no end; its other direction will tell.
                 if let Err(e) = ended
                     && e.kind() != io::ErrorKind::NotConnected
@@ -347,7 +349,8 @@ impl AndPending for Poll<Result<(), Broken>> {
     }
 }
 
-/// Moves bytes both ways until both directions have ended; tells where the one that ended last went to.
+/// Moves bytes both ways until both directions have ended; tells where the one that ended last went to. That end is left to
+/// the caller, who closes both connections.
 pub(crate) async fn relay(
     down: &mut Transport,
     up: &mut Transport,
@@ -357,8 +360,8 @@ pub(crate) async fn relay(
     let mut to_down = Direction::new(Side::Down);
     std::future::poll_fn(|cx| {
         let answered = to_down.done;
-        let one = to_up.poll(cx, down, up, progress)?;
-        let other = to_down.poll(cx, up, down, progress)?;
+        let one = to_up.poll(cx, (down, up), answered, progress)?;
+        let other = to_down.poll(cx, (up, down), one.is_ready(), progress)?;
         match (one, other) {
             (Poll::Ready(()), Poll::Ready(())) if answered => Poll::Ready(Ok(Side::Up)),
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(Side::Down)),

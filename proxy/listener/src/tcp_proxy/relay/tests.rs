@@ -25,14 +25,13 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 % 251) as u8).collect()
 }
 
+/// As its caller does: both are closed behind it.
+async fn relayed(mut down: Transport, mut up: Transport, moved: &Moved) -> Result<Side, Broken> {
+    relay(&mut down, &mut up, moved).await
+}
+
 /// Sends `sizes` one after the other through the relay and back from an echo peer.
-async fn echo_through(
-    mut down: Transport,
-    client: Transport,
-    mut up: Transport,
-    peer: Transport,
-    sizes: &[usize],
-) {
+async fn echo_through(down: Transport, client: Transport, up: Transport, peer: Transport, sizes: &[usize]) {
     let moved = Moved::default();
     let total: usize = sizes.iter().sum();
     let (mut peer_in, mut peer_out) = tokio::io::split(peer);
@@ -54,7 +53,7 @@ async fn echo_through(
         client_in.read_to_end(&mut got).await.unwrap();
         assert!(got == expected, "{} of {} bytes, or wrong ones", got.len(), expected.len());
     };
-    let (ended, ..) = tokio::join!(relay(&mut down, &mut up, &moved), echo, send, receive);
+    let (ended, ..) = tokio::join!(relayed(down, up, &moved), echo, send, receive);
     assert_eq!(ended, Ok(Side::Down));
     assert_eq!(moved.0[0].get(), total as u64);
     assert_eq!(moved.0[1].get(), total as u64);
@@ -85,7 +84,7 @@ async fn unix_by_copy() {
 #[tokio::test]
 async fn half_close_passes_on() {
     let ((mut client, down), (up, mut peer)) = (tcp_pair().await, tcp_pair().await);
-    let (mut down, mut up) = (Transport::Tcp(down), Transport::Tcp(up));
+    let (down, up) = (Transport::Tcp(down), Transport::Tcp(up));
     let moved = Moved::default();
     let talk = async {
         client.write_all(b"request").await.unwrap();
@@ -99,7 +98,7 @@ async fn half_close_passes_on() {
         client.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, b"answer");
     };
-    let (ended, ()) = tokio::join!(relay(&mut down, &mut up, &moved), talk);
+    let (ended, ()) = tokio::join!(relayed(down, up, &moved), talk);
     assert_eq!(ended, Ok(Side::Down));
 }
 
