@@ -302,7 +302,6 @@ impl<'s> Forward<'s> {
                     self.cluster.stats().retry_or_shadow_abandoned.inc();
                     Retry::No
                 }
-                (Some(_), Ok(_)) if !upload.is_received() => Retry::No,
                 (Some(retry), Ok((head, _))) => retry.on_response(head, random),
                 (Some(retry), Err(failure)) => retry.on_failure(failure, random),
             };
