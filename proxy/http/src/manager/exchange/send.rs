@@ -173,7 +173,10 @@ impl Exchange {
         self.stream.info.last_downstream_tx = Some(now);
         self.count_wire(responder);
         if !flushed {
-            self.stream.info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+            // To Envoy's HTTP/1 codec a response is over when its last byte is queued: nobody tells of what became of that.
+            if let Responder::H2(_) = responder {
+                self.stream.info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+            }
             return Fate::Abort;
         }
         let incomplete = match responder {
