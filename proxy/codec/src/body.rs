@@ -26,6 +26,9 @@ pub enum BodyError {
     /// The peer broke the framing; Envoy's details.
     #[error("{0}")]
     Protocol(crate::CodecError),
+    /// Of a response: its request's body broke the framing; Envoy's details.
+    #[error("{0}")]
+    Request(crate::CodecError),
     /// A deadline of whoever makes the body has passed.
     #[error("timeout")]
     Timeout,

@@ -111,7 +111,9 @@ impl Forward<'_> {
                         }
                     }
                     Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
-                    Poll::Ready(Err(BodyError::Protocol(_))) => return Poll::Ready(Err(Failure::Protocol)),
+                    Poll::Ready(Err(BodyError::Protocol(_) | BodyError::Request(_))) => {
+                        return Poll::Ready(Err(Failure::Protocol));
+                    }
                     Poll::Ready(Err(BodyError::Reset(reason))) => {
                         return Poll::Ready(Err(reset(reason, true)));
                     }

@@ -114,6 +114,9 @@ impl UpstreamBody {
                     timer.request_done();
                 }
             }
+            Poll::Ready(Err(Failure::Downstream(BodyError::Protocol(error)))) => {
+                return Err(BodyError::Request(error));
+            }
             Poll::Ready(Err(Failure::Downstream(error))) => return Err(error),
             Poll::Ready(Err(_)) | Poll::Pending => {}
         }

@@ -223,7 +223,7 @@ impl From<Failure> for Failed {
 
 fn broken(error: BodyError) -> Failed {
     Failed::At(match error {
-        BodyError::Protocol(_) => Failure::Protocol,
+        BodyError::Protocol(_) | BodyError::Request(_) => Failure::Protocol,
         BodyError::Reset(reason) => reset(reason, true),
         BodyError::Timeout => Failure::Timeout,
     })

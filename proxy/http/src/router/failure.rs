@@ -228,7 +228,7 @@ fn reset_flag(reason: ResetReason) -> ResponseFlag {
 /// The client's body broke off or broke the rules.
 fn downstream_failed(error: BodyError) -> End {
     match error {
-        BodyError::Protocol(error) => {
+        BodyError::Protocol(error) | BodyError::Request(error) => {
             let mut reply =
                 LocalReply::new(error.status, error.details).flag(ResponseFlag::DownstreamProtocolError);
             reply.close = true;

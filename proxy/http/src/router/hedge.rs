@@ -78,7 +78,9 @@ impl Racer {
                 // An informational head says nothing about who will win.
                 Poll::Ready(Ok(head)) if (100..200).contains(&head.status) && head.status != 101 => continue,
                 Poll::Ready(Ok(head)) => Poll::Ready(Ok(head)),
-                Poll::Ready(Err(BodyError::Protocol(_))) => Poll::Ready(Err(Failure::Protocol)),
+                Poll::Ready(Err(BodyError::Protocol(_) | BodyError::Request(_))) => {
+                    Poll::Ready(Err(Failure::Protocol))
+                }
                 Poll::Ready(Err(BodyError::Reset(reason))) => Poll::Ready(Err(reset(reason, true))),
                 Poll::Ready(Err(BodyError::Timeout)) => Poll::Ready(Err(Failure::Timeout)),
                 Poll::Pending => Poll::Pending,

@@ -131,16 +131,34 @@ impl Exchange {
         bytes.header_sent = meter.header_sent;
     }
 
+    /// The request's body broke the framing while the response was under way.
+    fn broken_by_client(mut self: Box<Self>, error: CodecError, responder: &mut Responder) -> Fate {
+        let stats = &self.stream.manager.stats;
+        stats.downstream_rq_rx_reset.inc();
+        if let Responder::H1(..) = responder {
+            stats.downstream_cx_destroy_active_rq.inc();
+            stats.downstream_cx_destroy_local_active_rq.inc();
+        }
+        let info = &mut self.stream.info;
+        info.flags.set(ResponseFlag::DownstreamProtocolError);
+        info.details = Some(Cow::Borrowed(error.details));
+        if let Responder::H2(h2) = responder {
+            h2.finished = Some(self);
+        }
+        Fate::Linger
+    }
+
     /// The response's body broke off.
     pub(super) fn broken(mut self: Box<Self>, error: BodyError, responder: &mut Responder) -> Fate {
         self.count_wire(responder);
         let info = &mut self.stream.info;
         let (flag, reason) = match error {
             BodyError::Timeout => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
-            // The request's own body (HTTP/2).
-            BodyError::Protocol(CodecError { status: 0, details, .. }) => {
+            // HTTP/2's codec has reset the stream.
+            BodyError::Request(CodecError { status: 0, details, .. }) => {
                 (ResponseFlag::DownstreamRemoteReset, details)
             }
+            BodyError::Request(error) => return self.broken_by_client(error, responder),
             BodyError::Protocol(_) | BodyError::Reset(ResetReason::ProtocolError) => {
                 (ResponseFlag::UpstreamProtocolError, "protocol_error")
             }
@@ -151,9 +169,7 @@ impl Exchange {
         if info.flags.is_empty() {
             info.flags.set(flag);
             info.details = Some(match error {
-                BodyError::Timeout | BodyError::Protocol(CodecError { status: 0, .. }) => {
-                    Cow::Borrowed(reason)
-                }
+                BodyError::Timeout | BodyError::Request(_) => Cow::Borrowed(reason),
                 _ => format!("upstream_reset_after_response_started{{{reason}}}").into(),
             });
         }
