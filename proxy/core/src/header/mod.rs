@@ -15,7 +15,7 @@ mod id;
 mod map;
 
 pub use id::{HeaderId, HeaderName, HeaderSet};
-pub use map::{Entry, HeaderMap, Lines, Piece, Spelling, text_len};
+pub use map::{HeaderMap, Lines, Piece, Spelling, text_len};
 
 /// The bytes of which an authority may be made.
 const AUTHORITY_BYTES: [bool; 256] = {
