@@ -4,14 +4,28 @@
 //! A value `v >= 1` falls into the bin of its first two digits: `[1.0, 1.1)`, … `[9.9, 10)`, `[10, 11)`, …
 //! Values are whole numbers; 0 has a bin of its own without width.
 //!
-//! Each thread counts in its own [`Bins`], in place as long as two bins suffice; [`Merged`] is brought up to date at every flush interval and is what
-//! the admin interface shows (so a value is seen at the next flush, not before; as in Envoy).
+//! Each thread counts in its own [`Bins`], in place as long as two bins suffice; [`Merged`] is brought up to date at
+//! every flush interval and is what the admin interface shows (so a value is seen at the next flush, not before; as in
+//! Envoy).
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::Unit;
+/// What a histogram's values are measured in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unit {
+    /// No unit.
+    Unspecified,
+    /// Bytes.
+    Bytes,
+    /// Microseconds.
+    Microseconds,
+    /// Milliseconds.
+    Milliseconds,
+    /// Per cent: 1.0 is recorded as 1,000,000.
+    Percent,
+}
 
 /// Bins per power of ten.
 const PER_DECADE: usize = 90;

@@ -2,7 +2,8 @@
 
 use std::marker::PhantomData;
 
-use super::{Counter, Gauge, Handle, Histogram, Scope, TextReadout};
+use super::Scope;
+use super::handle::{Counter, Gauge, Handle, Histogram, TextReadout};
 
 /// A stat of a scope that its owner keeps: four bytes and not sixteen, for owners of whom there are ten thousand.
 pub struct Thin<S> {
