@@ -154,10 +154,11 @@ fn application_log(bootstrap: &Bootstrap, options: &Options) -> ConfigResult<()>
         Err(ConfigError::new(reason))
     } else {
         match format {
-            LogFormat::TextFormat(pattern) => Format::parse(pattern),
-            LogFormat::JsonFormat(object) => Format::json(object),
+            LogFormat::TextFormat(pattern) => Ok(Format::parse(pattern)),
+            LogFormat::JsonFormat(object) => {
+                Format::json(object).map_err(|e| ConfigError::new(e.to_string()))
+            }
         }
-        .map_err(|e| ConfigError::new(e.to_string()))
     };
     sampan_core::log::set_format(made.at("log_format").at("application_log_config")?);
     Ok(())

@@ -12,7 +12,7 @@ pub fn start(options: &Options) -> Result<(), String> {
         log::set_levels(&options.component_log_level).map_err(|e| e.to_string())?;
     }
     if let Some(pattern) = &options.log_format {
-        log::set_format(Format::parse(pattern).map_err(|e| e.to_string())?);
+        log::set_format(Format::parse(pattern));
     }
     if let Some(path) = &options.log_path {
         log::set_path(path.clone())
