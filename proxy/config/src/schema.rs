@@ -11,125 +11,13 @@
 //! in order of declaration), then a pool of byte strings (two bytes of length, the bytes). Constraints are the bytes
 //! of `validate.FieldRules` in that pool; [`crate::check()`] reads them.
 
-use std::cmp::Ordering;
+mod blob;
+pub mod layout;
 
-/// Row sizes, offsets and flags that the writer of the blob shares with the reader.
-pub mod layout {
-    /// First word: format and version.
-    pub const MAGIC: u32 = 0x3143_5353;
-    /// Words before the first table: magic, six offsets (five tables, pool), number of messages, number of enums.
-    pub const HEADER_WORDS: usize = 9;
-    /// name, file, flags, first field, first oneof, field count | oneof count << 16.
-    pub const MESSAGE_WORDS: usize = 6;
-    /// number, name, JSON name, type index, kind | (oneof + 1) << 8 | flags << 16, rules.
-    pub const FIELD_WORDS: usize = 6;
-    /// name, required.
-    pub const ONEOF_WORDS: usize = 2;
-    /// name, first value, count.
-    pub const ENUM_WORDS: usize = 3;
-    /// name, number, flags.
-    pub const VALUE_WORDS: usize = 3;
-    /// No type index.
-    pub const NONE: u32 = u32::MAX;
-
-    /// Low byte of a message's flags: types that protobuf's JSON mapping treats specially.
-    pub const WELL_KNOWN_ANY: u32 = 1;
-    /// `google.protobuf.Struct`.
-    pub const WELL_KNOWN_STRUCT: u32 = 2;
-    /// `google.protobuf.Value`.
-    pub const WELL_KNOWN_VALUE: u32 = 3;
-    /// `google.protobuf.ListValue`.
-    pub const WELL_KNOWN_LIST: u32 = 4;
-    /// `google.protobuf.Duration`.
-    pub const WELL_KNOWN_DURATION: u32 = 5;
-    /// `google.protobuf.Timestamp`.
-    pub const WELL_KNOWN_TIMESTAMP: u32 = 6;
-    /// `google.protobuf.FieldMask`.
-    pub const WELL_KNOWN_FIELD_MASK: u32 = 7;
-    /// `google.protobuf.UInt32Value` and its kind.
-    pub const WELL_KNOWN_WRAPPER: u32 = 8;
-    /// `google.protobuf.Empty`: nothing special, but kept.
-    pub const WELL_KNOWN_EMPTY: u32 = 0;
-
-    /// Bits of the flag words.
-    pub mod flag {
-        /// Message: entry of a map field.
-        pub const MAP_ENTRY: u32 = 1 << 8;
-        /// Message: marked work in progress.
-        pub const MESSAGE_WIP: u32 = 1 << 9;
-        /// Message: its constraints are switched off.
-        pub const UNCHECKED: u32 = 1 << 10;
-
-        /// Field: repeated, not a map.
-        pub const REPEATED: u32 = 1;
-        /// Field: a map.
-        pub const MAP: u32 = 1 << 1;
-        /// Field: absence differs from the default value.
-        pub const PRESENCE: u32 = 1 << 2;
-        /// Field: deprecated.
-        pub const DEPRECATED: u32 = 1 << 3;
-        /// Field: deprecated and refused unless runtime allows it.
-        pub const DISALLOWED: u32 = 1 << 4;
-        /// Field: never to be shown.
-        pub const SENSITIVE: u32 = 1 << 5;
-        /// Field: marked work in progress.
-        pub const FIELD_WIP: u32 = 1 << 6;
-        /// Field: scalars written one by one.
-        pub const UNPACKED: u32 = 1 << 7;
-
-        /// Enum value: deprecated.
-        pub const VALUE_DEPRECATED: u32 = 1;
-        /// Enum value: deprecated and refused unless runtime allows it.
-        pub const VALUE_DISALLOWED: u32 = 1 << 1;
-    }
-}
-
+use blob::{
+    ENUM_COUNT, ENUMS, FIELDS, MESSAGE_COUNT, MESSAGES, ONEOFS, VALUES, pooled, pooled_str, search, word,
+};
 use layout::flag;
-
-static BLOB: &[u8] = include_bytes!("schema.bin");
-
-/// Word `index` of the blob. The blob is a constant whose indices a test has walked: the zero is never seen.
-fn word(index: usize) -> u32 {
-    BLOB.get(index * 4..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes))
-}
-
-fn row(table: usize, words: usize, index: u32, column: usize) -> u32 {
-    word(word(table) as usize / 4 + index as usize * words + column)
-}
-
-const MESSAGES: usize = 1;
-const FIELDS: usize = 2;
-const ONEOFS: usize = 3;
-const ENUMS: usize = 4;
-const VALUES: usize = 5;
-const POOL: usize = 6;
-const MESSAGE_COUNT: usize = 7;
-const ENUM_COUNT: usize = 8;
-
-fn pooled(offset: u32) -> &'static [u8] {
-    let at = word(POOL) as usize + offset as usize;
-    BLOB.get(at..)
-        .and_then(|rest| rest.split_first_chunk())
-        .and_then(|(length, rest)| rest.get(..usize::from(u16::from_le_bytes(*length))))
-        .unwrap_or_default()
-}
-
-fn pooled_str(offset: u32) -> &'static str {
-    std::str::from_utf8(pooled(offset)).unwrap_or_default()
-}
-
-fn search(count: u32, name: &str, name_at: impl Fn(u32) -> &'static [u8]) -> Option<u32> {
-    let (mut low, mut high) = (0, count);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match name_at(middle).cmp(name.as_bytes()) {
-            Ordering::Less => low = middle + 1,
-            Ordering::Greater => high = middle,
-            Ordering::Equal => return Some(middle),
-        }
-    }
-    None
-}
 
 /// A message type.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -167,8 +55,8 @@ pub enum WellKnown {
 impl Message {
     /// Finds a message by its full name, as in `envoy.config.cluster.v3.Cluster`.
     pub fn find(full_name: &str) -> Option<Self> {
-        search(word(MESSAGE_COUNT), full_name, |i| pooled(row(MESSAGES, layout::MESSAGE_WORDS, i, 0)))
-            .map(Self)
+        let name = full_name.as_bytes();
+        search(word(MESSAGE_COUNT), |row| pooled(MESSAGES.cell(row, 0)).cmp(name)).map(Self)
     }
 
     /// The message that `T` stands for; the schema has all of the API, so there is one for every configuration type.
@@ -187,7 +75,7 @@ impl Message {
     }
 
     fn column(self, column: usize) -> u32 {
-        row(MESSAGES, layout::MESSAGE_WORDS, self.0, column)
+        MESSAGES.cell(self.0, column)
     }
 
     /// Full name.
@@ -260,16 +148,7 @@ impl Message {
         if guess < count && Field(first + guess).number() == number {
             return Some(guess as usize);
         }
-        let (mut low, mut high) = (0, count);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match Field(first + middle).number().cmp(&number) {
-                Ordering::Less => low = middle + 1,
-                Ordering::Greater => high = middle,
-                Ordering::Equal => return Some(middle as usize),
-            }
-        }
-        None
+        search(count, |index| Field(first + index).number().cmp(&number)).map(|index| index as usize)
     }
 
     /// The field with this number.
@@ -331,7 +210,7 @@ impl std::fmt::Debug for Field {
 
 impl Field {
     fn column(self, column: usize) -> u32 {
-        row(FIELDS, layout::FIELD_WORDS, self.0, column)
+        FIELDS.cell(self.0, column)
     }
 
     fn flags(self) -> u32 {
@@ -444,12 +323,12 @@ pub struct Oneof(u32);
 impl Oneof {
     /// Name as in the `.proto` file.
     pub fn name(self) -> &'static str {
-        pooled_str(row(ONEOFS, layout::ONEOF_WORDS, self.0, 0))
+        pooled_str(ONEOFS.cell(self.0, 0))
     }
 
     /// Whether one of its fields must be set.
     pub fn is_required(self) -> bool {
-        row(ONEOFS, layout::ONEOF_WORDS, self.0, 1) != 0
+        ONEOFS.cell(self.0, 1) != 0
     }
 }
 
@@ -460,18 +339,19 @@ pub struct Enum(u32);
 impl Enum {
     /// Finds an enum by its full name.
     pub fn find(full_name: &str) -> Option<Self> {
-        search(word(ENUM_COUNT), full_name, |i| pooled(row(ENUMS, layout::ENUM_WORDS, i, 0))).map(Self)
+        let name = full_name.as_bytes();
+        search(word(ENUM_COUNT), |row| pooled(ENUMS.cell(row, 0)).cmp(name)).map(Self)
     }
 
     /// Full name.
     pub fn name(self) -> &'static str {
-        pooled_str(row(ENUMS, layout::ENUM_WORDS, self.0, 0))
+        pooled_str(ENUMS.cell(self.0, 0))
     }
 
     /// Its values in the order of declaration.
     pub fn values(self) -> impl ExactSizeIterator<Item = EnumValue> {
-        let first = row(ENUMS, layout::ENUM_WORDS, self.0, 1);
-        (first..first + row(ENUMS, layout::ENUM_WORDS, self.0, 2)).map(EnumValue)
+        let first = ENUMS.cell(self.0, 1);
+        (first..first + ENUMS.cell(self.0, 2)).map(EnumValue)
     }
 
     /// The first value with this number.
@@ -491,7 +371,7 @@ pub struct EnumValue(u32);
 
 impl EnumValue {
     fn column(self, column: usize) -> u32 {
-        row(VALUES, layout::VALUE_WORDS, self.0, column)
+        VALUES.cell(self.0, column)
     }
 
     /// Name, without the enum's.
