@@ -65,7 +65,7 @@ fn lines(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CodecError, any_request, any_response};
+    use super::super::{CodecError, grammar};
     use super::*;
 
     const LIMITS: Limits =
@@ -118,13 +118,13 @@ mod tests {
             "GET /a?b=c HTTP/1.1\r\nHost: example.com\r\nUser-Agent: test/1 (x)\r\nAccept: */*\r\n\r\n",
             "OPTIONS /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nX-Custom-Name: some longer value, with more\r\n\r\nabc",
         ];
-        let read = compare(&requests, request, |bytes| any_request(bytes, &LIMITS, false));
+        let read = compare(&requests, request, |bytes| grammar::request(bytes, &LIMITS));
         assert!(read > 4_000, "{read}");
         let responses = [
             "HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 5\r\nDate: Sat, 21 Nov 2026 10:00:00 GMT\r\n\r\nhello",
             "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\nETag: \"x\"\r\n\r\n0\r\n\r\n",
         ];
-        let read = compare(&responses, response, |bytes| any_response(bytes, &LIMITS));
+        let read = compare(&responses, response, |bytes| grammar::response(bytes, &LIMITS));
         assert!(read > 4_000, "{read}");
     }
 
