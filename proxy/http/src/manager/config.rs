@@ -1,19 +1,16 @@
 //! The model of `HttpConnectionManager`.
 
+mod chain;
 mod protocol;
 mod request;
 
-pub use protocol::header_case;
-
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
-use ipnet::IpNet;
 use pb::http_connection_manager as hcm;
 use sampan_codec::h1::{self, ServerOptions};
 use sampan_codec::h2;
@@ -22,22 +19,22 @@ use sampan_core::drain::Signal;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::overload::OverloadState;
 use sampan_core::stats::Lazy;
-use sampan_core::stream_info::ConnectionInfo;
 use sampan_listener::{FactoryContext, Worker};
 
-use self::protocol::{Jittered, h1_stream_errors, http1, http2, limits};
-use self::request::{early_mutations, request_id, request_options};
-use super::discovered::Discovered;
 use super::local_reply::LocalReplyConfig;
-use super::origin::Detector;
-use super::path::PathOptions;
 use super::proxy_status::ProxyStatus;
 use super::stats::{ListenerStats, ManagerStats};
-use super::xfcc::ClientCert;
-use crate::filter::{HttpFilter, HttpFilterContext, HttpFilterKind, HttpFilterRegistry};
+use crate::filter::HttpFilterRegistry;
 use crate::route::{HeaderMutations, RouteSource};
-use crate::router::RouterConfig;
 use crate::tracing::{Tracing, idle_stats};
+
+pub use chain::{Chain, NamedFilter, Upgrade};
+pub use protocol::{Limits, header_case};
+pub use request::{RequestOptions, StripPort};
+
+use chain::{chain, upgrades};
+use protocol::{h1_stream_errors, http1, http2, limits};
+use request::{early_mutations, request_id, request_options};
 
 /// A connection manager, ready to serve; shared by all workers.
 pub struct Manager {
@@ -113,115 +110,6 @@ pub enum Codec {
     Http2,
 }
 
-/// Timeouts and counts; `None` is never.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// `common_http_protocol_options.idle_timeout`
-    pub idle_timeout: Option<Duration>,
-    /// `common_http_protocol_options.max_connection_duration`; [`Limits::connection_duration`] adds its jitter.
-    max_connection_duration: Option<Jittered>,
-    /// `http1_safe_max_connection_duration`
-    pub http1_safe_max_connection_duration: bool,
-    /// `common_http_protocol_options.max_stream_duration`
-    pub max_stream_duration: Option<Duration>,
-    /// `common_http_protocol_options.max_requests_per_connection`; 0 is no limit.
-    pub max_requests_per_connection: u32,
-    /// `stream_idle_timeout`
-    pub stream_idle_timeout: Option<Duration>,
-    /// `stream_flush_timeout`
-    pub stream_flush_timeout: Option<Duration>,
-    /// `request_timeout`
-    pub request_timeout: Option<Duration>,
-    /// `request_headers_timeout`
-    pub request_headers_timeout: Option<Duration>,
-    /// `drain_timeout`; [`Limits::drain_timeout`] adds its jitter.
-    drain_timeout: Jittered,
-    /// `delayed_close_timeout`
-    pub delayed_close_timeout: Duration,
-}
-
-/// What is done to a request's headers before anything reads them.
-pub struct RequestOptions {
-    /// `use_remote_address`
-    pub use_remote_address: bool,
-    /// `xff_num_trusted_hops`
-    pub xff_num_trusted_hops: u32,
-    /// `original_ip_detection_extensions`, or else `x-forwarded-for` by the number of hops.
-    pub origin: Vec<Detector>,
-    /// `skip_xff_append`
-    pub skip_xff_append: bool,
-    /// `internal_address_config`
-    pub internal: Option<Internal>,
-    /// `append_x_forwarded_port`
-    pub append_x_forwarded_port: bool,
-    /// `scheme_header_transformation.scheme_to_overwrite`
-    pub scheme: Option<&'static str>,
-    /// `scheme_header_transformation.match_upstream`: the scheme is that of the connection to the first host.
-    pub scheme_of_upstream: bool,
-    /// `add_user_agent`: the service cluster's name.
-    pub user_agent: Option<String>,
-    /// The node's id, sent with `add_user_agent`.
-    pub node: String,
-    /// `generate_request_id`
-    pub generate_request_id: bool,
-    /// `preserve_external_request_id`
-    pub preserve_external_request_id: bool,
-    /// `request_id_extension`'s `pack_trace_reason`
-    pub pack_trace_reason: bool,
-    /// `forward_client_cert_details`, `set_current_client_cert_details`, `forward_client_cert_matcher`
-    pub client_cert: ClientCert,
-    /// `forward_proto_config`
-    pub forward_proto: Option<ForwardProto>,
-    /// Path normalisation.
-    pub path: PathOptions,
-    /// `strip_trailing_host_dot`
-    pub strip_trailing_host_dot: bool,
-    /// `strip_matching_host_port`, `strip_any_host_port`
-    pub strip_port: StripPort,
-}
-
-/// `internal_address_config`
-#[derive(Debug, Clone)]
-pub struct Internal {
-    /// `cidr_ranges`, or else the private ranges of RFC 1918 and 4193.
-    pub ranges: Vec<IpNet>,
-    /// `unix_sockets`
-    pub unix_sockets: bool,
-}
-
-/// `forward_proto_config`
-#[derive(Debug, Clone)]
-pub struct ForwardProto {
-    /// `https_destination_ports`
-    pub https: Vec<u32>,
-    /// `http_destination_ports`
-    pub http: Vec<u32>,
-}
-
-impl ForwardProto {
-    /// The scheme that the destination port of the PROXY header means.
-    pub fn scheme(&self, connection: &ConnectionInfo, tls: bool) -> &'static str {
-        let port = connection.local.port().filter(|_| connection.local_restored).map(u32::from);
-        match port {
-            Some(port) if self.https.contains(&port) => "https",
-            Some(port) if self.http.contains(&port) => "http",
-            _ if tls => "https",
-            _ => "http",
-        }
-    }
-}
-
-/// How the host's port is stripped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StripPort {
-    /// Not.
-    Keep,
-    /// If it is the listener's.
-    Matching,
-    /// Always.
-    Any,
-}
-
 /// `server_header_transformation`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerHeader {
@@ -231,32 +119,6 @@ pub enum ServerHeader {
     AppendIfAbsent,
     /// The upstream's, or none.
     PassThrough,
-}
-
-/// An upgrade that the listener knows.
-pub struct Upgrade {
-    /// Whether routes that say nothing allow it.
-    pub enabled: bool,
-    /// Its own filters, if it has some.
-    pub chain: Option<Chain>,
-}
-
-/// HTTP filters in order, and the router that ends them.
-pub struct Chain {
-    /// All but the last.
-    pub filters: Vec<NamedFilter>,
-    /// The last; none where there is no filter at all.
-    pub router: Option<Arc<RouterConfig>>,
-}
-
-/// A filter with its name in the chain, by which routes configure it.
-pub struct NamedFilter {
-    /// `http_filters[].name`
-    pub name: Arc<str>,
-    /// The filter.
-    pub filter: Arc<dyn HttpFilter>,
-    /// `disabled`: off unless a route switches it on.
-    pub disabled: bool,
 }
 
 /// A proto duration; negative ones were refused by the constraints.
@@ -303,26 +165,7 @@ impl Manager {
             RouteSource::from_proto(message.route_specifier.as_ref(), &scope, context, registry)?
         };
         let chain = chain(&message.http_filters, context, registry, &prefix, "http_filters")?;
-        let mut upgrades = HashMap::new();
-        for (i, upgrade) in message.upgrade_configs.iter().enumerate() {
-            let chain = if upgrade.filters.is_empty() {
-                None
-            } else {
-                Some(
-                    self::chain(&upgrade.filters, context, registry, &prefix, "filters")
-                        .at_index("upgrade_configs", i)?,
-                )
-            };
-            let name = upgrade.upgrade_type.to_ascii_lowercase().into_boxed_str();
-            if upgrades.insert(name, Upgrade { enabled: flag(upgrade.enabled, true), chain }).is_some() {
-                return Err(ConfigError::new(format!(
-                    "multiple upgrade configs with the name {:?}",
-                    upgrade.upgrade_type
-                ))
-                .index(i)
-                .at("upgrade_configs"));
-            }
-        }
+        let upgrades = upgrades(message, context, registry, &prefix)?;
         let log = message.access_log_options.unwrap_or_default();
         let interval = log.access_log_flush_interval.or(message.access_log_flush_interval);
         for (twice, field) in [
@@ -440,62 +283,4 @@ fn tracing(
     let made =
         Tracing::from_proto(tracing, context, prefix, (request_id.pack, request_id.samples)).at("tracing")?;
     Ok(Some(made))
-}
-
-fn chain(
-    filters: &[pb::HttpFilter],
-    context: &FactoryContext,
-    registry: &HttpFilterRegistry,
-    stat_prefix: &str,
-    field: &str,
-) -> ConfigResult<Chain> {
-    use pb::http_filter::ConfigType;
-    let mut made = Vec::new();
-    let mut router = None;
-    for (i, message) in filters.iter().enumerate() {
-        let config = match &message.config_type {
-            Some(ConfigType::TypedConfig(any)) => any,
-            Some(ConfigType::ConfigDiscovery(discovery)) => {
-                if i + 1 == filters.len() {
-                    let error = ConfigError::unsupported("discovery of the last filter");
-                    return Err(error.at("config_discovery").index(i).at(field));
-                }
-                let filter = Discovered::from_proto(discovery, &message.name, context, registry, stat_prefix)
-                    .at("config_discovery")
-                    .at_index(field, i)?;
-                let name = message.name.as_str().into();
-                made.push(NamedFilter { name, filter: Arc::new(filter), disabled: message.disabled });
-                continue;
-            }
-            None if message.is_optional => continue,
-            None => return Err(ConfigError::missing("typed_config").index(i).at(field)),
-        };
-        if router.is_some() {
-            return Err(ConfigError::new("a terminal filter must be the last filter in a http filter chain")
-                .index(i - 1)
-                .at(field));
-        }
-        let filter_context = HttpFilterContext { factory: context, stat_prefix, filter_name: &message.name };
-        match registry.make(config, &filter_context) {
-            Ok(HttpFilterKind::Router(config)) => router = Some(config),
-            Ok(HttpFilterKind::Filter(filter)) => made.push(NamedFilter {
-                name: message.name.as_str().into(),
-                filter,
-                disabled: message.disabled,
-            }),
-            Err(e) => return Err(e.at("typed_config").index(i).at(field)),
-        }
-    }
-    if router.is_none()
-        && let Some(last) = filters.last()
-    {
-        let reason = format!("non-terminal filter {:?} is the last filter in a http filter chain", last.name);
-        return Err(ConfigError::new(reason).at(field));
-    }
-    Ok(Chain { filters: made, router })
-}
-
-/// The options as the codec of one worker's connections takes them.
-pub fn codec_options(manager: &Manager) -> Rc<ServerOptions> {
-    Rc::new(manager.h1.clone())
 }

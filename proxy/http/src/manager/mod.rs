@@ -1,7 +1,6 @@
 //! The HTTP connection manager: the network filter that serves HTTP.
 //!
-//! `config` is its model, `connection` decides the codec and takes requests off it ([`h2`] for HTTP/2), `exchange`
-//! serves one,
+//! `config` is its model, `connection` decides the codec, `h1` and `h2` take requests off it, `exchange` serves one,
 //! `request` and [`path`] normalise it, `responder` writes the response whatever the codec.
 
 mod config;
@@ -9,6 +8,7 @@ mod connection;
 mod date;
 mod discovered;
 mod exchange;
+mod h1;
 mod h2;
 mod local_reply;
 mod origin;

@@ -11,11 +11,38 @@ use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::matcher::StringMatcher;
 use sampan_upstream::config::http2_options;
 
-use super::{Limits, duration, flag, number, or_never, refuse};
+use super::{duration, flag, number, or_never, refuse};
+
+/// Timeouts and counts; `None` is never.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// `common_http_protocol_options.idle_timeout`
+    pub idle_timeout: Option<Duration>,
+    /// `common_http_protocol_options.max_connection_duration`; [`Limits::connection_duration`] adds its jitter.
+    max_connection_duration: Option<Jittered>,
+    /// `http1_safe_max_connection_duration`
+    pub http1_safe_max_connection_duration: bool,
+    /// `common_http_protocol_options.max_stream_duration`
+    pub max_stream_duration: Option<Duration>,
+    /// `common_http_protocol_options.max_requests_per_connection`; 0 is no limit.
+    pub max_requests_per_connection: u32,
+    /// `stream_idle_timeout`
+    pub stream_idle_timeout: Option<Duration>,
+    /// `stream_flush_timeout`
+    pub stream_flush_timeout: Option<Duration>,
+    /// `request_timeout`
+    pub request_timeout: Option<Duration>,
+    /// `request_headers_timeout`
+    pub request_headers_timeout: Option<Duration>,
+    /// `drain_timeout`; [`Limits::drain_timeout`] adds its jitter.
+    drain_timeout: Jittered,
+    /// `delayed_close_timeout`
+    pub delayed_close_timeout: Duration,
+}
 
 /// A time that is longer for each connection by a random share of itself, up to this.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Jittered {
+struct Jittered {
     time: Duration,
     jitter: f64,
 }

@@ -5,13 +5,96 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use ipnet::IpNet;
 use pb::http_connection_manager as hcm;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
+use sampan_core::stream_info::ConnectionInfo;
 use sampan_listener::FactoryContext;
 
 use super::super::origin::Detector;
 use super::super::path::{EscapedSlashes, PathOptions};
 use super::super::xfcc::ClientCert;
-use super::{ForwardProto, Internal, RequestOptions, StripPort, flag};
+use super::flag;
 use crate::route::HeaderMutations;
+
+/// What is done to a request's headers before anything reads them.
+pub struct RequestOptions {
+    /// `use_remote_address`
+    pub use_remote_address: bool,
+    /// `xff_num_trusted_hops`
+    pub xff_num_trusted_hops: u32,
+    /// `original_ip_detection_extensions`, or else `x-forwarded-for` by the number of hops.
+    pub origin: Vec<Detector>,
+    /// `skip_xff_append`
+    pub skip_xff_append: bool,
+    /// `internal_address_config`
+    pub internal: Option<Internal>,
+    /// `append_x_forwarded_port`
+    pub append_x_forwarded_port: bool,
+    /// `scheme_header_transformation.scheme_to_overwrite`
+    pub scheme: Option<&'static str>,
+    /// `scheme_header_transformation.match_upstream`: the scheme is that of the connection to the first host.
+    pub scheme_of_upstream: bool,
+    /// `add_user_agent`: the service cluster's name.
+    pub user_agent: Option<String>,
+    /// The node's id, sent with `add_user_agent`.
+    pub node: String,
+    /// `generate_request_id`
+    pub generate_request_id: bool,
+    /// `preserve_external_request_id`
+    pub preserve_external_request_id: bool,
+    /// `request_id_extension`'s `pack_trace_reason`
+    pub pack_trace_reason: bool,
+    /// `forward_client_cert_details`, `set_current_client_cert_details`, `forward_client_cert_matcher`
+    pub client_cert: ClientCert,
+    /// `forward_proto_config`
+    pub forward_proto: Option<ForwardProto>,
+    /// Path normalisation.
+    pub path: PathOptions,
+    /// `strip_trailing_host_dot`
+    pub strip_trailing_host_dot: bool,
+    /// `strip_matching_host_port`, `strip_any_host_port`
+    pub strip_port: StripPort,
+}
+
+/// `internal_address_config`
+#[derive(Debug, Clone)]
+pub struct Internal {
+    /// `cidr_ranges`, or else the private ranges of RFC 1918 and 4193.
+    pub ranges: Vec<IpNet>,
+    /// `unix_sockets`
+    pub unix_sockets: bool,
+}
+
+/// `forward_proto_config`
+#[derive(Debug, Clone)]
+pub struct ForwardProto {
+    /// `https_destination_ports`
+    pub https: Vec<u32>,
+    /// `http_destination_ports`
+    pub http: Vec<u32>,
+}
+
+impl ForwardProto {
+    /// The scheme that the destination port of the PROXY header means.
+    pub fn scheme(&self, connection: &ConnectionInfo, tls: bool) -> &'static str {
+        let port = connection.local.port().filter(|_| connection.local_restored).map(u32::from);
+        match port {
+            Some(port) if self.https.contains(&port) => "https",
+            Some(port) if self.http.contains(&port) => "http",
+            _ if tls => "https",
+            _ => "http",
+        }
+    }
+}
+
+/// How the host's port is stripped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StripPort {
+    /// Not.
+    Keep,
+    /// If it is the listener's.
+    Matching,
+    /// Always.
+    Any,
+}
 
 /// How the client is found where `use_remote_address` is off.
 fn origin(message: &pb::HttpConnectionManager) -> ConfigResult<Vec<Detector>> {
