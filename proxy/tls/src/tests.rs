@@ -4,3 +4,4 @@ mod advisories;
 mod config;
 mod handshake;
 mod support;
+mod verification;

@@ -8,8 +8,8 @@ use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, GeneralSubtree, KeyUsagePurpose};
 use sampan_core::stats::Store;
 
-use super::handshake::{assert_accepted, assert_refused};
 use super::support::*;
+use super::verification::{assert_accepted, assert_refused};
 use crate::{ServerContext, StaticSecrets};
 
 /// CVE-2022-21657: a certificate that may only be a client's serves no server, and the other way round.

@@ -23,6 +23,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{ClientContext, ClientOptions, ServerContext, StaticSecrets, Transport};
 
+/// `tls_minimum_protocol_version` and `tls_maximum_protocol_version`.
+pub(super) const TLS12: i32 = 3;
+pub(super) const TLS13: i32 = 4;
+
 /// An authority.
 pub(super) struct Ca {
     pub(super) pem: String,
