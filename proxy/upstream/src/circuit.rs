@@ -227,3 +227,26 @@ impl Breakers {
         which(self).take().then(|| Permit { breakers: self.clone(), which })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sampan_core::stats::Store;
+
+    use super::*;
+
+    #[test]
+    fn a_retry_budget_grows_with_the_active_requests() {
+        let budget = RetryBudget { percent: 50.0, min_concurrency: 1 };
+        let thresholds = Thresholds { retry_budget: Some(budget), ..Default::default() };
+        let breakers = Arc::new(Breakers::new(&thresholds, &Store::new().root()));
+        let first = breakers.retry();
+        assert!(first.is_some());
+        assert!(breakers.retry().is_none(), "nothing is active: one at most");
+        let active: Vec<_> = (0..4).map(|_| breakers.request().unwrap()).collect();
+        let second = breakers.retry();
+        assert!(second.is_some());
+        assert!(breakers.retry().is_none(), "half of four are two");
+        drop((first, second, active));
+        assert_eq!(breakers.retries().current(), 0);
+    }
+}

@@ -235,3 +235,6 @@ impl Drop for Cluster {
         self.retire();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ pub mod worker;
 
 mod dns;
 mod proxy_header;
+#[cfg(test)]
+mod testing;
 
 pub use circuit::Priority;
 pub use cluster::{Cluster, Origin, Rebuild};
