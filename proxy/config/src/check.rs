@@ -18,7 +18,7 @@ use crate::{
     any,
     encode::UnknownFields,
     error::{ErrorKind, LoadError, Path},
-    group::{self, Grouped},
+    group::{self, Grouped, default_of},
     schema::{Enum, Field, Kind, Message, WellKnown},
     wire::{Value, WireError},
 };
@@ -396,15 +396,6 @@ impl From<WireError> for Fault {
 impl From<LoadError> for Fault {
     fn from(error: LoadError) -> Self {
         Self::Load(error)
-    }
-}
-
-fn default_of(field: Field) -> Value<'static> {
-    match field.kind().wire_type() {
-        1 => Value::Fixed64(0),
-        2 => Value::Bytes(&[]),
-        5 => Value::Fixed32(0),
-        _ => Value::Varint(0),
     }
 }
 

@@ -167,3 +167,13 @@ pub(crate) fn map_entry(entry: Message, bytes: &[u8]) -> Result<MapEntry<'_>, Wi
     let is_message = entry.field(2).is_some_and(|field| field.message().is_some()) && !values.is_empty();
     Ok(MapEntry { key, value, message: is_message.then(|| merged(values)) })
 }
+
+/// What a field has that is not there.
+pub(crate) fn default_of(field: Field) -> Value<'static> {
+    match field.kind().wire_type() {
+        1 => Value::Fixed64(0),
+        2 => Value::Bytes(&[]),
+        5 => Value::Fixed32(0),
+        _ => Value::Varint(0),
+    }
+}

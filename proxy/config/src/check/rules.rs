@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 use crate::{
     error::{ErrorKind, LoadError, Path},
-    group::Grouped,
+    group::{Grouped, default_of},
     schema::{Field, Kind, Message, WellKnown},
     wire::{Reader, Value, WireError},
 };
@@ -99,13 +99,7 @@ pub(super) fn absent(field: Field, rules: &[u8], path: &Path<'_>) -> Result<(), 
     if field.has_presence() {
         return Ok(());
     }
-    let value = match field.kind().wire_type() {
-        1 => Value::Fixed64(0),
-        2 => Value::Bytes(&[]),
-        5 => Value::Fixed32(0),
-        _ => Value::Varint(0),
-    };
-    scalar(field, &value, rules, path)
+    scalar(field, &default_of(field), rules, path)
 }
 
 /// Rules of a repeated field.
