@@ -10,7 +10,7 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 use regex::Regex;
 use sampan_core::stats::{general, shortest};
 
-use crate::endpoints::json_of;
+use crate::json::json_of;
 use crate::source::{ClusterRow, HealthFlags, HostRow};
 use crate::{Admin, Query, Reply};
 

@@ -12,7 +12,7 @@ use sampan_config::PrintOptions;
 use sampan_config::schema::Message;
 use serde_json::{Map, Value};
 
-use crate::endpoints::{json_of, packed};
+use crate::json::{json_of, packed};
 use crate::source::Section;
 use crate::{Admin, Query, Reply};
 
@@ -275,5 +275,5 @@ fn pretty(configs: Vec<Value>) -> String {
     if !configs.is_empty() {
         dump.insert("configs".into(), Value::Array(configs));
     }
-    crate::endpoints::pretty(&Value::Object(dump))
+    crate::json::pretty(&Value::Object(dump))
 }

@@ -1,19 +1,9 @@
-//! The table of endpoints, and those that are a few lines each.
+//! The table of endpoints.
 //!
 //! Paths, help texts and parameters are what `/help` of Envoy 1.40 prints; they are an interface (tools and the
 //! home page read them), so they are kept to the letter.
 
-use std::collections::BTreeMap;
-
-use envoy_types::pb::envoy::admin::v3 as pb;
-use envoy_types::pb::google::protobuf::Any;
-use prost::Name;
-use sampan_config::PrintOptions;
-use sampan_config::schema::Message;
-use serde_json::{Value, json};
-
-use crate::source::DrainRequest;
-use crate::{Admin, JSON, Query, Reply, clusters, config_dump, html, logging, stats};
+use crate::{Admin, Query, Reply, clusters, config_dump, html, logging, simple, stats};
 
 /// An endpoint.
 pub(crate) struct Endpoint {
@@ -66,9 +56,9 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
             help: "enable/disable the allocation profiler",
             kind: Kind::OneOf(&["y", "n"]),
         }],
-        alloc_profiler,
+        simple::alloc_profiler,
     ),
-    get("/certs", "print certs on machine", &[], certs),
+    get("/certs", "print certs on machine", &[], simple::certs),
     get(
         "/clusters",
         "upstream cluster status",
@@ -106,12 +96,12 @@ for more information",
         ],
         config_dump::config_dump,
     ),
-    get("/contention", "dump current Envoy mutex contention stats (if enabled)", &[], contention),
+    get("/contention", "dump current Envoy mutex contention stats (if enabled)", &[], simple::contention),
     post(
         "/cpuprofiler",
         "enable/disable the CPU profiler",
         &[Param { name: "enable", help: "enables the CPU profiler", kind: Kind::OneOf(&["y", "n"]) }],
-        cpu_profiler,
+        simple::cpu_profiler,
     ),
     post(
         "/drain_listeners",
@@ -138,19 +128,24 @@ listener is inbound or outbound.",
                 kind: Kind::Flag,
             },
         ],
-        drain_listeners,
+        simple::drain_listeners,
     ),
-    post("/healthcheck/fail", "cause the server to fail health checks", &[], health_fail),
-    post("/healthcheck/ok", "cause the server to pass health checks", &[], health_ok),
-    get("/heap_dump", "dump current Envoy heap (if supported)", &[], heap_dump),
+    post("/healthcheck/fail", "cause the server to fail health checks", &[], simple::health_fail),
+    post("/healthcheck/ok", "cause the server to pass health checks", &[], simple::health_ok),
+    get("/heap_dump", "dump current Envoy heap (if supported)", &[], simple::heap_dump),
     post(
         "/heapprofiler",
         "enable/disable the heap profiler",
         &[Param { name: "enable", help: "enable/disable the heap profiler", kind: Kind::OneOf(&["y", "n"]) }],
-        heap_profiler,
+        simple::heap_profiler,
     ),
-    get("/help", "print out list of admin commands", &[], help_reply),
-    get("/hot_restart_version", "print the hot restart compatibility version", &[], hot_restart_version),
+    get("/help", "print out list of admin commands", &[], simple::help_reply),
+    get(
+        "/hot_restart_version",
+        "print the hot restart compatibility version",
+        &[],
+        simple::hot_restart_version,
+    ),
     get(
         "/init_dump",
         "dump current Envoy init manager information (experimental)",
@@ -161,7 +156,7 @@ Protobuf::FieldMask. For example, get the unready targets of all listeners with 
 /init_dump?mask=listener`",
             kind: Kind::Text,
         }],
-        init_dump,
+        simple::init_dump,
     ),
     get(
         "/listeners",
@@ -195,14 +190,14 @@ example, source/common*:warning",
         ],
         logging::logging,
     ),
-    get("/memory", "print current allocation/heap usage", &[], memory),
-    get("/memory/tcmalloc", "print TCMalloc stats", &[], tcmalloc),
-    get("/peak_heap_dump", "dump peak Envoy heap (if supported)", &[], heap_dump),
-    post("/quitquitquit", "exit the server", &[], quit),
-    get("/ready", "print server state, return 200 if LIVE, otherwise return 503", &[], ready),
-    post("/reopen_logs", "reopen access logs", &[], reopen_logs),
+    get("/memory", "print current allocation/heap usage", &[], simple::memory),
+    get("/memory/tcmalloc", "print TCMalloc stats", &[], simple::tcmalloc),
+    get("/peak_heap_dump", "dump peak Envoy heap (if supported)", &[], simple::heap_dump),
+    post("/quitquitquit", "exit the server", &[], simple::quit),
+    get("/ready", "print server state, return 200 if LIVE, otherwise return 503", &[], simple::ready),
+    post("/reopen_logs", "reopen access logs", &[], simple::reopen_logs),
     post("/reset_counters", "reset all counters to zero", &[], stats::reset),
-    get("/runtime", "print runtime values", &[], runtime),
+    get("/runtime", "print runtime values", &[], simple::runtime),
     post(
         "/runtime_modify",
         "Adds or modifies runtime values as passed in query parameters. To delete a \
@@ -210,9 +205,9 @@ previously added key, use an empty string as the value. Note that deletion only 
 applies to overrides added via this endpoint; values loaded from disk can be \
 modified via override but not deleted. E.g. ?key1=value1&key2=value2...",
         &[],
-        runtime_modify,
+        simple::runtime_modify,
     ),
-    get("/server_info", "print server version/status information", &[], server_info),
+    get("/server_info", "print server version/status information", &[], simple::server_info),
     get(
         "/stats",
         "print server stats",
@@ -315,167 +310,4 @@ pub(crate) fn help() -> String {
         }
     }
     out
-}
-
-/// A message as JSON; with `defaults`, fields that have their default value too.
-pub(crate) fn json_of<T: prost::Message + Name>(message: &T, defaults: bool) -> Reply {
-    let options = PrintOptions { pretty: true, redact: true, defaults };
-    let bytes = message.encode_to_vec();
-    match Message::find(&T::full_name()).map(|m| sampan_config::to_json(m, &bytes, options)) {
-        Some(Ok(json)) => Reply::json(json),
-        Some(Err(error)) => Reply::error(500, error.to_string()),
-        None => Reply::error(500, format!("unknown message {}", T::full_name())),
-    }
-}
-
-/// A message as an `Any`.
-pub(crate) fn packed<T: prost::Message + Name>(message: &T) -> Any {
-    Any { type_url: T::type_url(), value: message.encode_to_vec() }
-}
-
-/// JSON indented by one space, with the characters escaped that protobuf's printer escapes.
-pub(crate) fn pretty(value: &Value) -> String {
-    let mut out = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b" ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
-    // A `Value` serialises, and a vector takes everything.
-    let _ = serde::Serialize::serialize(value, &mut serializer);
-    out.push(b'\n');
-    // `<` and `>` stand only inside strings.
-    String::from_utf8_lossy(&out).replace('<', "\\u003c").replace('>', "\\u003e")
-}
-
-fn certs(admin: &Admin, _: &Query) -> Reply {
-    json_of(&admin.source.certs(), true)
-}
-
-fn memory(admin: &Admin, _: &Query) -> Reply {
-    json_of(&admin.source.memory(), true)
-}
-
-fn init_dump(admin: &Admin, query: &Query) -> Reply {
-    let mut dump = admin.source.init_dump();
-    if query.get("mask").is_some_and(|mask| mask != "listener") {
-        dump.unready_targets_dumps.clear();
-    }
-    json_of(&dump, false)
-}
-
-fn server_info(admin: &Admin, _: &Query) -> Reply {
-    let mut info = admin.source.server_info();
-    info.set_state(admin.source.state());
-    info.hot_restart_version = admin.source.hot_restart_version();
-    json_of(&info, true)
-}
-
-fn ready(admin: &Admin, _: &Query) -> Reply {
-    let state = admin.source.state();
-    let status = if state == pb::server_info::State::Live { 200 } else { 503 };
-    Reply { status, ..Reply::text(format!("{}\n", state.as_str_name())) }
-}
-
-fn hot_restart_version(admin: &Admin, _: &Query) -> Reply {
-    Reply::text(admin.source.hot_restart_version())
-}
-
-fn help_reply(_: &Admin, _: &Query) -> Reply {
-    Reply::text(help())
-}
-
-fn contention(_: &Admin, _: &Query) -> Reply {
-    Reply::text(
-        "Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing.",
-    )
-}
-
-/// Profilers that do not exist: asked to start they say so, asked to stop there is nothing to do.
-fn profiler(query: &Query, name: &str) -> Reply {
-    match query.get("enable") {
-        Some("y") => Reply::error(501, format!("The current build does not support {name}")),
-        Some("n") => Reply::ok(),
-        _ => Reply::error(400, "?enable=<y|n>\n"),
-    }
-}
-
-fn cpu_profiler(_: &Admin, query: &Query) -> Reply {
-    profiler(query, "cpu profiler")
-}
-
-fn alloc_profiler(_: &Admin, query: &Query) -> Reply {
-    profiler(query, "allocation profiler")
-}
-
-fn heap_profiler(_: &Admin, _: &Query) -> Reply {
-    Reply::error(501, "The current build does not support heap profiler")
-}
-
-fn heap_dump(_: &Admin, _: &Query) -> Reply {
-    Reply::error(501, "The current build does not support heap dump")
-}
-
-fn tcmalloc(_: &Admin, _: &Query) -> Reply {
-    Reply::error(501, "The current build does not use TCMalloc")
-}
-
-fn health_fail(admin: &Admin, _: &Query) -> Reply {
-    admin.source.fail_health_check(true);
-    Reply::ok()
-}
-
-fn health_ok(admin: &Admin, _: &Query) -> Reply {
-    admin.source.fail_health_check(false);
-    Reply::ok()
-}
-
-fn drain_listeners(admin: &Admin, query: &Query) -> Reply {
-    admin.source.drain_listeners(DrainRequest {
-        // As in Envoy 1.40 one alone means both.
-        graceful: query.has("graceful") || query.has("skip_exit"),
-        inbound_only: query.has("inboundonly"),
-        skip_exit: query.has("skip_exit"),
-    });
-    Reply::ok()
-}
-
-fn reopen_logs(admin: &Admin, _: &Query) -> Reply {
-    admin.source.reopen_logs();
-    Reply::ok()
-}
-
-fn quit(admin: &Admin, _: &Query) -> Reply {
-    admin.source.quit();
-    Reply::ok()
-}
-
-fn runtime(admin: &Admin, _: &Query) -> Reply {
-    let snapshot = admin.runtime.snapshot();
-    let layers = snapshot.layers();
-    let mut keys: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for key in layers.iter().flat_map(|layer| layer.values.keys()) {
-        let texts = layers.iter().map(|l| l.values.get(key).map_or("", |v| v.text()));
-        keys.entry(key).or_insert_with(|| texts.collect());
-    }
-    let entries = keys.into_iter().map(|(key, texts)| {
-        let last = texts.iter().rev().find(|t| !t.is_empty()).copied().unwrap_or_default();
-        (key.to_owned(), json!({ "final_value": last, "layer_values": texts }))
-    });
-    let entries: serde_json::Map<String, Value> = entries.collect();
-    let names: Vec<&str> = layers.iter().map(|layer| layer.name.as_str()).collect();
-    let body = pretty(&json!({ "entries": entries, "layers": names }));
-    Reply { status: 200, content_type: JSON, body }
-}
-
-fn runtime_modify(admin: &Admin, query: &Query) -> Reply {
-    let values = query.first_values();
-    if values.is_empty() {
-        return Reply::error(
-            400,
-            "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n       or send the parameters as form \
-             values\nuse an empty value to remove a previously added override",
-        );
-    }
-    match admin.runtime.modify(values) {
-        Ok(()) => Reply::ok(),
-        Err(error) => Reply::error(503, error.to_string()),
-    }
 }

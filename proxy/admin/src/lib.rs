@@ -16,10 +16,12 @@ mod clusters;
 mod config_dump;
 mod endpoints;
 mod html;
+mod json;
 mod logging;
 mod model;
 mod query;
 mod serve;
+mod simple;
 mod source;
 mod stats;
 

@@ -11,7 +11,7 @@ use sampan_core::stats::Store;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::endpoints::packed;
+use crate::json::packed;
 
 #[derive(Default)]
 struct Fake {
