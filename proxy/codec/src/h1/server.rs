@@ -73,6 +73,8 @@ struct Inner {
     searched: usize,
     /// The client has half-closed or failed while a request was under way.
     gone: bool,
+    /// A request's body has broken the framing.
+    malformed: bool,
     /// The size of a head that was read and then refused, and of its header lines.
     refused: (u64, u64),
 }
@@ -100,6 +102,7 @@ impl ServerConnection {
             connect: false,
             searched: 0,
             gone: false,
+            malformed: false,
             refused: (0, 0),
         })))
     }
@@ -211,6 +214,11 @@ impl ServerConnection {
         self.0.borrow().gone
     }
 
+    /// Whether a request's body broke the framing.
+    pub fn is_malformed(&self) -> bool {
+        self.0.borrow().malformed
+    }
+
     /// Forgets the head that was refused and what came behind it; tells the bytes of all, and of the head's lines where
     /// it could be read.
     pub fn discard_input(&self) -> (u64, u64) {
@@ -304,7 +312,10 @@ impl BodyStream for RequestBody {
         let inner = &mut *inner;
         let trailers = inner.options.enable_trailers;
         let frame = ready!(inner.decoder.poll_frame(&mut inner.io, &inner.limits, trailers, cx));
-        inner.gone |= matches!(frame, Some(Err(BodyError::Reset(_))));
+        if let Some(Err(error)) = &frame {
+            inner.gone |= matches!(error, BodyError::Reset(_));
+            inner.malformed |= matches!(error, BodyError::Protocol(_));
+        }
         Poll::Ready(frame)
     }
 

@@ -113,6 +113,9 @@ pub(super) async fn serve(connection: Connection, transport: Transport, remote: 
                 Fate::Linger
             }
         };
+        if fate != Fate::Keep && codec.is_malformed() {
+            manager.stats.downstream_cx_protocol_error.inc();
+        }
         match fate {
             Fate::Keep => {}
             Fate::Close | Fate::Linger => {
