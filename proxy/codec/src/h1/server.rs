@@ -129,7 +129,8 @@ impl ServerConnection {
 
     /// Whether the request under way was wholly read.
     pub fn request_done(&self) -> bool {
-        self.0.borrow().decoder.is_done()
+        let inner = self.0.borrow();
+        inner.decoder.is_done() && !inner.malformed
     }
 
     /// Queues an informational head (100, 102, 103).
