@@ -7,11 +7,18 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::application_log_config::log_format::LogFormat;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterMessage;
+use envoy_types::pb::envoy::config::core::v3::BuildVersion;
+use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerMessage;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use envoy_types::pb::envoy::r#type::v3::SemanticVersion;
+use envoy_types::pb::google::protobuf::value::Kind;
+use envoy_types::pb::google::protobuf::{Struct, Value};
 use prost::Message;
 use prost::bytes::Bytes;
-use sampan_config::{BootstrapParts, LoadError, LoadOptions, UnknownFields, load_bootstrap, split_bootstrap};
+use sampan_config::{
+    BootstrapParts, LoadError, LoadOptions, UnknownFields, load_bootstrap, split_bootstrap, with_node,
+};
 use sampan_core::access_log::{AccessLogManager, FlushPolicy, Target};
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::log::{Component, Format, Level};
@@ -126,7 +133,8 @@ pub fn load(options: &Options) -> Result<Boot, BootError> {
         check_node(&bootstrap)?;
     }
     let unknown_fields = loaded.report.unknown.len();
-    let bytes = loaded.bytes().clone();
+    let own = bootstrap.node.as_ref().map(Message::encode_to_vec).unwrap_or_default();
+    let bytes = with_node(loaded.bytes(), &own)?;
     let overload = RefCell::new(overload);
     Ok(Boot { bootstrap, bytes, parts, server, clusters, unknown_fields, xds, listeners, overload })
 }
@@ -174,6 +182,25 @@ fn apply_flags(bootstrap: &mut Bootstrap, options: &Options) {
     }
     if !options.service_zone.is_empty() {
         node.locality.get_or_insert_default().zone.clone_from(&options.service_zone);
+    }
+    // Whatever the file says, as in Envoy. What control planes know of Envoy 1.40 they may take for granted here.
+    "envoy".clone_into(&mut node.user_agent_name);
+    node.user_agent_version_type = Some(UserAgentVersionType::UserAgentBuildVersion(build_version()));
+}
+
+/// The version of Envoy whose behaviour this is, and which build.
+fn build_version() -> BuildVersion {
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let fields = [
+        ("build.type", "RELEASE"),
+        ("revision.sha", concat!("sampan-", env!("CARGO_PKG_VERSION"))),
+        ("revision.status", "Clean"),
+        ("ssl.version", "rustls"),
+    ];
+    let fields = fields.map(|(name, value)| (name.to_owned(), text(value)));
+    BuildVersion {
+        version: Some(SemanticVersion { major_number: 1, minor_number: 40, patch: 0 }),
+        metadata: Some(Struct { fields: fields.into_iter().collect() }),
     }
 }
 

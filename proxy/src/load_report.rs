@@ -47,6 +47,7 @@ pub struct Reporter {
     clusters: Arc<ClusterManager>,
     transport: Rc<dyn Transport>,
     node: Node,
+    max_message: usize,
     stats: Stats,
     /// What the server said last.
     answer: Option<LoadStatsResponse>,
@@ -93,7 +94,12 @@ enum Event {
 
 impl Reporter {
     /// Begins to report.
-    pub fn start(clusters: &Arc<ClusterManager>, transport: Rc<dyn Transport>, node: &Node, root: &Scope) {
+    pub fn start(
+        clusters: &Arc<ClusterManager>,
+        (transport, max_message): (Rc<dyn Transport>, usize),
+        node: &Node,
+        root: &Scope,
+    ) {
         let scope = root.scope("load_reporter");
         let mut node = node.clone();
         node.client_features.push(ALL_CLUSTERS.to_owned());
@@ -101,6 +107,7 @@ impl Reporter {
             clusters: clusters.clone(),
             transport,
             node,
+            max_message,
             stats: Stats {
                 errors: scope.counter("errors"),
                 requests: scope.counter("requests"),
@@ -122,6 +129,9 @@ impl Reporter {
                 self.stats.errors.inc();
                 log(Level::Warn, &format!("closed: {end}"));
             }
+            let text =
+                format!("Load reporter stats stream/connection will retry in {} ms.", RETRY.as_millis());
+            sampan_core::log!(Component::Upstream, Level::Info, "{text}");
             tokio::time::sleep(RETRY).await;
             self.stats.retries.inc();
         }
@@ -134,7 +144,7 @@ impl Reporter {
             Ok(call) => call,
             Err(end) => return end,
         };
-        let mut deframer = Deframer::default();
+        let mut deframer = Deframer::limited(self.max_message);
         let mut next = self.report(&mut *call);
         loop {
             match event(&mut *call, next).await {

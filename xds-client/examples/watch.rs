@@ -106,6 +106,7 @@ fn main() -> io::Result<()> {
         node: node.encode_to_vec().into(),
         node_on_first_message_only: true,
         backoff: (Duration::from_millis(500), Duration::from_secs(30)),
+        max_message: 0,
         rate_limit: None,
     };
 

@@ -32,9 +32,16 @@ pub fn framed_with(message: &impl Message, fields: &[u8]) -> Bytes {
 pub struct Deframer {
     chunks: VecDeque<Bytes>,
     length: usize,
+    /// The greatest message; 0: any.
+    limit: usize,
 }
 
 impl Deframer {
+    /// One that takes no message above so many bytes; 0: any.
+    pub fn limited(limit: usize) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
     /// Another chunk.
     pub fn push(&mut self, chunk: Bytes) {
         self.length += chunk.len();
@@ -46,7 +53,7 @@ impl Deframer {
     /// The next message, if all of it is there.
     ///
     /// # Errors
-    /// The message is compressed, which was not offered.
+    /// The message is compressed, which was not offered, or too long (status 8).
     pub fn pop(&mut self) -> Result<Option<Bytes>, End> {
         if self.length < PREFIX {
             return Ok(None);
@@ -58,6 +65,10 @@ impl Deframer {
             return Err(End::internal("a compressed message, which was not asked for"));
         }
         let size = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+        if self.limit > 0 && size > self.limit {
+            let message = format!("a message of {size} bytes, more than the {} that are taken", self.limit);
+            return Err(End { code: 8, message });
+        }
         if self.length - PREFIX < size {
             return Ok(None);
         }
@@ -111,6 +122,14 @@ mod tests {
             }
             assert_eq!(got, messages, "chunks of {size}");
         }
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_refused_by_its_prefix() {
+        let mut deframer = Deframer::limited(3);
+        deframer.push(Bytes::from_static(&[0, 0, 0, 0, 3, 1, 2, 3, 0, 0, 0, 0, 4]));
+        assert_eq!(deframer.pop().unwrap().unwrap().len(), 3);
+        assert_eq!(deframer.pop().unwrap_err().code, 8);
     }
 
     #[test]

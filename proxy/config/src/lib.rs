@@ -33,6 +33,6 @@ pub use encode::UnknownFields;
 pub use error::{ErrorKind, LoadError, Path, Position};
 pub use load::{
     BootstrapParts, DiscoveryFile, Format, LoadOptions, Loaded, Resource, decode, encode, load_bootstrap,
-    load_discovery_file, load_file, load_text, split_bootstrap,
+    load_discovery_file, load_file, load_text, split_bootstrap, with_node,
 };
 pub use print::{PrintOptions, any_to_json, to_json};

@@ -330,3 +330,24 @@ pub fn split_bootstrap(bytes: &Bytes) -> Result<BootstrapParts, LoadError> {
     out.bootstrap = decode(rest.into())?;
     Ok(out)
 }
+
+/// A bootstrap's bytes with another node; all else stays as it was written.
+///
+/// # Errors
+/// The bytes are no message.
+pub fn with_node(bytes: &Bytes, node: &[u8]) -> Result<Bytes, LoadError> {
+    const NODE: u32 = 1;
+    let mut out = Vec::with_capacity(bytes.len() + node.len() + 8);
+    prost::encoding::encode_key(NODE, prost::encoding::WireType::LengthDelimited, &mut out);
+    prost::encoding::encode_varint(node.len() as u64, &mut out);
+    out.extend_from_slice(node);
+    let mut reader = wire::Reader::new(bytes);
+    loop {
+        let before = reader.rest();
+        let Some(field) = reader.next() else { return Ok(out.into()) };
+        let (number, _) = field.map_err(|e| LoadError::new(ErrorKind::Syntax, e.to_string()))?;
+        if number != NODE {
+            out.extend_from_slice(&before[..before.len() - reader.rest().len()]);
+        }
+    }
+}

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use envoy_types::pb::envoy::config::core::v3::{self as pb, config_source::ConfigSourceSpecifier};
 use envoy_types::pb::google::protobuf::Duration as ProtoDuration;
 
@@ -76,10 +78,12 @@ pub struct GrpcService {
     pub cluster: Arc<str>,
     /// `envoy_grpc.authority`; the cluster's name where it is empty.
     pub authority: Arc<str>,
-    /// `initial_metadata`: names in lower case.
+    /// `initial_metadata`: names in lower case, values under names that end in `-bin` in base64.
     pub metadata: Vec<(String, String)>,
     /// `envoy_grpc.retry_policy.retry_back_off`: first and greatest bound of the wait before the next stream.
     pub backoff: (Duration, Duration),
+    /// `envoy_grpc.max_receive_message_length`; 0: no limit.
+    pub max_message: usize,
     /// `envoy_grpc.skip_envoy_headers`
     pub skip_envoy_headers: bool,
 }
@@ -236,6 +240,9 @@ impl GrpcService {
     /// Checks the message.
     pub fn from_proto(message: &pb::GrpcService) -> ConfigResult<Self> {
         use pb::grpc_service::TargetSpecifier;
+        if message.retry_policy.is_some() {
+            return Err(ConfigError::unsupported("retry_policy").at("retry_policy"));
+        }
         let target = match &message.target_specifier {
             Some(TargetSpecifier::EnvoyGrpc(target)) => target,
             Some(TargetSpecifier::GoogleGrpc(_)) => {
@@ -248,7 +255,9 @@ impl GrpcService {
                 [] => header.value.clone(),
                 raw => String::from_utf8_lossy(raw).into_owned(),
             };
-            (header.key.to_ascii_lowercase(), value)
+            let key = header.key.to_ascii_lowercase();
+            let value = if key.ends_with("-bin") { STANDARD.encode(value) } else { value };
+            (key, value)
         });
         let backoff = target.retry_policy.as_ref().and_then(|policy| policy.retry_back_off.as_ref());
         let (base, max) =
@@ -268,6 +277,7 @@ impl GrpcService {
             },
             metadata: metadata.collect(),
             backoff: (base, max),
+            max_message: target.max_receive_message_length.map_or(0, |limit| limit.value as usize),
             skip_envoy_headers: target.skip_envoy_headers,
         })
     }

@@ -9,17 +9,14 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use prost::Message;
 use prost::bytes::Bytes;
-use sampan_codec::ResetReason;
 use sampan_codec::body::{BodyError, Frame};
-use sampan_codec::h2::ClientStream;
 use sampan_core::HeaderMap;
 use sampan_core::config_source::{Api, ApiSource, GrpcService};
 use sampan_core::header::HeaderName;
 use sampan_core::log::{Component, Level};
 use sampan_core::stats::{Counter, Gauge, Scope, TextReadout};
-use sampan_upstream::{
-    ClusterManager, ConnectOptions, H2Lease, HttpLease, LbContext, PoolError, Priority, WorkerClusters,
-};
+use sampan_http::router::own_stream::OwnStream;
+use sampan_upstream::{ClusterManager, WorkerClusters};
 use xds_client::{Call, Client, Config, End, LocalFuture, Observer, RateLimit, Transport, Variant};
 
 use super::source::warn;
@@ -55,6 +52,7 @@ impl ControlPlanes {
             node: self.node.encode_to_vec().into(),
             node_on_first_message_only: source.node_on_first_message_only,
             backoff: service.backoff,
+            max_message: service.max_message,
             rate_limit: source.rate_limit.map(|(max_tokens, fill_rate)| RateLimit { max_tokens, fill_rate }),
         };
         let observer = Rc::new(ControlPlaneStats::new(scope, path, service, *delta));
@@ -209,50 +207,15 @@ impl Transport for Grpc {
         Box::pin(async move {
             let service = &self.service;
             self.manager.settled(&service.cluster).await;
-            let cluster = self.clusters.get(&service.cluster).ok_or_else(|| {
-                End::unavailable(format!("gRPC client cluster '{}' does not exist", service.cluster))
-            })?;
-            let host = cluster
-                .pick(&LbContext::default())
-                .ok_or_else(|| End::unavailable("no healthy upstream{no_healthy_upstream}"))?;
-            let paced = ConnectOptions { paced: true, ..ConnectOptions::default() };
-            let mut lease = match host.http(Priority::Default, true, Some(&paced)).await {
-                Ok(HttpLease::H2(lease)) => lease,
-                Ok(_) => return Err(End::unavailable("the cluster does not speak HTTP/2")),
-                Err(error) => return Err(unconnected(&error)),
-            };
-            let headers = self.service.stream_head(path, lease.info().tls.is_some());
-            let stream = lease.start(&headers, false).map_err(reset)?;
-            Ok(Box::new(Exchange { stream, _lease: lease, out: None, answered: false }) as Box<dyn Call>)
+            let cluster = self
+                .clusters
+                .get(&service.cluster)
+                .ok_or_else(|| End::unavailable("Cluster not available"))?;
+            let head = |tls| service.stream_head(path, tls);
+            let stream = OwnStream::open(cluster, head, !service.skip_envoy_headers).await;
+            let stream = stream.map_err(|unanswered| End::unavailable(unanswered.0))?;
+            Ok(Box::new(Exchange { stream, out: None, answered: false }) as Box<dyn Call>)
         })
-    }
-}
-
-/// Envoy's words for a call that ended before its response began; `more` is what the transport said.
-fn failed(reason: &str, more: &str) -> End {
-    let (told, bar) = (reason.replace('_', " "), if more.is_empty() { "" } else { "|" });
-    let more = more.replace(' ', "_");
-    End::unavailable(format!(
-        "upstream connect error or disconnect/reset before headers. reset reason: \
-         {told}{{upstream_reset_before_response_started{{{reason}{bar}{more}}}}}"
-    ))
-}
-
-fn unconnected(error: &PoolError) -> End {
-    match error {
-        PoolError::Connect(failure) => failed(failure.reset_reason(), &failure.reason),
-        error => failed(&error.to_string(), ""),
-    }
-}
-
-fn reset(reason: ResetReason) -> End {
-    failed(reason.as_str(), "")
-}
-
-fn without_head(error: BodyError) -> End {
-    match error {
-        BodyError::Reset(reason) => reset(reason),
-        error => End::internal(error.to_string()),
     }
 }
 
@@ -263,10 +226,14 @@ fn broken(error: BodyError) -> End {
     })
 }
 
+/// 2: the peer ended the call without saying how.
+fn without_status() -> End {
+    End { code: 2, message: "missing grpc-status".to_owned() }
+}
+
 /// An open call.
 struct Exchange {
-    stream: ClientStream,
-    _lease: Box<H2Lease>,
+    stream: OwnStream,
     out: Option<Bytes>,
     /// The response's head has come, and it is gRPC's.
     answered: bool,
@@ -278,14 +245,14 @@ impl Exchange {
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        while !self.answered {
-            let head = ready!(self.stream.poll_head(cx)).map_err(without_head)?;
-            if head.status < 200 {
-                continue;
+        if !self.answered {
+            let head = ready!(self.stream.poll_head(cx)).map_err(|none| End::unavailable(none.0))?;
+            let status = if head.end { Self::status(&head.headers) } else { None };
+            if head.end && head.status == 200 {
+                return Poll::Ready(Err(status.unwrap_or_else(without_status)));
             }
-            if head.end || head.status != 200 {
-                let end = Self::status(&head.headers).unwrap_or_else(|| End::of_http(head.status));
-                return Poll::Ready(Err(end));
+            if head.status != 200 {
+                return Poll::Ready(Err(status.unwrap_or_else(|| End::of_http(head.status))));
             }
             self.answered = true;
         }
@@ -300,14 +267,12 @@ impl Call for Exchange {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        // A peer that takes no more has said why, or will: that is for `poll_data` to tell.
-        if self.out.is_some()
-            && ready!(self.stream.poll_ready(cx)).is_ok()
-            && let Some(bytes) = self.out.take()
-        {
-            let _ = self.stream.send_frame(Some(Frame::Data(bytes)), false);
+        if self.out.is_some() {
+            ready!(self.stream.poll_ready(cx));
         }
-        self.out = None;
+        if let Some(bytes) = self.out.take() {
+            self.stream.send(bytes);
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -316,10 +281,10 @@ impl Call for Exchange {
         Poll::Ready(match ready!(self.stream.poll_frame(cx)) {
             Some(Ok(Frame::Data(bytes))) => Ok(bytes),
             Some(Ok(Frame::Trailers(trailers))) => {
-                Err(Self::status(&trailers).unwrap_or_else(|| End::internal("missing grpc-status")))
+                Err(Self::status(&trailers).unwrap_or_else(without_status))
             }
             Some(Err(error)) => Err(broken(error)),
-            None => Err(End::internal("missing grpc-status")),
+            None => Err(without_status()),
         })
     }
 }

@@ -321,7 +321,7 @@ impl Xds {
             last_good: flags.last_good.map(|path| LastGood::open(path, node, root)),
         });
         if let Some(ApiSource { api: Api::Grpc { service, .. }, .. }) = &model.load_stats {
-            let transport = context.control.transport(service);
+            let transport = (context.control.transport(service), service.max_message);
             crate::load_report::Reporter::start(clusters, transport, node, root);
         }
         tokio::task::spawn_local(crate::overload::give_back(context.updated.clone()));
@@ -352,6 +352,9 @@ impl Xds {
         clusters_ready: impl FnOnce(),
     ) {
         let (context, root) = (&self.context, &server.stats.root());
+        // As in Envoy they are there however long it takes until listeners are asked for.
+        let scope = root.scope("listener_manager").scope("lds");
+        let lds = model.lds.as_ref().map(|source| (source, SubscriptionStats::new(&scope)));
         if let Some(ads) = &context.ads {
             ads.start();
         }
@@ -372,10 +375,9 @@ impl Xds {
         for entry in listeners.active() {
             self.shared.follow(&entry.config).await;
         }
-        if let Some(source) = &model.lds {
+        if let Some((source, stats)) = lds {
             let made = || Rc::new(Lds::new(context.clone(), listeners.clone(), self.shared.clone()));
             let lds = self.lds.get_or_init(made);
-            let stats = SubscriptionStats::new(&root.scope("listener_manager").scope("lds"));
             self.sources.borrow_mut().push(Source::start(context, source, stats, lds.clone()));
             lds.answered().await;
             // As in Envoy the first listeners belong to the start.

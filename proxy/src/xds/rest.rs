@@ -13,7 +13,8 @@ use sampan_config::schema::Message as Schema;
 use sampan_config::{Format, LoadOptions, PrintOptions, load_text, to_json};
 use sampan_core::HeaderMap;
 use sampan_core::header::HeaderId;
-use sampan_http::router::callout;
+use sampan_core::log::{Component, Level};
+use sampan_http::router::callout::{self, Request};
 use tokio::task::AbortHandle;
 use xds_client::types;
 
@@ -107,12 +108,12 @@ impl Rest {
         let mut version = String::new();
         loop {
             self.stats.attempted();
-            let asked = tokio::time::timeout(self.question.timeout, self.ask(&version));
-            match asked.await.unwrap_or_else(|_| Err("timeout".to_owned())) {
+            match self.ask(&version).await {
                 Ok(Some(body)) => self.take(&body, &mut version),
                 Ok(None) => {}
                 Err(reason) => {
-                    warn(&format!("REST update for {} failed: {reason}", self.path));
+                    sampan_core::log!(Component::Config, Level::Debug, "{}: {reason}", self.path);
+                    warn(&format!("REST update for {} failed", self.path));
                     self.stats.unreachable();
                     if let Some(keeper) = &self.keeper {
                         keeper.unreachable(&self.stats);
@@ -136,8 +137,12 @@ impl Rest {
         headers.append_lower(b"content-type", b"application/json");
         headers.append_lower(b"content-length", body.len().to_string().as_bytes());
         let clusters = self.context.control.clusters();
-        let answer =
-            callout::call(clusters, &self.question.cluster, &headers, Bytes::from(body), LIMIT).await?;
+        let request = Request {
+            timeout: Some(self.question.timeout).filter(|timeout| !timeout.is_zero()),
+            limit: Some(LIMIT),
+            ..Request::new(&self.question.cluster, headers, Bytes::from(body))
+        };
+        let answer = callout::ask(clusters, request).await?;
         match answer.status {
             200 => Ok(Some(answer.body)),
             304 => Ok(None),

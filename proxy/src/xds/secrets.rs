@@ -230,7 +230,8 @@ impl Slot {
         match self.give(&secret) {
             Ok(()) => self.files.set(files),
             Err(reason) => {
-                super::log_error(&format!("secret '{}' cannot be rotated: {reason}", self.name));
+                let text = format!("Failed to reload certificates: secret '{}': {reason}", self.name);
+                sampan_core::log!(sampan_core::log::Component::Misc, sampan_core::log::Level::Warn, "{text}");
                 self.key_rotation_failed.inc();
             }
         }

@@ -54,6 +54,8 @@ pub struct Config {
     pub node_on_first_message_only: bool,
     /// The first and the greatest bound of the wait before the next stream.
     pub backoff: (Duration, Duration),
+    /// The greatest message that is taken (`max_receive_message_length`); 0: no limit.
+    pub max_message: usize,
     /// `rate_limit_settings`: none, no limit.
     pub rate_limit: Option<RateLimit>,
 }
@@ -83,7 +85,7 @@ pub trait Observer {
     fn rate_limited(&self) {}
     /// A response of a type that was never asked for; it is not answered.
     fn unwanted(&self, _type_url: &str, _version: &str) {}
-    /// A response was refused.
+    /// A response was refused; the watchers hear of it next.
     fn refused(&self, _type_url: &str, _reason: &str) {}
 }
 

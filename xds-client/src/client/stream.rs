@@ -11,7 +11,7 @@ use prost::Message;
 use tokio::time::Sleep;
 
 use super::watches::give;
-use super::{Inner, Machine, RateLimit, Type, Variant, machine};
+use super::{Inner, Machine, Observer, RateLimit, Type, Variant, machine};
 use crate::backoff::Backoff;
 use crate::grpc::{Deframer, framed};
 use crate::handler::{Decoded, Failure, Refusal, Resource};
@@ -48,7 +48,7 @@ async fn session(inner: &Rc<Inner>, backoff: &mut Backoff, tokens: &mut Option<T
     for of in inner.all() {
         machine!(of, machine => machine.stream_opened());
     }
-    let mut deframer = Deframer::default();
+    let mut deframer = Deframer::limited(inner.config.max_message);
     loop {
         match next_chunk(inner, &mut *call, tokens).await {
             Ok(chunk) => deframer.push(chunk),
@@ -180,24 +180,18 @@ impl Inner {
                 let response = DiscoveryResponse::decode(message).map_err(broken)?;
                 let (version, from) = (&response.version_info, response.control_plane.as_ref());
                 if let Some(of) = self.recipient(&response.type_url, version, from) {
-                    self.told(&of, of.receive_world(response));
+                    of.receive_world(response, &*self.observer);
                 }
             }
             Variant::Delta => {
                 let response = DeltaDiscoveryResponse::decode(message).map_err(broken)?;
                 let (version, from) = (&response.system_version_info, response.control_plane.as_ref());
                 if let Some(of) = self.recipient(&response.type_url, version, from) {
-                    self.told(&of, of.receive_delta(response));
+                    of.receive_delta(response, &*self.observer);
                 }
             }
         }
         Ok(())
-    }
-
-    fn told(&self, of: &Type, refused: Option<String>) {
-        if let Some(reason) = refused {
-            self.observer.refused(&of.url, &reason);
-        }
     }
 
     fn recipient(&self, type_url: &str, version: &str, from: Option<&ControlPlane>) -> Option<Rc<Type>> {
@@ -230,14 +224,13 @@ impl Inner {
 }
 
 impl Type {
-    /// Gives the reason of a refusal.
-    fn receive_world(&self, mut response: DiscoveryResponse) -> Option<String> {
+    fn receive_world(&self, mut response: DiscoveryResponse, observer: &dyn Observer) {
         let now = Instant::now();
         if self.watches.borrow().is_empty() {
             if let Machine::World(machine) = &mut *self.machine.borrow_mut() {
                 machine.unwatched(response);
             }
-            return None;
+            return;
         }
         let empty = response.resources.is_empty();
         // What the watchers do in between may touch this machine: it is not borrowed meanwhile.
@@ -245,33 +238,28 @@ impl Type {
             Machine::World(machine) => {
                 machine.take_apart(std::mem::take(&mut response.resources), &response.version_info, now)
             }
-            Machine::Delta(_) => return None,
+            Machine::Delta(_) => return,
         };
         let outcome = match opened {
             // Heart-beats alone say nothing of what else there is: who wants everything is told nothing.
             Ok(batch) if batch.resources.is_empty() && !empty => Ok(Vec::new()),
-            opened => self.take(opened, &response.version_info, false),
+            opened => self.take(opened, &response.version_info, false, observer),
         };
-        let refused = outcome.as_ref().err().map(|refusal| refusal.reason.clone());
         if let Machine::World(machine) = &mut *self.machine.borrow_mut() {
             machine.answer(response, outcome, now);
         }
-        refused
     }
 
-    /// Gives the reason of a refusal.
-    fn receive_delta(&self, response: DeltaDiscoveryResponse) -> Option<String> {
+    fn receive_delta(&self, response: DeltaDiscoveryResponse, observer: &dyn Observer) {
         let now = Instant::now();
         let opened = match &*self.machine.borrow() {
             Machine::Delta(machine) => machine.take_apart(&response),
-            Machine::World(_) => return None,
+            Machine::World(_) => return,
         };
-        let outcome = self.take(opened, &response.system_version_info, true).map(drop);
-        let refused = outcome.as_ref().err().map(|refusal| refusal.reason.clone());
+        let outcome = self.take(opened, &response.system_version_info, true, observer).map(drop);
         if let Machine::Delta(machine) = &mut *self.machine.borrow_mut() {
             machine.answer(response, outcome, now);
         }
-        refused
     }
 
     /// Decodes all, then hands out. Gives the names that were taken, with their times to live.
@@ -280,6 +268,7 @@ impl Type {
         opened: Result<Batch, Refusal>,
         version: &str,
         delta: bool,
+        observer: &dyn Observer,
     ) -> Result<Vec<(String, Option<Duration>)>, Refusal> {
         let mut lives = Vec::new();
         let whole = |reason: String| Refusal { name: String::new(), reason };
@@ -294,6 +283,7 @@ impl Type {
             give(&self.watches, version, &decoded, &batch.removed, (delta, !delta || empty)).map_err(whole)
         });
         if let Err(refusal) = &taken {
+            observer.refused(&self.url, &refusal.reason);
             self.failed(Failure::Rejected(&refusal.reason));
         }
         taken.map(|()| lives)

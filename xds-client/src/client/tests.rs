@@ -155,6 +155,7 @@ fn config(variant: Variant) -> Config {
         node: Bytes::from_static(b"\x0a\x01n"),
         node_on_first_message_only: true,
         backoff: (Duration::from_millis(500), Duration::from_secs(30)),
+        max_message: 0,
         rate_limit: None,
     }
 }

@@ -47,6 +47,7 @@ fn service() -> Arc<GrpcService> {
         authority: "c".into(),
         metadata: Vec::new(),
         backoff: (Duration::ZERO, Duration::ZERO),
+        max_message: 0,
         skip_envoy_headers: false,
     })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as pb;
 use prost::Message;
 use sampan_core::config_source;
-use sampan_core::error::{ConfigError, ConfigResult};
+use sampan_core::error::ConfigResult;
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_upstream::WorkerClusters;
 use xds_client::End;
@@ -35,21 +35,13 @@ pub struct GrpcService {
 impl GrpcService {
     /// Checks the message; `timeout` counts where it has none. Whether the cluster is there shows with each call.
     pub fn from_proto(message: &pb::GrpcService, timeout: Option<Duration>) -> ConfigResult<Self> {
-        use pb::grpc_service::TargetSpecifier;
-        if message.retry_policy.is_some() {
-            return Err(ConfigError::unsupported("retry_policy").at("retry_policy"));
-        }
         let service = config_source::GrpcService::from_proto(message)?;
-        let limit = match &message.target_specifier {
-            Some(TargetSpecifier::EnvoyGrpc(target)) => target.max_receive_message_length,
-            _ => None,
-        };
         let own = message.timeout.as_ref().map(duration);
         Ok(Self {
+            limit: service.max_message,
             service,
             metadata: HeaderMutations::overwriting(&message.initial_metadata, "initial_metadata")?,
             timeout: own.or(timeout),
-            limit: limit.map_or(0, |limit| limit.value as usize),
         })
     }
 

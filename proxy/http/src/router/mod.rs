@@ -19,6 +19,7 @@ mod hash;
 mod hedge;
 mod internal_redirect;
 mod outlier;
+pub mod own_stream;
 mod respond;
 mod retry;
 mod shadow;
