@@ -250,15 +250,6 @@ impl GrpcService {
             }
             None => return Err(ConfigError::missing("target_specifier")),
         };
-        let metadata = message.initial_metadata.iter().map(|header| {
-            let value = match header.raw_value.as_slice() {
-                [] => header.value.clone(),
-                raw => String::from_utf8_lossy(raw).into_owned(),
-            };
-            let key = header.key.to_ascii_lowercase();
-            let value = if key.ends_with("-bin") { STANDARD.encode(value) } else { value };
-            (key, value)
-        });
         let backoff = target.retry_policy.as_ref().and_then(|policy| policy.retry_back_off.as_ref());
         let (base, max) =
             backoff.map_or((None, None), |b| (b.base_interval.as_ref(), b.max_interval.as_ref()));
@@ -275,12 +266,25 @@ impl GrpcService {
                 "" => target.cluster_name.as_str().into(),
                 authority => authority.into(),
             },
-            metadata: metadata.collect(),
+            metadata: metadata(&message.initial_metadata),
             backoff: (base, max),
             max_message: target.max_receive_message_length.map_or(0, |limit| limit.value as usize),
             skip_envoy_headers: target.skip_envoy_headers,
         })
     }
+}
+
+/// What is sent of `initial_metadata`. As in Envoy a name that comes again takes the place of what came before, what is
+/// empty is left out, and `raw_value` is not looked at.
+fn metadata(headers: &[pb::HeaderValue]) -> Vec<(String, String)> {
+    let mut sent: Vec<(String, String)> = Vec::new();
+    for header in headers.iter().filter(|header| !header.value.is_empty()) {
+        let key = header.key.to_ascii_lowercase();
+        let binary = key.ends_with("-bin");
+        sent.retain(|(name, _)| *name != key);
+        sent.push((key, if binary { STANDARD.encode(&header.value) } else { header.value.clone() }));
+    }
+    sent
 }
 
 pub(crate) fn duration(message: &ProtoDuration) -> Duration {
