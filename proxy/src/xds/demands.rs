@@ -106,6 +106,11 @@ impl Demands {
             let _ = answer.send(Discovered::Available);
             return;
         }
+        // To a control plane this is no name: it would send all that it has, because a client asked.
+        if &*name == "*" {
+            let _ = answer.send(Discovered::Missing);
+            return;
+        }
         let mut pending = self.pending.borrow_mut();
         if let Some(pending) = pending.get_mut(&name) {
             if pending.waiting.len() == pending.waiting.capacity() {
@@ -143,6 +148,12 @@ impl Demands {
         origin
     }
 
+    /// As in Envoy: a source of its own counts each question, also one that needs no request, and those that waited for
+    /// the first answer as one.
+    fn attempted(&self) {
+        self.scope.counter("update_attempt").inc();
+    }
+
     fn finish(&self, name: &str, discovered: Discovered) {
         let pending = self.pending.borrow_mut().remove(name);
         for one in pending.into_iter().flat_map(|mut pending| std::mem::take(&mut pending.waiting)) {
@@ -163,6 +174,10 @@ impl Origin {
     /// Asks for a name unless it was asked for. In place of the oldest that has no cluster and is not waited for, if there
     /// are too many of them.
     fn ask(self: &Rc<Self>, demands: &Rc<Demands>, name: &Arc<str>) {
+        let settled = self.alone.borrow().is_some() && self.answered.get();
+        if settled {
+            demands.attempted();
+        }
         if self.names.borrow().contains_key(name) {
             return;
         }
@@ -224,7 +239,13 @@ impl Origin {
             return;
         }
         if let Some(source) = &*self.alone.borrow() {
-            self.names.borrow().keys().for_each(|name| source.ask(name));
+            let names = self.names.borrow();
+            if names.len() > 1
+                && let Some(demands) = self.demands.upgrade()
+            {
+                demands.attempted();
+            }
+            names.keys().for_each(|name| source.ask(name));
         }
     }
 }
