@@ -256,16 +256,18 @@ impl PoolSet {
 
 /// Drives a connection to its end, then takes it out of its pool.
 async fn drive(connection: Rc<Connection>, mut driver: Driver) {
+    let mut told_to_go = false;
     let end = poll_fn(|cx| {
         let polled = Pin::new(&mut driver).poll(cx);
         connection.guard.bytes(driver.wire_bytes());
+        // It may carry its streams for long after that.
+        if !told_to_go && driver.is_told_to_go() {
+            told_to_go = true;
+            connection.guard.core().stats.upstream_cx_close_notify.inc();
+        }
         polled
     })
     .await;
-    let told_to_go = driver.is_told_to_go();
-    if told_to_go {
-        connection.guard.core().stats.upstream_cx_close_notify.inc();
-    }
     match end {
         // The last of its streams is over, and we close.
         DriverEnd::Done if told_to_go => {}
