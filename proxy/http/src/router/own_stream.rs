@@ -147,7 +147,9 @@ impl OwnStream {
 fn failure(error: &BodyError) -> Failure {
     match error {
         BodyError::Reset(reason) => reset(*reason, true),
-        BodyError::Protocol(_) | BodyError::Timeout => reset(ResetReason::ProtocolError, true),
+        BodyError::Protocol(_) | BodyError::Request(_) | BodyError::Timeout => {
+            reset(ResetReason::ProtocolError, true)
+        }
     }
 }
 
