@@ -235,7 +235,7 @@ pub struct UpstreamInfo {
     pub locality_zone: Option<Arc<str>>,
     /// How long the stream waited for a connection of the pool.
     pub pool_wait: Option<Duration>,
-    /// Every host a connection was had to, in order (retries make more than one).
+    /// Every host that a session of `tcp_proxy` tried, in order. A request's is the one of its last attempt, `host`.
     pub attempts: Vec<UpstreamAttempt>,
     /// How the upstream connection ended.
     pub close: DetectedClose,
@@ -245,15 +245,15 @@ pub struct UpstreamInfo {
     pub exchange: Option<Rc<PeerCell>>,
 }
 
-/// One try of a stream at a host.
+/// One try of a session at a host.
 #[derive(Debug, Clone)]
 pub struct UpstreamAttempt {
     /// The host's address.
     pub host: Address,
     /// Its name.
     pub host_name: Option<Arc<str>>,
-    /// The connection's number.
-    pub connection_id: u64,
+    /// The number of the connection that was had.
+    pub connection_id: Option<u64>,
 }
 
 /// How a connection was seen to end, `%DOWNSTREAM_DETECTED_CLOSE_TYPE%`.

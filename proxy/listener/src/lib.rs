@@ -39,4 +39,4 @@ pub use network::{
 };
 pub use rbac::Refusal;
 pub use socket::{BindError, Bound, ListenSockets};
-pub use tcp_proxy::{TunnelFailure, Tunnelled, Tunnels, UpstreamBytes};
+pub use tcp_proxy::{TunnelFailure, TunnelTold, Tunnelled, Tunnels, UpstreamBytes};

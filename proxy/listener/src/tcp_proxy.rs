@@ -45,7 +45,7 @@ mod tunnel;
 
 use config::TcpProxyConfig;
 use relay::{Broken, Progress, Side, relay};
-pub use tunnel::{TunnelFactory, TunnelFailure, Tunnelled, Tunnels, UpstreamBytes};
+pub use tunnel::{TunnelFactory, TunnelFailure, TunnelTold, Tunnelled, Tunnels, UpstreamBytes};
 
 const CONFIG: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 /// `%DOWNSTREAM_LOCAL_CLOSE_REASON%`, with Envoy's number of the reason behind it.
@@ -135,6 +135,8 @@ impl TerminalFilter for TcpProxy {
                 cluster,
                 info: RefCell::new(info),
                 lease: RefCell::new(None),
+                asked: RefCell::new(None),
+                began: Cell::new(None),
                 moved: Default::default(),
                 last: Cell::new(Instant::now()),
                 held,
@@ -164,8 +166,11 @@ struct Session {
     /// The cluster that a filter before this one has picked.
     cluster: Option<StateObject>,
     lease: RefCell<Option<TcpLease>>,
-    /// What tunnels had on the wire.
-    tunnelled: Option<Rc<Cell<UpstreamBytes>>>,
+    tunnelled: Option<Rc<TunnelTold>>,
+    /// The host that was asked for a tunnel last.
+    asked: RefCell<Option<Rc<WorkerHost>>>,
+    /// When a cluster was first found.
+    began: Cell<Option<Instant>>,
     /// Bytes to the host, bytes to the client.
     moved: [Cell<u64>; 2],
     last: Cell<Instant>,
@@ -210,7 +215,7 @@ impl Session {
         info.bytes.upstream_wire_received = down;
         if let Some(tunnelled) = &self.tunnelled {
             // The payload counts twice, as in Envoy: in the request and again as the session's.
-            let UpstreamBytes { sent, received, header_sent, header_received } = tunnelled.get();
+            let UpstreamBytes { sent, received, header_sent, header_received } = tunnelled.bytes.get();
             info.bytes.upstream_wire_sent += sent;
             info.bytes.upstream_wire_received += received;
             info.bytes.upstream_header_sent = header_sent;
@@ -261,6 +266,7 @@ impl Session {
             () = self.log_periodically() => return,
             () = self.report_periodically() => return,
         };
+        self.withdraw();
         let counters = &self.proxy.counters;
         let mut info = self.info.borrow_mut();
         match outcome {
@@ -282,6 +288,7 @@ impl Session {
             // In a box of its own: connecting, TLS above all, needs more room than the session that follows.
             up = Box::pin(self.connect(worker)) => up,
             () = was_reset(down) => {
+                self.withdraw();
                 self.info.borrow_mut().downstream_close = DetectedClose::RemoteReset;
                 return;
             }
@@ -344,6 +351,9 @@ impl Session {
                 info.cluster_observability = Some(cluster.cluster().observability_name().clone());
                 info.cluster_metadata.clone_from(&cluster.cluster().config().metadata);
             }
+            if self.began.get().is_none() {
+                self.began.set(Some(Instant::now()));
+            }
             if !cluster.breakers(Priority::Default).connections().has_room() {
                 cluster.stats().upstream_cx_overflow.inc();
                 return self.fail(ResponseFlag::UpstreamOverflow, FAILED[2]);
@@ -395,6 +405,9 @@ impl Session {
         let mut info = self.info.borrow_mut();
         info.flags.set(flag);
         info.downstream_local_close_reason = Some(reason.into());
+        if let Some(began) = self.began.get() {
+            info.upstream_mut().pool_wait.get_or_insert_with(|| began.elapsed());
+        }
         None
     }
 
@@ -405,16 +418,15 @@ impl Session {
 
     /// One attempt at one host.
     async fn attempt(&self, host: &Rc<WorkerHost>) -> Option<Transport> {
-        let address = host.host.address();
         {
             let mut info = self.info.borrow_mut();
             info.attempts += 1;
             let upstream = info.upstream_mut();
-            upstream.host = Some((*address).clone());
-            upstream.host_name = (!host.host.hostname.is_empty()).then(|| host.host.hostname.clone());
-            upstream.host_metadata = host.metadata();
-            upstream.locality_zone =
-                (!host.host.locality.zone.is_empty()).then(|| host.host.locality.zone.clone());
+            upstream.attempts.push(UpstreamAttempt {
+                host: (*host.host.address()).clone(),
+                host_name: host_name(host),
+                connection_id: None,
+            });
             upstream.connect_start.get_or_insert_with(Instant::now);
         }
         let options = {
@@ -423,9 +435,10 @@ impl Session {
             host.options(left.as_ref(), &info.connection).map(Cow::into_owned).unwrap_or_default()
         };
         match (&self.proxy.tunnels, &self.tunnelled) {
-            (Some(tunnels), Some(bytes)) => {
+            (Some(tunnels), Some(told)) => {
+                self.asked.replace(Some(host.clone()));
                 let Tunnelled { transport, info } = tunnels
-                    .open(host, &options, &self.info, bytes)
+                    .open(host, &options, &self.info, told)
                     .await
                     .map_err(|failure| self.failed(host, failure))
                     .ok()?;
@@ -443,9 +456,40 @@ impl Session {
         }
     }
 
+    /// The session ends while a host is asked for a tunnel: a failed connection.
+    fn withdraw(&self) {
+        let waits = self.tunnelled.as_ref().is_some_and(|told| told.asked.get().is_some());
+        if let (true, Some(host)) = (waits, self.asked.take()) {
+            self.failed(&host, TunnelFailure::Reset);
+        }
+    }
+
+    /// What is told of a host once it has answered or failed; until then the log tells of the one before.
+    fn note_host(info: &mut StreamInfo, host: &WorkerHost) {
+        let upstream = info.upstream_mut();
+        upstream.host = Some((*host.host.address()).clone());
+        upstream.host_name = host_name(host);
+        upstream.host_metadata = host.metadata();
+        upstream.locality_zone =
+            (!host.host.locality.zone.is_empty()).then(|| host.host.locality.zone.clone());
+    }
+
+    /// A connection was had.
+    fn note_connection(info: &mut StreamInfo, id: u64) {
+        let upstream = info.upstream_mut();
+        upstream.connection_id = Some(id);
+        if let Some(attempt) = upstream.attempts.last_mut() {
+            attempt.connection_id = Some(id);
+        }
+    }
+
     /// Notes why an attempt failed.
     fn failed(&self, host: &WorkerHost, failure: TunnelFailure) {
         let mut info = self.info.borrow_mut();
+        Self::note_host(&mut info, host);
+        if let Some(id) = self.tunnelled.as_ref().and_then(|told| told.asked.take()) {
+            Self::note_connection(&mut info, id);
+        }
         let (kind, reason) = match failure {
             TunnelFailure::Pool(PoolError::Overflow | PoolError::OtherProtocol) => {
                 return info.flags.set(ResponseFlag::UpstreamOverflow);
@@ -471,20 +515,17 @@ impl Session {
     fn connected(&self, host: &WorkerHost, made: &ConnectInfo) {
         host.report(Outcome::ConnectedFinally, None);
         let mut info = self.info.borrow_mut();
+        Self::note_host(&mut info, host);
+        Self::note_connection(&mut info, made.id);
         let upstream = info.upstream_mut();
         upstream.local = made.local.clone();
-        upstream.connection_id = Some(made.id);
         upstream.tls = made.tls.clone();
         upstream.exchange = made.exchange.clone();
         upstream.connect_complete = Some(made.connected);
         upstream.handshake_complete = made.handshake;
-        upstream.pool_wait = Some(made.start.elapsed());
-        upstream.attempts.push(UpstreamAttempt {
-            host: (*host.host.address()).clone(),
-            host_name: upstream.host_name.clone(),
-            connection_id: made.id,
-        });
-        self.last.set(Instant::now());
+        let now = Instant::now();
+        upstream.pool_wait = self.began.get().map(|began| now - began);
+        self.last.set(now);
     }
 
     /// Returns when no byte was moved for so long.
@@ -498,6 +539,10 @@ impl Session {
             sleep_until(due).await;
         }
     }
+}
+
+fn host_name(host: &WorkerHost) -> Option<Arc<str>> {
+    (!host.host.hostname.is_empty()).then(|| host.host.hostname.clone())
 }
 
 enum Expired {

@@ -226,29 +226,23 @@ fn upstream_text(name: &str) -> Option<What> {
                 true
             })
         },
-        "UPSTREAM_HOSTS_ATTEMPTED" => |c, out| {
-            attempts(c, out, |a, out| {
-                host_name(None, &a.host, false, out);
-            })
-        },
-        "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => |c, out| {
-            attempts(c, out, |a, out| {
-                host_name(None, &a.host, true, out);
-            })
-        },
-        "UPSTREAM_HOST_NAMES_ATTEMPTED" => |c, out| {
-            attempts(c, out, |a, out| {
-                host_name(a.host_name.as_ref(), &a.host, false, out);
-            })
-        },
-        "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => |c, out| {
-            attempts(c, out, |a, out| {
-                host_name(a.host_name.as_ref(), &a.host, true, out);
-            })
-        },
+        "UPSTREAM_HOSTS_ATTEMPTED" => {
+            |c, out| attempts(c, out, |a, out| host_name(None, &a.host, false, out))
+        }
+        "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => {
+            |c, out| attempts(c, out, |a, out| host_name(None, &a.host, true, out))
+        }
+        "UPSTREAM_HOST_NAMES_ATTEMPTED" => {
+            |c, out| attempts(c, out, |a, out| host_name(a.host_name.as_ref(), &a.host, false, out))
+        }
+        "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => {
+            |c, out| attempts(c, out, |a, out| host_name(a.host_name.as_ref(), &a.host, true, out))
+        }
         "UPSTREAM_CONNECTION_IDS_ATTEMPTED" => |c, out| {
             attempts(c, out, |a, out| {
-                out.extend_from_slice(itoa::Buffer::new().format(a.connection_id).as_bytes())
+                let Some(id) = a.connection_id else { return false };
+                out.extend_from_slice(itoa::Buffer::new().format(id).as_bytes());
+                true
             })
         },
         "UPSTREAM_DETECTED_CLOSE_TYPE" => {

@@ -214,20 +214,29 @@ pub(super) fn host_name(
     true
 }
 
-/// What was done at the hosts a stream tried, joined by `,`.
+/// What is told of the hosts that were tried, joined by `,`: of all where it was a session, of the last where it was a
+/// request and a connection was had. An attempt that tells nothing is passed over.
 pub(super) fn attempts(
     context: &FormatContext<'_>,
     out: &mut Vec<u8>,
-    write: impl Fn(&UpstreamAttempt, &mut Vec<u8>),
+    write: impl Fn(&UpstreamAttempt, &mut Vec<u8>) -> bool,
 ) -> bool {
     let Some(upstream) = &context.info.upstream else { return false };
-    for (i, attempt) in upstream.attempts.iter().enumerate() {
-        if i > 0 {
+    let mut any = false;
+    let mut one = |attempt: &UpstreamAttempt| {
+        let before = out.len();
+        if any {
             out.push(b',');
         }
-        write(attempt, out);
+        if write(attempt, out) { any = true } else { out.truncate(before) }
+    };
+    if let (true, Some(host), connection_id @ Some(_)) =
+        (upstream.attempts.is_empty(), &upstream.host, upstream.connection_id)
+    {
+        one(&UpstreamAttempt { host: host.clone(), host_name: upstream.host_name.clone(), connection_id });
     }
-    !upstream.attempts.is_empty()
+    upstream.attempts.iter().for_each(one);
+    any
 }
 
 /// `%…_DETECTED_CLOSE_TYPE%`

@@ -299,6 +299,7 @@ impl Forward<'_> {
         upstream.host_name = Some(host.hostname.clone()).filter(|n| !n.is_empty());
         upstream.locality_zone = Some(host.locality.zone.clone()).filter(|z| !z.is_empty());
         upstream.local = None;
+        upstream.connection_id = None;
         upstream.transport_failure = None;
         upstream.first_rx = None;
         upstream.last_rx = None;

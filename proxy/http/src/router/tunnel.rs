@@ -8,7 +8,7 @@
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::format::{Extensions, FormatContext, Formatter};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_core::stream_info::{ConnectionInfo, FilterStateObject, StreamInfo};
-use sampan_listener::{TunnelFailure, Tunnelled, Tunnels, UpstreamBytes};
+use sampan_listener::{TunnelFailure, TunnelTold, Tunnelled, Tunnels, UpstreamBytes};
 use sampan_tls::{Transport, Tunnel};
 use sampan_upstream::{ConnectOptions, HttpLease, Priority, WorkerHost};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -39,6 +39,8 @@ use crate::route::HeaderMutations;
 
 const RESPONSE_HEADERS: &str = "envoy.tcp_proxy.propagate_response_headers";
 const RESPONSE_TRAILERS: &str = "envoy.tcp_proxy.propagate_response_trailers";
+/// Bytes of the frame.
+const RST_STREAM: u64 = 13;
 /// Where the log finds the request's id.
 const METADATA: &str = "envoy.filters.network.tcp_proxy";
 
@@ -115,7 +117,7 @@ impl HttpTunnels {
         host: &Rc<WorkerHost>,
         options: &ConnectOptions,
         info: &RefCell<StreamInfo>,
-        bytes: &Rc<Cell<UpstreamBytes>>,
+        told: &Rc<TunnelTold>,
     ) -> Result<Tunnelled, TunnelFailure> {
         let lease = host.http(Priority::Default, false, Some(options)).await;
         let lease = lease.map_err(TunnelFailure::Pool)?;
@@ -124,12 +126,13 @@ impl HttpTunnels {
             HttpLease::H2(lease) => lease.info().clone(),
             HttpLease::Tcp(_) => return Err(TunnelFailure::Reset),
         };
+        told.asked.set(Some(connect_info.id));
         let head = self.head(&lease, info);
         let exchange = Exchange::start(lease, &head, false, b"").map_err(|_| TunnelFailure::Reset)?;
         let connection = info.borrow().connection.clone();
         let mut stream = Stream {
             exchange,
-            bytes: bytes.clone(),
+            told: told.clone(),
             counted: UpstreamBytes::default(),
             trailers_to: self.propagate_trailers.then(|| connection.clone()),
             kept: Bytes::new(),
@@ -140,6 +143,7 @@ impl HttpTunnels {
         let agreed = stream.agreed(self.propagate_headers.then_some(&*connection)).await;
         stream.count();
         agreed?;
+        told.asked.set(None);
         Ok(Tunnelled { transport: Transport::Tunnel(Box::new(stream)), info: connect_info })
     }
 }
@@ -150,9 +154,9 @@ impl Tunnels for HttpTunnels {
         host: &'a Rc<WorkerHost>,
         options: &'a ConnectOptions,
         info: &'a RefCell<StreamInfo>,
-        bytes: &'a Rc<Cell<UpstreamBytes>>,
+        told: &'a Rc<TunnelTold>,
     ) -> LocalBoxFuture<'a, Result<Tunnelled, TunnelFailure>> {
-        Box::pin(self.begin(host, options, info, bytes))
+        Box::pin(self.begin(host, options, info, told))
     }
 }
 
@@ -183,8 +187,8 @@ impl RequestId {
 /// The bytes in the request's and the response's body.
 struct Stream {
     exchange: Exchange,
-    bytes: Rc<Cell<UpstreamBytes>>,
-    /// What of `bytes` is this stream's.
+    told: Rc<TunnelTold>,
+    /// What of the bytes told is this stream's.
     counted: UpstreamBytes,
     /// The client's connection, if the response's trailers are left there.
     trailers_to: Option<Rc<ConnectionInfo>>,
@@ -211,7 +215,10 @@ impl Stream {
             match head.await {
                 Ok(head) if head.status < 200 && head.status != 101 => {}
                 Ok(head) => break head,
-                Err(_) => return Err(TunnelFailure::Reset),
+                Err(_) => {
+                    self.over = true;
+                    return Err(TunnelFailure::Reset);
+                }
             }
         };
         if let Some(connection) = headers_to {
@@ -224,13 +231,13 @@ impl Stream {
 
     fn count(&mut self) {
         let Some(now) = self.exchange.meter() else { return };
-        let (mut all, before) = (self.bytes.get(), self.counted);
+        let (mut all, before) = (self.told.bytes.get(), self.counted);
         all.sent += now.sent - before.sent;
         all.received += now.received - before.received;
         all.header_sent += now.header_sent - before.header_sent;
         all.header_received += now.header_received - before.header_received;
         self.counted = now;
-        self.bytes.set(all);
+        self.told.bytes.set(all);
     }
 
     /// Where both ends have come nothing is left to reset.
@@ -238,6 +245,18 @@ impl Stream {
         if self.read && self.written {
             self.over = true;
             self.exchange.finish(true);
+        }
+    }
+}
+
+impl Drop for Stream {
+    /// A stream of HTTP/2 that has not come to its end is reset.
+    fn drop(&mut self) {
+        self.count();
+        if !self.over && !self.exchange.is_h1() {
+            let mut all = self.told.bytes.get();
+            all.sent += RST_STREAM;
+            self.told.bytes.set(all);
         }
     }
 }

@@ -17,14 +17,23 @@ pub type TunnelFactory = fn(&TunnelingConfig) -> ConfigResult<Arc<dyn Tunnels>>;
 
 /// Opens the tunnels of a `tcp_proxy`.
 pub trait Tunnels: Send + Sync {
-    /// A tunnel through this host, which has agreed. `bytes` counts all attempts of a session.
+    /// A tunnel through this host, which has agreed.
     fn open<'a>(
         &'a self,
         host: &'a Rc<WorkerHost>,
         options: &'a ConnectOptions,
         info: &'a RefCell<StreamInfo>,
-        bytes: &'a Rc<Cell<UpstreamBytes>>,
+        told: &'a Rc<TunnelTold>,
     ) -> LocalBoxFuture<'a, Result<Tunnelled, TunnelFailure>>;
+}
+
+/// What a session is told of its tunnels while they are opened.
+#[derive(Debug, Default)]
+pub struct TunnelTold {
+    /// Of all attempts.
+    pub bytes: Cell<UpstreamBytes>,
+    /// The connection on which a host was asked and has not agreed.
+    pub asked: Cell<Option<u64>>,
 }
 
 /// A tunnel that is open.
