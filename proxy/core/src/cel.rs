@@ -6,6 +6,8 @@
 //! `response.backend_latency`, `upstream.cx_pool_ready_duration`) are not there, nor is `xds.node`; see
 //! `docs/divergences.md`.
 //!
+//! Expressions come as text (access logs, metrics) or parsed (conditions of RBAC, `parsed`).
+//!
 //! Source: `source/extensions/filters/common/expr/context.cc`.
 
 use std::collections::HashMap;
@@ -14,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 use cel::common::ast::{EntryExpr, Expr, IdedEntryExpr};
 use cel::objects::Value;
-use cel::{Context, Env, IdedExpr, Program};
+use cel::{Context, Env, IdedExpr};
 use envoy_types::pb::google::protobuf::{Struct, Value as ProtoValue, value::Kind};
 
 use crate::address::Address;
@@ -23,6 +25,8 @@ use crate::format::{FormatContext, grpc_status_of};
 use crate::header::{HeaderId, HeaderMap};
 use crate::peer::PeerState;
 use crate::stream_info::{Metadata, StateObject, TlsInfo};
+
+mod parsed;
 
 /// Longer expressions, and deeper ones, are an attack on the stack, not a configuration.
 const LONGEST: usize = 4 * 1024;
@@ -48,7 +52,7 @@ const ROOTS: [&str; 10] = [
 
 /// A parsed expression.
 pub struct Expression {
-    program: Program,
+    expr: IdedExpr,
     roots: Vec<&'static str>,
     source: Box<str>,
 }
@@ -85,13 +89,13 @@ fn depth(of: &IdedExpr) -> usize {
 }
 
 /// Parses, on a stack that is large enough for whatever fits into [`LONGEST`].
-fn compile(source: &str) -> Result<Program, String> {
+fn compile(source: &str) -> Result<IdedExpr, String> {
     let parse = || {
         let program = environment().compile(source).map_err(|e| e.to_string())?;
         if depth(program.expression()) > DEEPEST {
             return Err(format!("more than {DEEPEST} levels"));
         }
-        Ok(program)
+        Ok(program.expression().clone())
     };
     let parser = std::thread::Builder::new().name("cel".to_owned()).stack_size(PARSER_STACK);
     std::thread::scope(|scope| match parser.spawn_scoped(scope, parse).map(|thread| thread.join()) {
@@ -106,11 +110,15 @@ impl Expression {
         if source.len() > LONGEST {
             return Err(ConfigError::new("a CEL expression of more than 4 KiB"));
         }
-        let program = compile(source)
+        let expr = compile(source)
             .map_err(|e| ConfigError::new(format!("failed to parse CEL expression {source:?}: {e}")))?;
-        let references = program.references();
+        Ok(Self::of(expr, source))
+    }
+
+    fn of(expr: IdedExpr, source: &str) -> Self {
+        let references = expr.references();
         let roots = ROOTS.into_iter().filter(|root| references.has_variable(root)).collect();
-        Ok(Self { program, roots, source: source.into() })
+        Self { expr, roots, source: source.into() }
     }
 
     /// The expression's text.
@@ -123,7 +131,7 @@ impl Expression {
         for root in &self.roots {
             variables.add_variable_from_value(*root, attribute(root, context));
         }
-        self.program.execute(&variables).ok()
+        Value::resolve(&self.expr, &variables).ok()
     }
 
     /// The value as text, as Envoy prints it; none where it cannot be evaluated.

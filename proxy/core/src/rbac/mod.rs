@@ -7,8 +7,9 @@
 //! A matcher tree takes the place of rules; each of its actions says what becomes of whom it leads to, and whom it leads
 //! nowhere is refused.
 //!
-//! Nothing fails open: what cannot be parsed (CEL conditions, extensions that are not there) is refused with its name when the configuration is read, and what is missing from a request is as absent to a rule as Envoy
-//! has it. Rules read the request after normalisation, as routes do.
+//! Nothing fails open: what cannot be parsed (extensions that are not there, what a CEL condition may not say) is refused
+//! with its name when the configuration is read, and what is missing from a request is as absent to a rule as Envoy has
+//! it. Rules read the request after normalisation, as routes do.
 //!
 //! `audit_logging_options` is for other readers of the message: Envoy has no audit loggers either.
 
@@ -24,7 +25,9 @@ use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 
 use self::rule::Rule;
 use self::tree::Tree;
+use crate::cel::Expression;
 use crate::error::{AtField, ConfigError, ConfigResult};
+use crate::format::FormatContext;
 use crate::header::{HeaderId, HeaderMap};
 use crate::stream_info::StreamInfo;
 
@@ -48,6 +51,11 @@ pub struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
+    /// What a condition is asked about: the path as it came, as in Envoy.
+    fn as_context(&self) -> FormatContext<'a> {
+        FormatContext { request: Some(self.headers), ..FormatContext::new(self.info) }
+    }
+
     /// The path as rules compare it.
     fn path(&self) -> Option<&'a [u8]> {
         self.bare_path.or_else(|| self.headers.get(HeaderId::PATH))
@@ -83,6 +91,8 @@ pub struct Policies {
 struct Policy {
     permissions: Vec<Rule>,
     principals: Vec<Rule>,
+    /// What must be true besides.
+    condition: Option<Expression>,
 }
 
 impl Rules {
@@ -138,7 +148,6 @@ impl Policies {
 impl Policy {
     fn from_proto(message: &pb::Policy, template: Option<ParseTemplate>) -> ConfigResult<Self> {
         for (set, field) in [
-            (message.condition.is_some(), "condition"),
             (message.checked_condition.is_some(), "checked_condition"),
             (message.cel_config.is_some(), "cel_config"),
         ] {
@@ -155,6 +164,8 @@ impl Policy {
         }
         let permission = |(i, m)| Rule::permission(m, template).at_index("permissions", i);
         let principal = |(i, m)| Rule::principal(m).at_index("principals", i);
+        // Rules of the HTTP filter know templates.
+        let condition = |m| Expression::from_proto(m, template.is_some());
         Ok(Self {
             permissions: message
                 .permissions
@@ -163,12 +174,14 @@ impl Policy {
                 .map(permission)
                 .collect::<ConfigResult<_>>()?,
             principals: message.principals.iter().enumerate().map(principal).collect::<ConfigResult<_>>()?,
+            condition: message.condition.as_ref().map(condition).transpose().at("condition")?,
         })
     }
 
     fn matches(&self, facts: Facts<'_>) -> bool {
         self.permissions.iter().any(|rule| rule.matches(facts))
             && self.principals.iter().any(|rule| rule.matches(facts))
+            && self.condition.as_ref().is_none_or(|condition| condition.is_true(&facts.as_context()))
     }
 }
 
