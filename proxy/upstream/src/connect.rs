@@ -270,7 +270,17 @@ async fn tcp(cluster: &Cluster, address: SocketAddr) -> Result<(Transport, Optio
         cluster.stats().bind_errors.inc();
         return Err(ConnectFailure::local(&e));
     }
-    let stream = socket.connect(address).await.map_err(|e| ConnectFailure::delayed(&e))?;
+    let mut connecting = std::pin::pin!(socket.connect(address));
+    let mut at_once = true;
+    let connected = std::future::poll_fn(|cx| {
+        let polled = connecting.as_mut().poll(cx);
+        at_once &= polled.is_ready();
+        polled
+    });
+    let stream = connected.await.map_err(|e| match at_once {
+        true => ConnectFailure::immediate(&e, &address.into()),
+        false => ConnectFailure::delayed(&e),
+    })?;
     let local = stream.local_addr().ok().map(Address::from);
     Ok((Transport::Tcp(stream), local))
 }
