@@ -9,7 +9,7 @@ use super::time::TimeFormat;
 use super::value::{
     filter_state, grpc_status, metadata_json, metadata_text, path_of, query_value, server_name, state_text,
 };
-use crate::address::Address;
+use crate::address::{Address, host};
 use crate::header::{HeaderMap, HeaderName};
 use crate::stream_info::{CertInfo, Metadata, StreamInfo, TlsInfo};
 
@@ -385,7 +385,7 @@ impl AddressPart {
             }
             Self::Host => match socket.ip() {
                 IpAddr::V4(ip) => octets(ip.octets(), out),
-                IpAddr::V6(ip) => write!(out, "{ip}").is_ok(),
+                IpAddr::V6(_) => write!(out, "{}", host(&socket)).is_ok(),
             },
             Self::Port => number(socket.port().into(), out),
             Self::Network(bits) => {

@@ -1,11 +1,10 @@
 //! `original_ip_detection_extensions`: who the client is where the peer is not it. The first that finds an address
 //! is heard; one that must find one refuses the request.
 
-use std::net::{IpAddr, SocketAddr};
-
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::extensions::http::original_ip_detection::{custom_header, xff};
 use sampan_core::Address;
+use sampan_core::address::literal;
 use sampan_core::error::{AtField, ConfigError, ConfigResult};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderName};
 use sampan_core::matcher::CidrSet;
@@ -110,11 +109,11 @@ impl Detector {
                 },
                 Self::Header { name, trusted, reject } => {
                     let value = headers.get_name(name).and_then(|v| std::str::from_utf8(v).ok());
-                    let ip = value.and_then(|v| v.parse().ok());
+                    let ip = value.and_then(|v| literal(v, 0));
                     if let (None, Some(status)) = (ip, reject) {
                         return Err(LocalReply::new(*status, "rejecting_because_detection_failed"));
                     }
-                    (ip.map(|ip| (address(ip), *trusted)), false)
+                    (ip.map(|ip| (Address::Ip(ip), *trusted)), false)
                 }
             };
             if append {
@@ -128,10 +127,6 @@ impl Detector {
     }
 }
 
-fn address(ip: IpAddr) -> Address {
-    Address::Ip(SocketAddr::new(ip, 0))
-}
-
 /// The last address of `x-forwarded-for` that is no trusted proxy's; the first of all where all are trusted.
 fn last_untrusted(headers: &HeaderMap, trusted: &CidrSet) -> Origin {
     let value = headers.joined(&HeaderName::Known(HeaderId::X_FORWARDED_FOR))?;
@@ -142,9 +137,9 @@ fn last_untrusted(headers: &HeaderMap, trusted: &CidrSet) -> Origin {
     }
     let mut last = None;
     for part in value.rsplit(',') {
-        let ip: IpAddr = part.trim().parse().ok()?;
-        last = Some((address(ip), count == 1));
-        if !trusted.contains(ip) {
+        let ip = literal(part.trim(), 0)?;
+        last = Some((Address::Ip(ip), count == 1));
+        if !trusted.contains(ip.ip()) {
             break;
         }
     }

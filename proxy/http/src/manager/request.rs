@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use sampan_core::address::{host, literal};
 use sampan_core::header::{HeaderId, HeaderMap, HeaderSet, authority_is_valid};
 use sampan_core::stream_info::{ConnectionInfo, Protocol, StreamInfo};
 use sampan_core::{Address, HeaderName};
@@ -55,8 +56,8 @@ pub fn extend(
     if !manager.via.is_empty() {
         headers.append_to_value(HeaderId::VIA, ", ", manager.via.as_bytes());
     }
-    if edge && let Some(ip) = remote.ip() {
-        headers.set(HeaderId::X_ENVOY_EXTERNAL_ADDRESS, ip.to_string());
+    if edge && let Some(remote) = remote.socket_addr() {
+        headers.set(HeaderId::X_ENVOY_EXTERNAL_ADDRESS, host(&remote).to_string());
     }
     if options.generate_request_id {
         request_id(options, headers, edge, random);
@@ -325,22 +326,26 @@ fn set_scheme(options: &RequestOptions, headers: &mut HeaderMap, tls: bool) {
 }
 
 pub(super) fn append_xff(headers: &mut HeaderMap, connection: &ConnectionInfo) {
-    match connection.remote.ip() {
+    match connection.remote.socket_addr() {
         // A client on this machine is known to others by the machine's address.
-        Some(ip) if ip.is_loopback() => append_ip(headers, sampan_core::local_info::address()),
-        Some(ip) => append_ip(headers, ip),
+        Some(remote) if remote.ip().is_loopback() => append_ip(headers, sampan_core::local_info::address()),
+        Some(remote) => append(headers, host(&remote)),
         None => {}
     }
 }
 
 /// Appends an address to `x-forwarded-for`.
 pub fn append_ip(headers: &mut HeaderMap, ip: IpAddr) {
+    append(headers, ip);
+}
+
+fn append(headers: &mut HeaderMap, address: impl std::fmt::Display) {
     use std::io::Write as _;
-    let mut text = [0u8; 46];
+    let mut text = [0u8; 64];
     let mut rest = &mut text[..];
-    // 46 bytes hold the longest address.
-    let _ = write!(rest, "{ip}");
-    let len = 46 - rest.len();
+    // The longest address has 45 bytes, its scope up to 11.
+    let _ = write!(rest, "{address}");
+    let len = 64 - rest.len();
     headers.trusted(|h| h.append_to_value(HeaderId::X_FORWARDED_FOR, ",", &text[..len]));
 }
 
@@ -355,9 +360,9 @@ pub(super) fn last_from_xff(headers: &HeaderMap, skip: u32) -> Option<(Address, 
     };
     let mut parts = value.rsplit(',');
     let part = parts.nth(skip as usize)?;
-    let ip: IpAddr = part.trim().parse().ok()?;
+    let address = literal(part.trim(), 0)?;
     let single = !value.contains(',');
-    Some((Address::Ip(std::net::SocketAddr::new(ip, 0)), single))
+    Some((Address::Ip(address), single))
 }
 
 /// Whether an address is the mesh's own: only with an `internal_address_config`, as in Envoy 1.40.

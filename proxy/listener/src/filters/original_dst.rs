@@ -48,7 +48,12 @@ fn original(stream: &TcpStream) -> Option<Address> {
             ))
         }),
         SocketAddr::V6(_) => getsockopt(stream, sockopt::Ip6tOriginalDst).ok().map(|a| {
-            SocketAddr::V6(SocketAddrV6::new(a.sin6_addr.s6_addr.into(), u16::from_be(a.sin6_port), 0, 0))
+            SocketAddr::V6(SocketAddrV6::new(
+                a.sin6_addr.s6_addr.into(),
+                u16::from_be(a.sin6_port),
+                0,
+                a.sin6_scope_id,
+            ))
         }),
     };
     match nat {

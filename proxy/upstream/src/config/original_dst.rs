@@ -10,6 +10,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster as Message, cluster as pb};
 use envoy_types::pb::envoy::r#type::metadata::v3::{MetadataKey, metadata_key::path_segment::Segment};
 use envoy_types::pb::google::protobuf::{Value, value::Kind};
+use sampan_core::address::{literal_and_port, with_port};
 use sampan_core::error::AtField;
 use sampan_core::header::{HeaderMap, HeaderName};
 use sampan_core::stats::Counter;
@@ -86,7 +87,7 @@ impl OriginalDstConfig {
         invalid: &Counter,
     ) -> Option<SocketAddr> {
         let parsed = |text: &str| {
-            let address = text.parse::<SocketAddr>().ok();
+            let address = literal_and_port(text);
             if address.is_none() {
                 invalid.inc();
             }
@@ -94,7 +95,7 @@ impl OriginalDstConfig {
         };
         let named = info.state(FILTER_STATE);
         let address = named
-            .and_then(|object| object.plain()?.parse().ok())
+            .and_then(|object| literal_and_port(&object.plain()?))
             .or_else(|| parsed(self.in_metadata(info)?))
             .or_else(|| {
                 let value = headers?.get_name(self.header.as_ref()?)?;
@@ -104,7 +105,7 @@ impl OriginalDstConfig {
                 let connection = &info.connection;
                 connection.local_restored.then(|| connection.local.socket_addr()).flatten()
             })?;
-        Some(SocketAddr::new(address.ip(), self.port.unwrap_or(address.port())))
+        Some(self.port.map_or(address, |port| with_port(address, port)))
     }
 
     fn in_metadata<'a>(&self, info: &'a StreamInfo) -> Option<&'a str> {

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use envoy_types::pb::google::protobuf::Struct;
-use sampan_core::address::port_of;
+use sampan_core::address::literal_of;
 use sampan_core::error::AtField;
 use sampan_core::stream_info::Metadata;
 use sampan_core::{ConfigError, ConfigResult};
@@ -97,11 +97,7 @@ impl BindConfig {
 }
 
 fn socket_address(m: &core::SocketAddress) -> ConfigResult<SocketAddr> {
-    let ip = m
-        .address
-        .parse()
-        .map_err(|_| ConfigError::new(format!("malformed IP address: {}", m.address)).at("address"))?;
-    Ok(SocketAddr::new(ip, port_of(m)?))
+    literal_of(m)
 }
 
 impl From<&core::TcpKeepalive> for KeepaliveConfig {

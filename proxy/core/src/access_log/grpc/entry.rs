@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::data::accesslog::v3::tls_properties::{CertificatePro
 use envoy_types::pb::google::protobuf::{Any, Duration, Timestamp, UInt32Value};
 
 use super::{Common, Headers};
-use crate::address::Address;
+use crate::address::{Address, host};
 use crate::custom_tag::sanitized;
 use crate::format::{FormatContext, stream_id};
 use crate::header::{HeaderId, HeaderMap, HeaderName};
@@ -174,7 +174,7 @@ fn address(address: &Address) -> core_pb::Address {
     use core_pb::socket_address::PortSpecifier;
     let address = match address {
         Address::Ip(ip) => A::SocketAddress(core_pb::SocketAddress {
-            address: ip.ip().to_string(),
+            address: host(ip).to_string(),
             port_specifier: Some(PortSpecifier::PortValue(ip.port().into())),
             ..Default::default()
         }),
