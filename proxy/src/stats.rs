@@ -34,6 +34,8 @@ pub struct ServerStats {
     pub static_unknown_fields: Counter,
     days_until_first_cert_expiring: Gauge,
     initialization_time_ms: Histogram,
+    /// They stay 0; stats of a scope vanish with their last handle.
+    _watchdogs: Vec<Counter>,
 }
 
 impl ServerStats {
@@ -41,11 +43,10 @@ impl ServerStats {
     pub fn new(store: &Store, workers: u64) -> Self {
         let root = store.root();
         let scope = root.scope("server");
-        for thread in (0..workers).map(|id| format!("worker_{id}")).chain(["main_thread".to_owned()]) {
-            let scope = scope.scope(&thread);
-            scope.counter("watchdog_mega_miss");
-            scope.counter("watchdog_miss");
-        }
+        let threads = (0..workers).map(|id| format!("worker_{id}")).chain(["main_thread".to_owned()]);
+        let watchdogs = threads
+            .map(|thread| scope.scope(&thread))
+            .flat_map(|scope| ["watchdog_mega_miss", "watchdog_miss"].map(|name| scope.counter(name)));
         for name in
             ["debug_assertion_failures", "dropped_stat_flushes", "envoy_bug_failures", "envoy_notifications"]
         {
@@ -84,6 +85,7 @@ impl ServerStats {
             static_unknown_fields: scope.counter("static_unknown_fields"),
             days_until_first_cert_expiring: scope.gauge("days_until_first_cert_expiring"),
             initialization_time_ms: scope.histogram("initialization_time_ms", Unit::Milliseconds),
+            _watchdogs: watchdogs.collect(),
         }
     }
 
