@@ -36,6 +36,10 @@ pub enum RequestInput {
     Header(HeaderName),
     /// `HttpResponseHeaderMatchInput`
     ResponseHeader(HeaderName),
+    /// `HttpResponseStatusCodeMatchInput`
+    Status,
+    /// `HttpResponseStatusCodeClassMatchInput`: `2xx`.
+    StatusClass,
     /// `HttpRequestQueryParamMatchInput`
     Query(Box<str>),
     /// `FilterStateInput`
@@ -63,6 +67,8 @@ impl RequestInput {
                 let message: pb::HttpResponseHeaderMatchInput = decode(any)?;
                 Self::ResponseHeader(HeaderName::new(&message.header_name))
             }
+            "envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput" => Self::Status,
+            "envoy.type.matcher.v3.HttpResponseStatusCodeClassMatchInput" => Self::StatusClass,
             "envoy.type.matcher.v3.HttpRequestQueryParamMatchInput" => {
                 Self::Query(decode::<pb::HttpRequestQueryParamMatchInput>(any)?.query_param.into())
             }
@@ -80,6 +86,11 @@ fn decode<M: Message + Default>(any: &Any) -> ConfigResult<M> {
     M::decode(&*any.value).map_err(|e| ConfigError::new(format!("malformed {}: {e}", any.type_url)))
 }
 
+fn class(status: &[u8]) -> Option<&'static [u8]> {
+    const CLASSES: [&[u8]; 5] = [b"1xx", b"2xx", b"3xx", b"4xx", b"5xx"];
+    CLASSES.into_iter().find(|class| class.first() == status.first())
+}
+
 fn header<'d>(headers: Option<&'d HeaderMap>, name: &'d HeaderName) -> Datum<'d> {
     match headers {
         None => Datum::Pending,
@@ -92,6 +103,15 @@ impl Input<RequestFacts<'_>> for RequestInput {
         match self {
             Self::Header(name) => header(facts.request, name),
             Self::ResponseHeader(name) => header(facts.response, name),
+            Self::Status | Self::StatusClass => {
+                let Some(response) = facts.response else { return Datum::Pending };
+                let status = response.get(HeaderId::STATUS);
+                match (self, status) {
+                    (_, None) => Datum::Missing,
+                    (Self::Status, Some(status)) => Datum::Bytes(status.into()),
+                    (_, Some(status)) => class(status).map_or(Datum::Missing, |c| Datum::Bytes(c.into())),
+                }
+            }
             Self::Query(name) => match facts.request {
                 None => Datum::Pending,
                 Some(headers) => headers

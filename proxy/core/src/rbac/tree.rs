@@ -64,7 +64,10 @@ impl TreeContext for Builder {
         let input = RequestInput::from_proto(config)?;
         let known = match &input {
             RequestInput::Header(_) => self.http,
-            RequestInput::ResponseHeader(_) | RequestInput::Query(_) => false,
+            RequestInput::ResponseHeader(_)
+            | RequestInput::Status
+            | RequestInput::StatusClass
+            | RequestInput::Query(_) => false,
             RequestInput::FilterState(_) => true,
             RequestInput::Connection(input) => !matches!(
                 input,
