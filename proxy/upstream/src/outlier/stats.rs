@@ -7,6 +7,7 @@ use super::Ejection;
 macro_rules! outlier_stats {
     ($($counter:ident)*) => {
         /// The field is Envoy's stat of that name.
+        #[allow(dead_code, reason = "what is not detected here is shown too")]
         pub(crate) struct OutlierStats {
             $(pub(super) $counter: Counter,)*
             pub(super) ejections_active: Gauge,
@@ -26,7 +27,7 @@ macro_rules! outlier_stats {
 }
 
 outlier_stats! {
-    ejections_consecutive_5xx
+    ejections_consecutive_5xx ejections_detected_degradation
     ejections_detected_consecutive_5xx ejections_enforced_consecutive_5xx
     ejections_detected_consecutive_gateway_failure ejections_enforced_consecutive_gateway_failure
     ejections_detected_consecutive_local_origin_failure ejections_enforced_consecutive_local_origin_failure

@@ -77,8 +77,18 @@ impl Stats {
         let scope = scope.scope("ext_authz");
         let prefix = prefix.strip_suffix('.').unwrap_or(prefix);
         let scope = if prefix.is_empty() { scope } else { scope.scope(prefix) };
-        // Nobody puts anything into the filter state that would be in the way.
-        scope.counter("filter_state_name_collision");
+        // Nobody puts anything into the filter state that would be in the way; what the others count is refused or has
+        // no limit.
+        for name in [
+            "filter_state_name_collision",
+            "omitted_response_headers",
+            "request_header_limits_reached",
+            "response_header_limits_reached",
+            "shadow_denied",
+            "shadow_error",
+        ] {
+            scope.counter(name);
+        }
         let dot = if prefix.is_empty() { "" } else { "." };
         let name = |what: &str| format!("ext_authz{dot}{prefix}.{what}");
         Self {
