@@ -14,6 +14,9 @@ pub fn start(options: &Options) -> Result<(), String> {
     if let Some(pattern) = &options.log_format {
         log::set_format(Format::parse(pattern));
     }
+    if options.log_format_escaped {
+        log::escape();
+    }
     if let Some(path) = &options.log_path {
         log::set_path(path.clone())
             .map_err(|e| format!("Failed to open log-file '{}': {e}", path.display()))?;

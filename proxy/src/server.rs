@@ -101,7 +101,22 @@ fn admin_listener(boot: &Boot, model: &AdminModel) -> Result<Option<Listener>, B
     Ok(Listener::new(model, server).at("admin")?)
 }
 
+/// For who asks which base id was taken; here it is the one that was given, and tells nobody apart.
+fn write_base_id(options: &Options) {
+    if let Some(path) = &options.base_id_path
+        && std::fs::write(path, options.base_id.to_string()).is_err()
+    {
+        let path = path.display();
+        sampan_core::log!(
+            Component::Misc,
+            Level::Critical,
+            "cannot open base id output file {path} for writing."
+        );
+    }
+}
+
 async fn serve(options: &Options) -> Result<(), BootError> {
+    write_base_id(options);
     let boot = boot::load(options)?;
     let model = admin_model(&boot)?;
     let count = options.concurrency.unwrap_or_else(hardware_threads).max(1) as usize;

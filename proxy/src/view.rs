@@ -188,6 +188,7 @@ fn command_line(options: &Options, concurrency: u32) -> pb::CommandLineOptions {
     let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
     pb::CommandLineOptions {
         base_id: options.base_id.into(),
+        base_id_path: path(&options.base_id_path),
         concurrency,
         config_path: path(&options.config_path),
         config_yaml: options.config_yaml.clone().unwrap_or_default(),
@@ -196,7 +197,8 @@ fn command_line(options: &Options, concurrency: u32) -> pb::CommandLineOptions {
         ignore_unknown_dynamic_fields: options.ignore_unknown_dynamic,
         log_level: options.log_level.clone(),
         component_log_level: options.component_log_level.clone(),
-        log_format: options.log_format.clone().unwrap_or_default(),
+        log_format: options.log_format.as_deref().unwrap_or(sampan_core::log::DEFAULT_FORMAT).to_owned(),
+        log_format_escaped: options.log_format_escaped,
         log_path: path(&options.log_path),
         service_cluster: options.service_cluster.clone(),
         service_node: options.service_node.clone(),
@@ -215,5 +217,6 @@ fn command_line(options: &Options, concurrency: u32) -> pb::CommandLineOptions {
 fn resident() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = pages.split(' ').nth(1).and_then(|p| p.parse().ok()).unwrap_or_default();
-    pages * 4096
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
+    pages * size as u64
 }

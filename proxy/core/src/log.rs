@@ -14,10 +14,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-pub use format::{Format, JsonFormatError};
+pub use format::{DEFAULT_FORMAT, Format, JsonFormatError};
 pub use level::{Component, LEVELS, Level, LevelError, enabled, level, set_all, set_level, set_levels};
 
-use format::{DEFAULT_FORMAT, Line};
+use format::Line;
 
 enum Target {
     Stderr,
@@ -27,10 +27,12 @@ enum Target {
 struct Sink {
     target: Target,
     format: Option<Format>,
+    escaped: bool,
     last: Option<Instant>,
 }
 
-static SINK: Mutex<Sink> = Mutex::new(Sink { target: Target::Stderr, format: None, last: None });
+static SINK: Mutex<Sink> =
+    Mutex::new(Sink { target: Target::Stderr, format: None, escaped: false, last: None });
 
 fn sink() -> MutexGuard<'static, Sink> {
     SINK.lock().unwrap_or_else(PoisonError::into_inner)
@@ -39,6 +41,11 @@ fn sink() -> MutexGuard<'static, Sink> {
 /// Sets the pattern (`--log-format`, `application_log_config.log_format.text_format`).
 pub fn set_format(format: Format) {
     sink().format = Some(format);
+}
+
+/// Writes lines with C's escape sequences for what is not printable ASCII (`--log-format-escaped`).
+pub fn escape() {
+    sink().escaped = true;
 }
 
 fn open(path: &PathBuf) -> io::Result<File> {
@@ -71,12 +78,32 @@ pub fn write(component: Component, level: Level, file: &str, line: u32, message:
     let elapsed = sink.last.replace(at).map_or(Duration::ZERO, |last| at.saturating_duration_since(last));
     let line = Line { now, component, level, file, line, message: &message, elapsed };
     let format = sink.format.get_or_insert_with(|| Format::parse(DEFAULT_FORMAT));
-    let text = format.render(&line);
+    let mut text = format.render(&line);
+    if sink.escaped {
+        text = escaped(&text);
+    }
     // A log that cannot be written is no reason to fail, and there is nobody left to tell.
     let _ = match &mut sink.target {
         Target::Stderr => io::stderr().write_all(text.as_bytes()),
         Target::File(file, _) => file.write_all(text.as_bytes()),
     };
+}
+
+/// The line in C's notation, but for its end.
+fn escaped(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    for byte in line.strip_suffix('\n').unwrap_or(line).bytes() {
+        match byte {
+            b'\n' => out.push_str("\\n"),
+            b'\r' => out.push_str("\\r"),
+            b'\t' => out.push_str("\\t"),
+            b'"' | b'\'' | b'\\' => out.extend(['\\', byte.into()]),
+            b' '..=b'~' => out.push(byte.into()),
+            _ => out.push_str(&format!("\\{byte:03o}")),
+        }
+    }
+    out.push('\n');
+    out
 }
 
 /// `log!(Component::Upstream, Level::Debug, "{} hosts", n)`: formatted only if that level is on.
@@ -92,6 +119,11 @@ macro_rules! log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_in_c_notation() {
+        assert_eq!(escaped("a\tb \"c'\\\r\n\u{1}é\n"), "a\\tb \\\"c\\'\\\\\\r\\n\\001\\303\\251\n");
+    }
 
     #[test]
     fn the_file_is_opened_anew() {

@@ -11,7 +11,7 @@ use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 use super::level::{Component, Level};
 
 /// The pattern when `--log-format` is not given.
-pub(super) const DEFAULT_FORMAT: &str = "[%Y-%m-%d %T.%e][%t][%l][%n] [%g:%#] %v";
+pub const DEFAULT_FORMAT: &str = "[%Y-%m-%d %T.%e][%t][%l][%n] [%g:%#] %v";
 
 /// A compiled pattern in spdlog's notation; a flag that is not known stands as it is written.
 pub struct Format(Vec<Piece>);

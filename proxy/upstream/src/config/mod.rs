@@ -310,6 +310,7 @@ fn refuse_unsupported(m: &Message) -> ConfigResult<()> {
         (m.lb_subset_config.as_ref().is_some_and(|c| !c.subset_selectors.is_empty()), "lb_subset_config"),
         (m.upstream_config.is_some(), "upstream_config"),
         (m.preconnect_policy.is_some(), "preconnect_policy"),
+        (!m.lrs_report_endpoint_metrics.is_empty(), "lrs_report_endpoint_metrics"),
         (m.wait_for_warm_on_init.is_some_and(|b| !b.value), "wait_for_warm_on_init"),
         (common.is_some_and(|c| c.override_host_status.is_some()), "common_lb_config.override_host_status"),
         (m.queuing_policies.is_some(), "queuing_policies"),
