@@ -248,16 +248,13 @@ impl ClientStream {
         Poll::Ready(self.head(parts.status, &parts.headers, end))
     }
 
-    /// Why there is no head. A host that resets for a breach of the protocol is taken at its word, as in Envoy.
+    /// Why there is no head.
     fn reset_by(&mut self, error: &h2::Error) -> BodyError {
         if error.is_reset() && error.is_library() {
             self.link.wire.note_malformed(self.send.stream_id().as_u32());
             self.malformed = true;
         }
-        BodyError::Reset(match error.reason() {
-            Some(Reason::PROTOCOL_ERROR) if error.is_reset() => ResetReason::ProtocolError,
-            _ => convert::reset_reason(error),
-        })
+        BodyError::Reset(convert::reset_reason(error))
     }
 
     /// Whether it was the response's head that was wrong, and not the connection.

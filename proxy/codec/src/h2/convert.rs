@@ -20,6 +20,10 @@ pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
     if error.reason() == Some(Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote()) {
         return ResetReason::RemoteRefused;
     }
+    // A peer that resets for a breach of the protocol is taken at its word, as in Envoy.
+    if error.is_reset() && error.reason() == Some(Reason::PROTOCOL_ERROR) {
+        return ResetReason::ProtocolError;
+    }
     if error.is_reset() && error.is_remote() {
         return ResetReason::RemoteReset;
     }

@@ -368,6 +368,7 @@ impl Responder {
             None => ready!(self.respond.poll_reset(cx)),
         };
         Poll::Ready(match reset {
+            Ok(Reason::PROTOCOL_ERROR) => ResetReason::ProtocolError,
             Ok(_) => ResetReason::RemoteReset,
             Err(e) => convert::reset_reason(&e),
         })

@@ -20,6 +20,7 @@ use super::scan::{Head, kind};
 use super::stats::CodecStats;
 use crate::error::ResetReason;
 
+const PROTOCOL_ERROR: u32 = 1;
 const REFUSED_STREAM: u32 = 7;
 /// How many settings a frame may hold, and their size (`nghttp2`'s limit).
 const MAX_SETTINGS: u32 = 32;
@@ -83,24 +84,14 @@ pub struct Meter {
     pub header_sent: u64,
     /// Our side has ended: END_STREAM or RST_STREAM was sent.
     pub ended: bool,
-    /// The peer has reset the stream.
-    pub reset_by_peer: bool,
-    /// It has done so with REFUSED_STREAM.
-    pub refused_by_peer: bool,
+    /// How the peer has reset the stream.
+    pub reset_by_peer: Option<ResetReason>,
     /// Of these, the last head or trailers.
     last_head: u64,
     /// Data that was handed to the codec and not yet sent.
     pending: u64,
     /// Somebody serves the stream and will take the meter.
     taken_on: bool,
-}
-
-impl Meter {
-    /// How the peer has reset the stream.
-    pub fn reset(&self) -> Option<ResetReason> {
-        let reason = if self.refused_by_peer { ResetReason::RemoteRefused } else { ResetReason::RemoteReset };
-        self.reset_by_peer.then_some(reason)
-    }
 }
 
 /// Stream ids spread well enough as they are.
@@ -388,8 +379,11 @@ impl Wire {
             }
             kind::RST_STREAM => {
                 meter.received += head.wire();
-                meter.reset_by_peer = true;
-                meter.refused_by_peer = head.code == REFUSED_STREAM;
+                meter.reset_by_peer = Some(match head.code {
+                    PROTOCOL_ERROR => ResetReason::ProtocolError,
+                    REFUSED_STREAM => ResetReason::RemoteRefused,
+                    _ => ResetReason::RemoteReset,
+                });
                 self.stats.rx_reset.inc();
             }
             _ => {}

@@ -177,10 +177,10 @@ impl Shared {
                 h2.stream.reset(reason);
             }
             let meter = h2.stream.meter();
-            if let Some(reason) = meter.reset() {
+            if let Some(reason) = meter.reset_by_peer {
                 unsent.exchange.note_gone(reason, &h2.shared);
             }
-            if meter.ended || meter.reset_by_peer {
+            if meter.ended || meter.reset_by_peer.is_some() {
                 unsent.exchange.note_meter(&meter);
                 return false;
             }
@@ -441,7 +441,7 @@ async fn finish(shared: &Shared, codec: &mut h2::ServerConnection, event: Event)
 async fn serve_stream(shared: Rc<Shared>, accepted: Box<Accepted>, active: ActiveStream) {
     let Accepted { head, body, respond } = *accepted;
     let connection = &shared.connection;
-    let gone = respond.meter().reset();
+    let gone = respond.meter().reset_by_peer;
     let timer = Timer::default();
     let mut responder = Responder::h2(respond, shared.clone());
     match head {

@@ -121,7 +121,7 @@ impl Responder {
     pub fn is_gone(&self) -> bool {
         match self {
             Self::H1(connection, ..) => connection.is_gone(),
-            Self::H2(h2) => h2.shared.is_over() || h2.stream.meter().reset_by_peer,
+            Self::H2(h2) => h2.shared.is_over() || h2.stream.meter().reset_by_peer.is_some(),
         }
     }
 

@@ -144,7 +144,10 @@ impl Forward<'_> {
         let when = if self.informed { "after" } else { "before" };
         let details = format!("upstream_reset_{when}_response_started{{{}}}", details.replace(' ', "_"));
         let overloaded = matches!(failure, Failure::Overflow) && !self.config.suppress_envoy_headers;
-        self.charge_local(status);
+        // Where an informational head has been the answer has begun, and is charged no more.
+        if !self.informed {
+            self.charge_local(status);
+        }
         if matches!(failure, Failure::Overflow) && self.config.dynamic_stats {
             self.cluster.cluster().dropped().inc();
         }

@@ -21,7 +21,7 @@ impl Exchange {
         let reason = match responder {
             // The request's body has told before the stream did.
             Responder::H2(h2) if h2.shared.is_over() => ResetReason::ConnectionTermination,
-            Responder::H2(h2) => h2.stream.meter().reset().unwrap_or(reason),
+            Responder::H2(h2) => h2.stream.meter().reset_by_peer.unwrap_or(reason),
             Responder::H1(connection, ..) if connection.is_gone() => ResetReason::ConnectionTermination,
             _ => reason,
         };
@@ -74,6 +74,9 @@ impl Exchange {
                 info.flags.set(flag);
             }
             info.details = Some(Cow::Borrowed(ended.details));
+        } else if reason == ResetReason::ProtocolError {
+            info.flags.set(ResponseFlag::DownstreamProtocolError);
+            info.details = Some(Cow::Borrowed("http2.remote_reset"));
         } else if matches!(reason, ResetReason::RemoteReset | ResetReason::RemoteRefused) {
             info.flags.set(ResponseFlag::DownstreamRemoteReset);
             let refused = reason == ResetReason::RemoteRefused;
@@ -162,7 +165,9 @@ impl Exchange {
             BodyError::Protocol(_) | BodyError::Reset(ResetReason::ProtocolError) => {
                 (ResponseFlag::UpstreamProtocolError, "protocol_error")
             }
-            BodyError::Reset(ResetReason::RemoteReset) => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
+            BodyError::Reset(reason @ (ResetReason::RemoteReset | ResetReason::RemoteRefused)) => {
+                (ResponseFlag::UpstreamRemoteReset, reason.as_str())
+            }
             BodyError::Reset(reason) => (ResponseFlag::UpstreamConnectionTermination, reason.as_str()),
         };
         // A router that knows better (its timeout) has said so already.
@@ -176,6 +181,9 @@ impl Exchange {
         self.reset(responder);
         match responder {
             Responder::H2(h2) => {
+                if self.stream.info.last_downstream_rx.is_none() {
+                    self.stream.manager.stats.downstream_rq_response_before_rq_complete.inc();
+                }
                 h2.finished = Some(self);
                 Fate::Linger
             }
