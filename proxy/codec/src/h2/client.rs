@@ -63,7 +63,7 @@ pub struct Driver {
 pub enum DriverEnd {
     /// Nobody wanted it any more.
     Done,
-    /// The peer left or told us to.
+    /// The peer left.
     Peer,
     /// The peer broke the protocol or a limit.
     Protocol,
@@ -105,7 +105,12 @@ impl Future for Driver {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<DriverEnd> {
         let this = &mut *self;
         match Pin::new(&mut this.connection).poll(cx) {
+            Poll::Ready(Ok(())) if this.link.wire.is_cut_off() => return Poll::Ready(DriverEnd::Peer),
             Poll::Ready(Ok(())) => return Poll::Ready(DriverEnd::Done),
+            // The streams that a GOAWAY allows have ended, whatever its code.
+            Poll::Ready(Err(e)) if e.is_go_away() && e.is_remote() && !this.link.wire.is_cut_off() => {
+                return Poll::Ready(DriverEnd::Done);
+            }
             Poll::Ready(Err(e)) if e.is_library() => return Poll::Ready(DriverEnd::Protocol),
             Poll::Ready(Err(_)) => return Poll::Ready(DriverEnd::Peer),
             Poll::Pending => {}

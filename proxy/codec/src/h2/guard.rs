@@ -209,6 +209,9 @@ impl AsyncRead for FrameGuard {
         let io = &mut *io.borrow_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut io.transport).poll_read(cx, buf))?;
+        if buf.filled().len() == before {
+            wire.note_closed();
+        }
         io.read_bytes += (buf.filled().len() - before) as u64;
         let stopped = io.inbound.scan(&buf.filled()[before..], |head| wire.received(head));
         match stopped {

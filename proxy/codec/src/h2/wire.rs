@@ -86,6 +86,8 @@ pub struct Meter {
     pub ended: bool,
     /// How the peer has reset the stream.
     pub reset_by_peer: Option<ResetReason>,
+    /// The peer's side has ended: END_STREAM or RST_STREAM came.
+    ended_by_peer: bool,
     /// Of these, the last head or trailers.
     last_head: u64,
     /// Data that was handed to the codec and not yet sent.
@@ -143,6 +145,7 @@ pub struct Wire {
     /// Those that the codec reset before it handed them out. Where it was the head that was wrong it never will.
     unseen: RefCell<Vec<u32>>,
     told_to_go: Cell<bool>,
+    closed_by_peer: Cell<bool>,
 }
 
 impl Wire {
@@ -159,6 +162,7 @@ impl Wire {
             malformed: Cell::new(None),
             unseen: RefCell::default(),
             told_to_go: Cell::default(),
+            closed_by_peer: Cell::default(),
         }
     }
 
@@ -181,6 +185,16 @@ impl Wire {
     /// Whether the peer has sent GOAWAY.
     pub(super) fn is_told_to_go(&self) -> bool {
         self.told_to_go.get()
+    }
+
+    /// The peer has closed its side.
+    pub(super) fn note_closed(&self) {
+        self.closed_by_peer.set(true);
+    }
+
+    /// Whether the peer has left and owes the end of a stream.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.closed_by_peer.get() && self.state.borrow().streams.values().any(|meter| !meter.ended_by_peer)
     }
 
     /// How many streams have come that nobody serves.
@@ -361,6 +375,7 @@ impl Wire {
             self.stats.streams_active.inc();
         }
         let Some(meter) = state.streams.get_mut(&head.stream) else { return };
+        meter.ended_by_peer |= head.ends_stream();
         match head.kind {
             kind::DATA => meter.received += head.wire(),
             kind::HEADERS => {
@@ -379,6 +394,7 @@ impl Wire {
             }
             kind::RST_STREAM => {
                 meter.received += head.wire();
+                meter.ended_by_peer = true;
                 meter.reset_by_peer = Some(match head.code {
                     PROTOCOL_ERROR => ResetReason::ProtocolError,
                     REFUSED_STREAM => ResetReason::RemoteRefused,

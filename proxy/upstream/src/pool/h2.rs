@@ -275,7 +275,11 @@ async fn drive(connection: Rc<Connection>, mut driver: Driver) {
         DriverEnd::Done if connection.handle.borrow().is_none() => {}
         DriverEnd::KeepaliveTimeout => {}
         DriverEnd::Done | DriverEnd::Peer => connection.guard.closed_by_peer(),
-        DriverEnd::Protocol => connection.guard.core().stats.upstream_cx_protocol_error.inc(),
+        // As in Envoy its streams are reset first, so that it ends with none.
+        DriverEnd::Protocol => {
+            connection.guard.core().stats.upstream_cx_protocol_error.inc();
+            connection.guard.idle();
+        }
     }
     // A peer that was done closes behind responses that somebody has yet to read.
     if end != DriverEnd::Done {
