@@ -10,6 +10,7 @@
 use std::any::Any as StdAny;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
@@ -88,6 +89,19 @@ impl Step<'_> {
             Step::Reply(reply) => Outcome::Reply(reply),
             Step::Wait(future) => future.await,
         }
+    }
+
+    /// The same, and whether it was not there at once.
+    pub async fn outcome_and_wait(self) -> (Outcome, bool) {
+        let Step::Wait(mut future) = self else { return (self.outcome().await, false) };
+        let mut waited = false;
+        let outcome = poll_fn(|cx| {
+            let polled = future.as_mut().poll(cx);
+            waited |= polled.is_pending();
+            polled
+        })
+        .await;
+        (outcome, waited)
     }
 }
 

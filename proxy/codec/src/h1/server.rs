@@ -73,6 +73,8 @@ struct Inner {
     searched: usize,
     /// The client has half-closed or failed while a request was under way.
     gone: bool,
+    /// [`ServerConnection::read_ahead`]
+    read_ahead: bool,
     /// A request's body has broken the framing.
     malformed: bool,
     /// The size of a head that was read and then refused, and of its header lines.
@@ -102,6 +104,7 @@ impl ServerConnection {
             connect: false,
             searched: 0,
             gone: false,
+            read_ahead: false,
             malformed: false,
             refused: (0, 0),
         })))
@@ -193,13 +196,14 @@ impl ServerConnection {
             return Poll::Ready(());
         }
         let tunnel = inner.decoder == Decoder::Close;
-        if !inner.decoder.is_done() && !tunnel {
+        let ahead = !inner.decoder.is_done() && !tunnel;
+        if ahead && !inner.read_ahead {
             return Poll::Pending;
         }
         while inner.io.inbox.len() <= inner.limits.max_bytes {
             match ready!(inner.io.poll_fill(cx)) {
                 // Who reads the tunnel has found nothing yet.
-                Ok(n) if n > 0 && tunnel => cx.waker().wake_by_ref(),
+                Ok(n) if n > 0 && (tunnel || ahead) => cx.waker().wake_by_ref(),
                 Ok(n) if n > 0 => {}
                 _ => {
                     inner.gone = true;
@@ -208,6 +212,12 @@ impl ServerConnection {
             }
         }
         Poll::Pending
+    }
+
+    /// Whether [`ServerConnection::poll_gone`] shall also look behind a body that nobody reads yet, as far as the limit
+    /// of a head goes.
+    pub fn read_ahead(&self, ahead: bool) {
+        self.0.borrow_mut().read_ahead = ahead;
     }
 
     /// Whether the client was found to be gone, by [`ServerConnection::poll_gone`] or within its request's body.

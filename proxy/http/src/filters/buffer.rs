@@ -97,7 +97,7 @@ async fn buffer(stream: &mut Stream, max: usize) -> Outcome {
 }
 
 /// Takes what has come of a body that nobody will read: where that is all of it, the connection can serve on.
-pub(super) fn discard_ready(stream: &mut Stream) {
+pub(crate) fn discard_ready(stream: &mut Stream) {
     let mut received = 0;
     while received < stream.buffer_limit() {
         match stream.body.frame().now_or_never() {

@@ -21,6 +21,8 @@ mod set_filter_state;
 mod wasm;
 mod with_matcher;
 
+pub(crate) use buffer::discard_ready;
+
 use envoy_types::pb::google::protobuf::Any;
 use sampan_core::error::{ConfigError, ConfigResult};
 

@@ -104,6 +104,13 @@ impl Responder {
         }
     }
 
+    /// Whether the client's end is looked for behind a body that is not read yet; over HTTP/2 it always is.
+    pub fn read_ahead(&mut self, ahead: bool) {
+        if let Self::H1(connection, ..) = self {
+            connection.read_ahead(ahead);
+        }
+    }
+
     /// Ready once the client has given up, or the drain's deadline has passed.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<ResetReason> {
         match self {

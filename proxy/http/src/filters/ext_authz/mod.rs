@@ -35,7 +35,7 @@ use sampan_upstream::Cluster;
 use self::check::SeenBody;
 use self::config::{BodySettings, Config, PerRoute};
 use self::response::ResponseHeaders;
-use super::buffer::{discard_ready, read_ahead};
+use super::buffer::read_ahead;
 use crate::filter::{
     HttpFilter, HttpFilterContext, HttpFilterKind, LocalReply, Outcome, Response, RouteConfig, State, Step,
     decode,
@@ -194,11 +194,7 @@ impl ExtAuthz {
         let start = clock::tick();
         let asker = Asker { request: &stream.request, info: &stream.info, trace: stream.trace.as_deref() };
         let answer = service.check(&stream.worker.clusters, request, asker).await;
-        let outcome = self.apply(stream, state, answer, start);
-        if matches!(outcome, Outcome::Reply(_)) && stream.upgrade.is_none() {
-            discard_ready(stream);
-        }
-        outcome
+        self.apply(stream, state, answer, start)
     }
 
     /// Reads what the server shall see of the body.

@@ -10,6 +10,7 @@ use sampan_core::header::{HeaderId, HeaderMap};
 use super::watch::watched;
 use super::{Exchange, Failure};
 use crate::filter::{LocalReply, Outcome, Response, Step};
+use crate::filters::discard_ready;
 use crate::manager::config::{Chain, Manager};
 use crate::manager::responder::Responder;
 use crate::router;
@@ -49,24 +50,49 @@ impl Exchange {
         self.states.resize_with(chain.filters.len(), || None);
         let Self { stream, states, .. } = self;
         let timer = stream.timer.clone();
-        let run = pin!(async {
-            for (named, state) in chain.filters.iter().zip(states.iter_mut()) {
-                if stream.filter_disabled(named) {
-                    continue;
+        // A client that leaves within its body is noticed while a filter waits, which does not read it.
+        let ahead = !chain.filters.is_empty() && !stream.body.is_end();
+        if ahead {
+            responder.read_ahead(true);
+        }
+        let answered = {
+            let filters = pin!(async {
+                for (named, state) in chain.filters.iter().zip(states.iter_mut()) {
+                    if stream.filter_disabled(named) {
+                        continue;
+                    }
+                    let step = named.filter.on_request(stream, state);
+                    let waits = matches!(step, Step::Wait(_));
+                    let (outcome, waited) = step.outcome_and_wait().await;
+                    if waits {
+                        stream.resumed = Some(clock::tick());
+                    }
+                    match outcome {
+                        Outcome::Continue => {}
+                        Outcome::Reply(reply) => {
+                            if waited && !reply.close && stream.upgrade.is_none() {
+                                discard_ready(stream);
+                            }
+                            return Err(Failure::Reply(reply));
+                        }
+                        Outcome::Respond(response) => return Ok(Some(*response)),
+                        Outcome::Reset => return Err(Failure::Reset),
+                    }
                 }
-                let step = named.filter.on_request(stream, state);
-                let waits = matches!(step, Step::Wait(_));
-                let outcome = step.outcome().await;
-                if waits {
-                    stream.resumed = Some(clock::tick());
-                }
-                match outcome {
-                    Outcome::Continue => {}
-                    Outcome::Reply(reply) => return Err(Failure::Reply(reply)),
-                    Outcome::Respond(response) => return Ok(*response),
-                    Outcome::Reset => return Err(Failure::Reset),
-                }
+                Ok(None)
+            });
+            watched(filters, responder, &timer).await
+        };
+        if ahead {
+            responder.read_ahead(false);
+            if matches!(answered, Err(Failure::Gone(_))) {
+                discard_ready(stream);
             }
+        }
+        if let Some(response) = answered? {
+            return Ok(response);
+        }
+        let run = pin!(async {
             let Some(router) = &chain.router else {
                 // No filter at all: nobody answers, as in Envoy, until a timeout does.
                 return std::future::pending().await;
