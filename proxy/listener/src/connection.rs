@@ -233,6 +233,10 @@ async fn secured(chain: Chain, mut downstream: Downstream) -> Option<Ready> {
                 Ok(done) => done,
                 Err(_elapsed) => {
                     config.stats.counters.downstream_cx_transport_socket_connect_timeout.inc();
+                    let mut info = ended(downstream.info.clone());
+                    info.termination_details = Some("transport socket timeout was reached".into());
+                    info.downstream_local_close_reason = Some("transport_socket_timeout".into());
+                    downstream.held.log(&info);
                     return None;
                 }
             },

@@ -17,6 +17,10 @@ use crate::validation::{ChainFailure, Refusal};
 /// Library 16 (SSL) in BoringSSL's error codes.
 const SSL_LIB: u32 = 0x1000_0000;
 
+/// The peer reset its connection within the handshake: library 2 (system), and ECONNRESET.
+const RESET: &str =
+    "TLS_error:|33554536:system library:OPENSSL_internal:Connection reset by peer:TLS_error_end";
+
 /// Our refusal inside a rustls error.
 #[derive(Debug)]
 struct Refused(Refusal);
@@ -204,8 +208,12 @@ pub(crate) enum Opening {
 /// The text of a failed handshake; counts what no verifier has counted.
 pub(crate) fn handshake_error(error: &io::Error, stats: &SslStats, opening: Opening) -> HandshakeError {
     let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<Error>()) else {
-        // The socket failed or ended: no TLS error. Envoy counts neither.
-        return HandshakeError("".into());
+        // The socket failed or ended: no TLS error. Envoy counts neither, and tells of a reset.
+        let text = match error.kind() {
+            io::ErrorKind::ConnectionReset => RESET,
+            _ => "",
+        };
+        return HandshakeError(text.into());
     };
     match tls {
         Error::NoCertificatesPresented => stats.fail_verify_no_cert.inc(),
