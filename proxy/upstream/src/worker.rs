@@ -242,7 +242,13 @@ impl WorkerCluster {
         if self.generation.get() != self.core.cluster.generation() {
             self.refresh();
         }
-        let pick = self.balancer.borrow().pick(context)?;
+        let balancer = self.balancer.borrow();
+        let Some(pick) = balancer.pick(context) else {
+            if context.override_host.is_none_or(|(_, strict)| !strict) && balancer.is_in_panic() {
+                self.core.stats.lb_healthy_panic.inc();
+            }
+            return None;
+        };
         if pick.panic {
             self.core.stats.lb_healthy_panic.inc();
         }

@@ -176,6 +176,11 @@ impl LoadBalancer {
         }
     }
 
+    /// Whether all that a request could have met is in panic: a cluster without hosts is.
+    pub(crate) fn is_in_panic(&self) -> bool {
+        self.loads.all_panic()
+    }
+
     /// A hashing policy looks at healthy hosts only, and tries other places of the table for another host.
     fn pick_hashed(&self, context: &LbContext<'_>) -> Option<Pick> {
         let hash = context.hash.unwrap_or_else(|| self.random.next());

@@ -68,6 +68,9 @@ impl Loads {
                 *is = fit < u64::from(panic_threshold);
             }
         }
+        if levels.is_empty() {
+            panic.push(panic_threshold > 0);
+        }
         if panic.iter().all(|p| *p) {
             by_hosts(&levels, &mut healthy);
             degraded.fill(0);
@@ -94,6 +97,11 @@ impl Loads {
     /// Whether a level is in panic.
     pub(super) fn panic(&self, level: usize) -> bool {
         self.panic.get(level).copied().unwrap_or(false)
+    }
+
+    /// Whether every level is.
+    pub(super) fn all_panic(&self) -> bool {
+        self.panic.iter().all(|p| *p)
     }
 
     /// How available the levels' healthy and degraded hosts are, in per cent.
