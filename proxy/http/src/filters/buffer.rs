@@ -10,6 +10,7 @@ use sampan_codec::{Body, BodyError, BodyStream, Frame};
 use sampan_core::HeaderMap;
 use sampan_core::error::{ConfigError, ConfigResult};
 use sampan_core::header::HeaderId;
+use sampan_core::stream_info::ResponseFlag;
 use std::task::{Context, Poll};
 
 use crate::filter::{
@@ -125,7 +126,9 @@ pub(super) fn too_large(stream: &Stream) -> Outcome {
 /// What a request whose body breaks off ends with.
 pub(super) fn broken(error: BodyError) -> Outcome {
     let BodyError::Protocol(error) = error else { return Outcome::Reset };
-    let mut reply = LocalReply::new(error.status, error.details).body("Bad Request");
+    let mut reply = LocalReply::new(error.status, error.details)
+        .body("Bad Request")
+        .flag(ResponseFlag::DownstreamProtocolError);
     reply.close = true;
     reply.outcome()
 }
