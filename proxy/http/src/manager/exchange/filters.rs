@@ -9,12 +9,13 @@ use sampan_core::header::{HeaderId, HeaderMap};
 
 use super::watch::watched;
 use super::{Exchange, Failure};
-use crate::filter::{LocalReply, Outcome, Response, Step};
+use crate::filter::{LocalReply, Outcome, Response, State, Step};
 use crate::filters::discard_ready;
 use crate::manager::config::{Chain, Manager};
 use crate::manager::responder::Responder;
 use crate::router;
 use crate::stream::Stream;
+use crate::timer::Timer;
 
 impl Exchange {
     /// The chain that serves this request: the listener's, or an upgrade's own.
@@ -50,46 +51,9 @@ impl Exchange {
         self.states.resize_with(chain.filters.len(), || None);
         let Self { stream, states, .. } = self;
         let timer = stream.timer.clone();
-        // A client that leaves within its body is noticed while a filter waits, which does not read it.
-        let ahead = !chain.filters.is_empty() && !stream.body.is_end();
-        if ahead {
-            responder.read_ahead(true);
-        }
-        let answered = {
-            let filters = pin!(async {
-                for (named, state) in chain.filters.iter().zip(states.iter_mut()) {
-                    if stream.filter_disabled(named) {
-                        continue;
-                    }
-                    let step = named.filter.on_request(stream, state);
-                    let waits = matches!(step, Step::Wait(_));
-                    let (outcome, waited) = step.outcome_and_wait().await;
-                    if waits {
-                        stream.resumed = Some(clock::tick());
-                    }
-                    match outcome {
-                        Outcome::Continue => {}
-                        Outcome::Reply(reply) => {
-                            if waited && !reply.close && stream.upgrade.is_none() {
-                                discard_ready(stream);
-                            }
-                            return Err(Failure::Reply(reply));
-                        }
-                        Outcome::Respond(response) => return Ok(Some(*response)),
-                        Outcome::Reset => return Err(Failure::Reset),
-                    }
-                }
-                Ok(None)
-            });
-            watched(filters, responder, &timer).await
-        };
-        if ahead {
-            responder.read_ahead(false);
-            if matches!(answered, Err(Failure::Gone(_))) {
-                discard_ready(stream);
-            }
-        }
-        if let Some(response) = answered? {
+        if !chain.filters.is_empty()
+            && let Some(response) = request_filters(chain, stream, states, responder, &timer).await?
+        {
             return Ok(response);
         }
         let run = pin!(async {
@@ -193,4 +157,54 @@ impl Exchange {
             stream.upgrade.as_ref().and_then(|u| manager.upgrades.get(u)).and_then(|u| u.chain.as_ref());
         own.unwrap_or(&manager.chain)
     }
+}
+
+/// The request's way through the filters; a response ends it there.
+async fn request_filters(
+    chain: &Chain,
+    stream: &mut Stream,
+    states: &mut [State],
+    responder: &mut Responder,
+    timer: &Timer,
+) -> Result<Option<Response>, Failure> {
+    // A client that leaves within its body is noticed while a filter waits, which does not read it.
+    let ahead = !stream.body.is_end();
+    if ahead {
+        responder.read_ahead(true);
+    }
+    let answered = {
+        let filters = pin!(async {
+            for (named, state) in chain.filters.iter().zip(states) {
+                if stream.filter_disabled(named) {
+                    continue;
+                }
+                let step = named.filter.on_request(stream, state);
+                let waits = matches!(step, Step::Wait(_));
+                let (outcome, waited) = step.outcome_and_wait().await;
+                if waits {
+                    stream.resumed = Some(clock::tick());
+                }
+                match outcome {
+                    Outcome::Continue => {}
+                    Outcome::Reply(reply) => {
+                        if waited && !reply.close && stream.upgrade.is_none() {
+                            discard_ready(stream);
+                        }
+                        return Err(Failure::Reply(reply));
+                    }
+                    Outcome::Respond(response) => return Ok(Some(*response)),
+                    Outcome::Reset => return Err(Failure::Reset),
+                }
+            }
+            Ok(None)
+        });
+        watched(filters, responder, timer).await
+    };
+    if ahead {
+        responder.read_ahead(false);
+        if matches!(answered, Err(Failure::Gone(_))) {
+            discard_ready(stream);
+        }
+    }
+    answered
 }
