@@ -15,11 +15,11 @@ use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::future::LocalBoxFuture;
-use sampan_codec::Body;
+use sampan_codec::{Body, BodyError};
 use sampan_core::error::{ConfigError, ConfigResult};
 use sampan_core::format::FormatContext;
 use sampan_core::header::{HeaderMap, HeaderName};
-use sampan_core::stream_info::ResponseFlag;
+use sampan_core::stream_info::{ResponseFlag, StreamInfo};
 use sampan_listener::FactoryContext;
 
 use crate::stream::Stream;
@@ -153,6 +153,19 @@ impl LocalReply {
             close: false,
             by_router: false,
         }
+    }
+
+    /// What a request is answered whose body broke off or broke the framing; none: its stream is reset, and where HTTP/2's
+    /// codec has done so for what the client sent, `info` says why.
+    pub fn to_broken_body(error: &BodyError, info: &mut StreamInfo) -> Option<Self> {
+        let (BodyError::Protocol(error) | BodyError::Request(error)) = error else { return None };
+        if error.status == 0 {
+            info.flags.set(ResponseFlag::DownstreamRemoteReset);
+            info.details = Some(Cow::Borrowed(error.details));
+            return None;
+        }
+        let reply = Self::new(error.status, error.details).flag(ResponseFlag::DownstreamProtocolError);
+        Some(Self { close: true, ..reply.body("Bad Request") })
     }
 
     /// With a body.

@@ -10,7 +10,6 @@ use sampan_codec::{Body, BodyError, BodyStream, Frame};
 use sampan_core::HeaderMap;
 use sampan_core::error::{ConfigError, ConfigResult};
 use sampan_core::header::HeaderId;
-use sampan_core::stream_info::ResponseFlag;
 use std::task::{Context, Poll};
 
 use crate::filter::{
@@ -124,13 +123,8 @@ pub(super) fn too_large(stream: &Stream) -> Outcome {
 }
 
 /// What a request whose body breaks off ends with.
-pub(super) fn broken(error: BodyError) -> Outcome {
-    let BodyError::Protocol(error) = error else { return Outcome::Reset };
-    let mut reply = LocalReply::new(error.status, error.details)
-        .body("Bad Request")
-        .flag(ResponseFlag::DownstreamProtocolError);
-    reply.close = true;
-    reply.outcome()
+pub(super) fn broken(stream: &mut Stream, error: &BodyError) -> Outcome {
+    LocalReply::to_broken_body(error, &mut stream.info).map_or(Outcome::Reset, LocalReply::outcome)
 }
 
 /// Reads a request's body before it goes on; it stays the stream's. One of more than `max` bytes is refused, or where
@@ -161,7 +155,7 @@ pub(super) async fn read_ahead(stream: &mut Stream, max: usize, partial: bool) -
                 trailers = Some(t);
                 break;
             }
-            Some(Err(error)) => return Err(broken(error)),
+            Some(Err(error)) => return Err(broken(stream, &error)),
         }
     }
     let rest = if complete {

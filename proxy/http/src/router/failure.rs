@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use sampan_codec::{BodyError, CodecError, ResetReason};
+use sampan_codec::{BodyError, ResetReason};
 use sampan_core::header::{HeaderId, HeaderName};
 use sampan_core::stream_info::ResponseFlag;
 use sampan_upstream::{ConnectFailure, PoolError};
@@ -97,13 +97,8 @@ impl Forward<'_> {
     /// What a failure means to the client.
     pub(super) fn fail(&mut self, failure: Failure) -> End {
         if let Failure::Downstream(error) = failure {
-            // Without a status there is nothing to answer: HTTP/2 resets the stream.
-            if let BodyError::Protocol(CodecError { status: 0, details, .. }) = error {
-                self.stream.info.flags.set(ResponseFlag::DownstreamRemoteReset);
-                self.stream.info.details = Some(Cow::Borrowed(details));
-                return End::Reset;
-            }
-            return downstream_failed(error);
+            let reply = LocalReply::to_broken_body(&error, &mut self.stream.info);
+            return reply.map_or(End::Reset, End::from);
         }
         if self.config.dynamic_stats
             && !matches!(failure, Failure::Overflow | Failure::NoHost(_))
@@ -225,18 +220,5 @@ fn reset_flag(reason: ResetReason) -> ResponseFlag {
         ResetReason::ConnectionTermination => ResponseFlag::UpstreamConnectionTermination,
         ResetReason::Overflow => ResponseFlag::UpstreamOverflow,
         ResetReason::ProtocolError => ResponseFlag::UpstreamProtocolError,
-    }
-}
-
-/// The client's body broke off or broke the rules.
-fn downstream_failed(error: BodyError) -> End {
-    match error {
-        BodyError::Protocol(error) | BodyError::Request(error) => {
-            let mut reply =
-                LocalReply::new(error.status, error.details).flag(ResponseFlag::DownstreamProtocolError);
-            reply.close = true;
-            reply.body("Bad Request").into()
-        }
-        BodyError::Reset(_) | BodyError::Timeout => End::Reset,
     }
 }

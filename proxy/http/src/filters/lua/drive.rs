@@ -237,7 +237,7 @@ impl<'a> Run<'a> {
                 self.live().trailers = Some(trailers);
                 true
             }
-            Some(Err(error)) if request => return Err(broken(error)),
+            Some(Err(error)) if request => return Err(broken(self.stream, &error)),
             Some(Err(_)) => return Err(Outcome::Reset),
         };
         if end {
